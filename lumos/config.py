@@ -1,0 +1,464 @@
+"""The typed configuration schema, its loading and its validation.
+
+A run is a Python file under `configs/` with `get_config(variant)`, which starts from `default()` (a locked
+`ml_collections.ConfigDict` that holds every field below) and changes what it needs. `parse` turns such a
+ConfigDict into the frozen dataclasses of this file and checks it; everything else in lumos takes those.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from lumos.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    # What a training example is: "moving_shapes" (a prepared TFDS folder), "clips" (a manifest written by
+    # `lumos data index`) or "tokens" (shards written by `lumos tokenize`).
+    source: str = "moving_shapes"
+    path: str = ""  # folder (moving_shapes, tokens) or manifest file (clips)
+    split: str = "train"
+    eval_split: str = "validation"
+    batch_size: int = 8  # clips per step over all processes, in the first bucket
+    # Static shapes of one clip, (frames, height, width) in pixels. With several buckets each clip goes to the
+    # one nearest in aspect ratio and length, and batch sizes shrink so that tokens per step stay equal.
+    buckets: tuple[tuple[int, int, int], ...] = ((17, 64, 64),)
+    fps: float = 0.0  # target frame rate of decoded clips; 0 keeps the rate of the file
+    image_fraction: float = 0.0  # share of steps whose batch is single frames (joint image/video training)
+    num_threads: int = 2  # grain read threads
+    prefetch: int = 4  # batches prepared ahead
+    max_pixels: int = 4096 * 2304  # larger frames are refused by `lumos data index`
+    max_seconds: float = 3600.0  # longer files are refused by `lumos data index`
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShapesConfig:
+    """The moving_shapes generator (lumos/data/moving_shapes.py)."""
+
+    level: str = "easy"  # easy | medium | hard
+    num_train: int = 4096
+    num_validation: int = 128
+    num_test: int = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    model: str = ""  # sentencepiece model file; "" = the small one that ships with lumos
+    vocab_size: int = 512  # used by `lumos data vocab`
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """The causal 3D VAE (tokenizers/causal_vae.py). Defaults are the XS net of small runs."""
+
+    channels: int = 16
+    channel_mult: tuple[int, ...] = (1, 2, 2)
+    num_res_blocks: int = 1
+    patch_size: int = 4  # Haar patcher, in time and space
+    spatial_compression: int = 8
+    temporal_compression: int = 4
+    z_channels: int = 16
+    levels: tuple[int, ...] = (8, 5, 5, 5)  # FSQ levels; their product is the codebook size
+    quantizer: str = "fsq"
+    outer_norm: bool = False  # norms before the bottleneck and the output (the Cosmos shape has them)
+    mid_attention: bool = True
+    dtype: str = "float32"
+    l1_weight: float = 1.0
+    l2_weight: float = 0.5
+    perceptual_weight: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SequenceConfig:
+    """What the transformer sees (lumos/sequence/layout.py)."""
+
+    style: str = "compact"  # compact | lumos1
+    text_length: int = 24  # text slots, right-aligned against the video
+    grid: tuple[int, int, int] = (5, 8, 8)  # latent frames, rows, columns
+    fps: int = 12  # lumos1 style only: frames per second and seconds written into the sequence
+    duration: int = 2
+    size_unit: int = 4  # lumos1 style only: latent cells per unit of the size tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    num_layers: int = 6
+    model_dim: int = 256
+    mlp_dim: int = 704
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 64
+    text_vocab: int = 0  # 0 = size of the sentencepiece model
+    visual_vocab: int = 0  # 0 = codebook of the tokenizer
+    qk_norm: str = "layer"  # none | rms | layer (Lumos-1: LayerNorm with weight and bias per head)
+    post_norm: bool = False  # norm on the branch output (Chameleon "swin_norm") instead of its input
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    rope: str = "mm"  # mm (Lumos-1) | 3d (contiguous channels) | 1d
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    dtype: str = "float32"  # compute
+    param_dtype: str = "float32"
+    attention: str = "flash"  # flash | dense (the test oracle)
+    remat: str = "none"  # none | dots | full
+    init_std: float = 0.02
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorruptionConfig:
+    """Masking for training (lumos/sequence/corruption.py). Defaults are AR-DF, Lumos-1 section 3.3."""
+
+    level: str = "cosine"  # cosine | uniform | constant | normal (NOVA's truncated normal) | full
+    floor: float = 0.7  # least mask ratio
+    temporal: str = "shared"  # shared | independent
+    spatial: str = "tube"  # tube | frame | clip
+    text_drop: float = 0.1  # probability that a sequence loses its text (classifier-free guidance)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    chunk: int = 1024  # masked positions per chunk of the linear cross-entropy
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+    text_weight: float = 0.0  # weight of next-token loss on the text
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    name: str = "adamw"  # any optimizer of optax or optax.contrib
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"  # cosine | wsd | constant
+    warmup_steps: int = 100
+    decay_fraction: float = 0.2  # share of the run that decays (wsd)
+    final_fraction: float = 0.1  # last learning rate as a share of the peak
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999  # 0 = no EMA
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    num_steps: int = 1000
+    max_minutes: float = 0.0  # stop (and finish the schedule) after this time; 0 = no limit
+    accumulation: int = 1  # microbatches per step
+    log_every: int = 20
+    eval_every: int = 500
+    eval_batches: int = 4
+    sample_every: int = 0  # 0 = only at the end
+    num_samples: int = 4
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each mesh axis; one axis may be -1 (all that remain)."""
+
+    replica: int = 1
+    fsdp: int = -1
+    context: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    steps: int = 16  # unmasking iterations per latent frame
+    guidance: float = 3.0  # classifier-free guidance scale; 1 = off
+    temperature: float = 1.0  # of the Gumbel noise on the confidence (annealed to 0 within a frame)
+    history_ratio: float = 0.7  # share of a finished frame that is re-masked before it enters the cache
+    top_k: int = 0  # 0 = all
+    fps: float = 8.0  # of written videos
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    split: str = "test"
+    num_prompts: int = 64
+    num_clips: int = 64
+    batch_size: int = 16
+    mask_ratio: float = 0.7
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    name: str = "unnamed"
+    task: str = "transformer"  # what `lumos train` trains: transformer | tokenizer
+    seed: int = 0
+    tokenizer_workdir: str = ""  # transformer runs: where the tokenizer was trained
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    shapes: ShapesConfig = dataclasses.field(default_factory=ShapesConfig)
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    sequence: SequenceConfig = dataclasses.field(default_factory=SequenceConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    corruption: CorruptionConfig = dataclasses.field(default_factory=CorruptionConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    generate: GenerateConfig = dataclasses.field(default_factory=GenerateConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+
+    def __post_init__(self):
+        _validate(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the resolved config as JSON (stored beside every checkpoint)."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @property
+    def codebook_size(self) -> int:
+        return math.prod(self.tokenizer.levels)
+
+
+def default() -> ml_collections.ConfigDict:
+    """Return every field at its default, locked: a misspelt field raises with a suggestion."""
+    return _to_config_dict(Config())
+
+
+def parse(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
+    """Check a config and return the frozen form. Raises UserError with one line."""
+    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    return _from_dict(Config, values, "config")
+
+
+def load(spec: str, overrides: dict[str, Any] | None = None) -> Config:
+    """Load `file.py[:variant[,smoke]]`, or a resolved `config.json`; then apply dotted overrides.
+
+    A file that does not exist under the given path is looked up among the configs that ship with lumos.
+    """
+    path_text, _, variant = str(spec).partition(":")
+    path = _find(path_text)
+    if path.suffix == ".json":
+        config = parse(json.loads(path.read_text()))
+        tree = _to_config_dict(config)
+    else:
+        module_spec = importlib.util.spec_from_file_location(f"lumos_config_{path.stem}", path)
+        module = importlib.util.module_from_spec(module_spec)
+        module_spec.loader.exec_module(module)
+        try:
+            tree = module.get_config(variant) if variant else module.get_config()
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path_text}: {_one_line(error)}") from error
+    for key, value in (overrides or {}).items():
+        tree = _override(tree, key, value)
+    return parse(tree)
+
+
+def _find(path_text: str) -> Path:
+    path = Path(path_text)
+    if path.exists():
+        return path
+    packaged = Path(__file__).parent / "configs" / path_text.removeprefix("configs/")
+    if packaged.exists():
+        return packaged
+    names = sorted(p.relative_to(packaged.parents[0]).as_posix() for p in packaged.parent.glob("*.py"))
+    raise UserError(f"no config file {path_text!r}; shipped configs: {', '.join(names) or 'none'}")
+
+
+def _override(tree: ml_collections.ConfigDict, dotted: str, text: Any) -> ml_collections.ConfigDict:
+    """Set `a.b` to `text`, read as a Python literal when the field is not a string."""
+    import ast
+
+    node, *_ = tree, None
+    *parents, leaf = dotted.split(".")
+    for name in parents:
+        node = _child(node, name, dotted)
+    old = _child(node, leaf, dotted)
+    if isinstance(old, ml_collections.ConfigDict):
+        raise UserError(f"--config.{dotted} is a section; set one of its fields: {', '.join(sorted(old))}")
+    value = text
+    if isinstance(text, str) and not isinstance(old, str):
+        literal = {"true": "True", "false": "False"}.get(text.lower(), text)
+        try:
+            value = ast.literal_eval(literal)
+        except (ValueError, SyntaxError) as error:
+            raise UserError(f"--config.{dotted}={text}: expected {type(old).__name__} like {old!r}") from error
+    node[leaf] = _coerce(type(old), value, f"config.{dotted}")
+    return tree
+
+
+def _child(node, name, dotted):
+    if not isinstance(node, ml_collections.ConfigDict) or name not in node:
+        keys = sorted(node) if isinstance(node, ml_collections.ConfigDict) else []
+        raise UserError(f"unknown config field {dotted!r}{_suggest(name, keys)}")
+    return node[name]
+
+
+def _suggest(name: str, allowed: list[str]) -> str:
+    near = difflib.get_close_matches(name, allowed, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(allowed)}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error.args[0] if error.args else error).split())
+
+
+def _to_config_dict(config: Config) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(config.to_dict(), convert_dict=True).lock()
+
+
+def _from_dict(cls, values: dict[str, Any], where: str):
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            raise UserError(f"unknown field {where}.{name}{_suggest(name, sorted(fields))}")
+    kwargs = {}
+    for name, value in values.items():
+        default = _default_of(fields[name])
+        if dataclasses.is_dataclass(default):
+            kwargs[name] = _from_dict(type(default), value, f"{where}.{name}")
+        else:
+            kwargs[name] = _coerce(type(default), value, f"{where}.{name}")
+    return cls(**kwargs)
+
+
+def _default_of(field: dataclasses.Field):
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return field.default_factory()
+
+
+def _coerce(kind: type, value: Any, where: str) -> Any:
+    """Return value as `kind`; int becomes float and lists become tuples, nothing else changes silently."""
+    if kind is tuple and isinstance(value, (list, tuple)):
+        return tuple(_coerce(tuple, item, where) if isinstance(item, (list, tuple)) else item for item in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is kind:
+        return value
+    raise UserError(f"{where} must be {kind.__name__}, got {type(value).__name__} {value!r}")
+
+
+_CHOICES = {
+    "task": ("transformer", "tokenizer"),
+    "data.source": ("moving_shapes", "clips", "tokens"),
+    "shapes.level": ("easy", "medium", "hard"),
+    "sequence.style": ("compact", "lumos1"),
+    "tokenizer.quantizer": ("fsq",),
+    "model.qk_norm": ("none", "rms", "layer"),
+    "model.rope": ("mm", "3d", "1d"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.param_dtype": ("float32", "bfloat16"),
+    "tokenizer.dtype": ("float32", "bfloat16"),
+    "model.attention": ("flash", "dense"),
+    "model.remat": ("none", "dots", "full"),
+    "corruption.level": ("cosine", "uniform", "constant", "normal", "full"),
+    "corruption.temporal": ("shared", "independent"),
+    "corruption.spatial": ("tube", "frame", "clip"),
+    "optimizer.schedule": ("cosine", "wsd", "constant"),
+}
+
+
+def _validate(config: Config) -> None:
+    for dotted, allowed in _CHOICES.items():
+        value = config
+        for name in dotted.split("."):
+            value = getattr(value, name)
+        if value not in allowed:
+            raise UserError(f"config.{dotted}={value!r}{_suggest(str(value), list(allowed))}")
+    _validate_model(config.model)
+    _validate_tokenizer(config.tokenizer)
+    _validate_data(config)
+    positive = {
+        "data.batch_size": config.data.batch_size,
+        "train.num_steps": config.train.num_steps,
+        "train.accumulation": config.train.accumulation,
+        "train.log_every": config.train.log_every,
+        "generate.steps": config.generate.steps,
+        "loss.chunk": config.loss.chunk,
+    }
+    for dotted, value in positive.items():
+        if value < 1:
+            raise UserError(f"config.{dotted}={value} must be at least 1")
+    if config.data.batch_size % config.train.accumulation:
+        raise UserError(
+            f"config.data.batch_size={config.data.batch_size} is not divisible by config.train.accumulation="
+            f"{config.train.accumulation}"
+        )
+    for dotted, value in {
+        "corruption.floor": config.corruption.floor,
+        "corruption.text_drop": config.corruption.text_drop,
+        "generate.history_ratio": config.generate.history_ratio,
+        "data.image_fraction": config.data.image_fraction,
+        "evaluate.mask_ratio": config.evaluate.mask_ratio,
+    }.items():
+        if not 0.0 <= value <= 1.0:
+            raise UserError(f"config.{dotted}={value} must lie in [0, 1]")
+
+
+def _validate_model(model: ModelConfig) -> None:
+    if model.head_dim % 32:
+        raise UserError(
+            f"config.model.head_dim={model.head_dim} must be a multiple of 32: MM-RoPE assigns axes in groups of 16 "
+            "channels and both halves of a rotation pair need the same axis"
+        )
+    if model.num_kv_heads < 1 or model.num_heads % model.num_kv_heads:
+        raise UserError(
+            f"config.model.num_heads={model.num_heads} must be a multiple of config.model.num_kv_heads={model.num_kv_heads}"
+        )
+
+
+def _validate_tokenizer(tokenizer: TokenizerConfig) -> None:
+    for name in ("patch_size", "spatial_compression", "temporal_compression"):
+        value = getattr(tokenizer, name)
+        if value < 1 or value & (value - 1):
+            raise UserError(f"config.tokenizer.{name}={value} must be a power of two")
+        if value < tokenizer.patch_size:
+            raise UserError(
+                f"config.tokenizer.{name}={value} must be at least config.tokenizer.patch_size={tokenizer.patch_size}"
+            )
+    if not tokenizer.levels or min(tokenizer.levels) < 2:
+        raise UserError(f"config.tokenizer.levels={tokenizer.levels}: every FSQ level must be at least 2")
+    downs = int(math.log2(tokenizer.spatial_compression // tokenizer.patch_size))
+    if downs >= len(tokenizer.channel_mult):
+        raise UserError(
+            f"config.tokenizer.spatial_compression={tokenizer.spatial_compression} needs {downs} strided levels beyond the "
+            f"patcher, so channel_mult needs at least {downs + 1} entries, got {len(tokenizer.channel_mult)}"
+        )
+
+
+def _validate_data(config: Config) -> None:
+    tokenizer = config.tokenizer
+    for bucket in config.data.buckets:
+        if len(bucket) != 3:
+            raise UserError(f"config.data.buckets: {bucket} must be (frames, height, width)")
+        frames, height, width = bucket
+        check_clip_shape(frames, height, width, tokenizer)
+    if not config.data.buckets:
+        raise UserError("config.data.buckets is empty; give at least one (frames, height, width)")
+    if config.sequence.style == "lumos1":
+        unit = config.sequence.size_unit
+        _, height, width = config.sequence.grid
+        if height % unit or width % unit:
+            raise UserError(
+                f"config.sequence.grid={config.sequence.grid}: the lumos1 style writes sizes in units of {unit} latent "
+                f"cells, so rows and columns must be multiples of {unit}"
+            )
+
+
+def check_clip_shape(frames: int, height: int, width: int, tokenizer: TokenizerConfig) -> None:
+    """Raise UserError unless the tokenizer can encode a clip of this size."""
+    if frames < 1 or (frames - 1) % tokenizer.temporal_compression:
+        raise UserError(
+            f"a clip of {frames} frames does not fit temporal compression {tokenizer.temporal_compression}: frames must be "
+            f"1 + {tokenizer.temporal_compression}k (1, {1 + tokenizer.temporal_compression}, "
+            f"{1 + 2 * tokenizer.temporal_compression}, ...)"
+        )
+    for name, size in (("height", height), ("width", width)):
+        if size < 1 or size % tokenizer.spatial_compression:
+            raise UserError(f"clip {name} {size} is not a multiple of the spatial compression {tokenizer.spatial_compression}")

@@ -1,0 +1,97 @@
+"""Static shapes for clips of many sizes: which bucket a clip goes to and how many clips make a batch.
+
+Every bucket is one compiled shape. Batch sizes follow a token budget, so that a step costs about the same in every
+bucket and its memory is bounded by that of the first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from lumos.config import DataConfig, TokenizerConfig
+from lumos.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """One static clip shape; `batch_size` counts the clips of a step over all processes."""
+
+    frames: int
+    height: int
+    width: int
+    batch_size: int
+    latent_THW: tuple[int, int, int]
+
+    @property
+    def tokens(self) -> int:
+        """Latent tokens of one clip."""
+        return math.prod(self.latent_THW)
+
+
+def plan_buckets(
+    data: DataConfig, tokenizer: TokenizerConfig, *, images: bool = False, divisor: int = 1
+) -> list[Bucket]:
+    """Give each bucket of the config its batch size.
+
+    The first bucket has `data.batch_size`, and `batch_size x tokens` is the budget of a step. The others get as many
+    clips as the budget holds, rounded down to a number with at most three significant bits (4, 5, 6, 7 times a power
+    of two), so that they divide well. The plan depends on the config alone, never on the number of processes: batches
+    stay the same when a run moves to another cluster.
+
+    Args:
+      images: plan the single-frame twins of the buckets instead (joint image and video training).
+      divisor: what every batch size must be a multiple of (processes, devices along the batch).
+
+    Raises:
+      UserError: a batch size is not a multiple of `divisor`.
+    """
+    shapes = [(1, height, width) if images else (frames, height, width) for frames, height, width in data.buckets]
+    shapes = list(dict.fromkeys(shapes))
+    budget = data.batch_size * math.prod(latent_shape(data.buckets[0], tokenizer))
+    buckets = []
+    for shape in shapes:
+        latent_THW = latent_shape(shape, tokenizer)
+        exact = shape == tuple(data.buckets[0])
+        batch_size = data.batch_size if exact else _round_down(budget // math.prod(latent_THW))
+        if batch_size % divisor:
+            raise UserError(
+                f"bucket {shape} gets {batch_size} clips a step, not a multiple of the {divisor} processes or devices "
+                f"that share them; make config.data.batch_size={data.batch_size} larger or a multiple of {divisor}"
+            )
+        buckets.append(Bucket(*shape, batch_size, latent_THW))
+    return buckets
+
+
+def latent_shape(shape: tuple[int, int, int], tokenizer: TokenizerConfig) -> tuple[int, int, int]:
+    """Return latent (T, H, W) of a clip of (frames, height, width): the first frame stands alone in time."""
+    frames, height, width = shape
+    time, space = tokenizer.temporal_compression, tokenizer.spatial_compression
+    return 1 + (frames - 1) // time, height // space, width // space
+
+
+def assign(frames: int, height: int, width: int, buckets: Sequence[Bucket]) -> int | None:
+    """Return the index of the bucket for a clip of this size, or None when it is too short for every bucket.
+
+    Among buckets whose length the clip fills: nearest aspect ratio (in log space, so that 2:1 and 1:2 are equally far
+    from square), then the longest, then the largest that does not enlarge the picture.
+    """
+
+    def badness(index: int) -> tuple:
+        bucket = buckets[index]
+        aspect = abs(math.log(width / height) - math.log(bucket.width / bucket.height))
+        area = bucket.height * bucket.width
+        enlarges = bucket.height > height or bucket.width > width
+        return round(aspect, 6), -bucket.frames, enlarges, area if enlarges else -area
+
+    fitting = [index for index, bucket in enumerate(buckets) if bucket.frames <= frames]
+    return min(fitting, key=badness, default=None)
+
+
+def _round_down(count: int) -> int:
+    """Keep the three leading bits of a count; at least 1."""
+    if count < 1:
+        return 1
+    unit = 1 << max(count.bit_length() - 3, 0)
+    return count // unit * unit

@@ -1,0 +1,221 @@
+"""From a folder, a glob or a list of files to a manifest: what `lumos data index` does.
+
+The manifest is JSONL, one line per good file: path (relative to the manifest where possible), id, caption, split (when
+the list had one), duration, fps, width, height, frames, bytes. Files that cannot be used are listed with the reason in
+`<manifest>.rejected.jsonl` and never stop the run.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import glob
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from lumos.config import DataConfig
+from lumos.data import video
+from lumos.errors import UserError
+
+_LISTS = (".csv", ".jsonl", ".parquet")
+_SUFFIXES = video.VIDEO_SUFFIXES + video.IMAGE_SUFFIXES
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    manifest: Path
+    rejected_list: Path
+    accepted: int
+    rejected: int
+    without_caption: int
+    seconds: float
+    fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Candidate:
+    path: Path
+    id: str
+    caption: str | None  # None: look for a file beside the clip
+    split: str = ""
+
+
+def index(source: str | Path, out: str | Path, data: DataConfig) -> Summary:
+    """Check every clip of `source` and write the manifest `out`.
+
+    Args:
+      source: a folder (searched recursively), a glob pattern, one clip, or a .csv/.jsonl/.parquet list with the columns
+        path and optionally caption, id, split; its paths are relative to the list. Without a caption column, captions
+        come from `<clip>.txt` or the "caption" of `<clip>.json` beside the clip; clips without any are kept.
+      data: max_pixels and max_seconds limit what is accepted; num_threads files are checked at a time.
+
+    Raises:
+      UserError: nothing was found, nothing could be used, or the list cannot be read.
+    """
+    out = Path(out)
+    candidates = list(_candidates(str(source)))
+    if not candidates:
+        raise UserError(f"no clips in {str(source)!r}; looked for {', '.join(_SUFFIXES)}")
+    accepted, rejected, seen = [], [], set()
+    with ThreadPoolExecutor(max(1, data.num_threads)) as pool:
+        for candidate, result in zip(candidates, pool.map(lambda c: _check(c, data), candidates)):
+            if isinstance(result, dict) and candidate.id in seen:
+                result = f"the id {candidate.id!r} was given before"
+            if isinstance(result, str):
+                rejected.append({"path": str(candidate.path), "reason": result})
+                continue
+            seen.add(candidate.id)
+            accepted.append({"path": _relative(candidate.path, out.parent), **result})
+    rejected_list = out.with_suffix(".rejected.jsonl")
+    _write_jsonl(rejected_list, rejected)
+    if not accepted:
+        raise UserError(f"none of {len(rejected)} files can be used, e.g. {rejected[0]['reason']}; see {rejected_list}")
+    _write_jsonl(out, accepted)
+    return Summary(
+        manifest=out,
+        rejected_list=rejected_list,
+        accepted=len(accepted),
+        rejected=len(rejected),
+        without_caption=sum(not row["caption"] for row in accepted),
+        seconds=sum(row["duration"] for row in accepted),
+        fingerprint=fingerprint(accepted),
+    )
+
+
+def read_manifest(path: str | Path) -> list[dict]:
+    """Return the rows of a manifest, paths made absolute. Raises UserError when it is missing or malformed."""
+    path = Path(path)
+    rows = list(_read_jsonl(path))
+    for number, row in enumerate(rows, 1):
+        missing = {"path", "id", "caption", "duration", "fps", "width", "height", "frames"} - row.keys()
+        if missing:
+            raise UserError(f"{path}:{number} lacks {', '.join(sorted(missing))}; write it with `lumos data index`")
+        row["path"] = str(path.parent / row["path"])
+    return rows
+
+
+def fingerprint(rows: list[dict]) -> str:
+    """Return a short hash of what the manifest holds (ids, captions, sizes), wherever the files lie."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps({k: v for k, v in row.items() if k != "path"}, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def _candidates(source: str) -> Iterator[_Candidate]:
+    """Yield the files of a source in a fixed order."""
+    path = Path(source)
+    if path.suffix.lower() in _LISTS and not glob.has_magic(source):
+        for number, row in enumerate(_read_list(path), 1):
+            if not row.get("path"):
+                raise UserError(f"{path}: row {number} has no path; columns are path, caption and optionally id, split")
+            caption = row.get("caption") if "caption" in row else None
+            name = str(row["path"])
+            yield _Candidate(
+                path.parent / name,
+                str(row.get("id") or Path(name).as_posix()),
+                None if caption is None else str(caption),
+                str(row.get("split") or ""),
+            )
+        return
+    if path.is_dir():
+        root, found = path, path.rglob("*")
+    elif path.is_file():
+        root, found = path.parent, [path]
+    else:
+        # Ids are relative to the part of the pattern before its first wildcard.
+        fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
+        root, found = Path(*fixed), map(Path, glob.iglob(source, recursive=True))
+    files = sorted(file for file in found if file.suffix.lower() in _SUFFIXES and file.is_file())
+    for file in files:
+        yield _Candidate(file, file.relative_to(root).as_posix(), None)
+
+
+def _check(candidate: _Candidate, data: DataConfig) -> dict | str:
+    """Return the manifest row of a file, or the reason why it cannot be used."""
+    path = candidate.path
+    if path.suffix.lower() not in _SUFFIXES:
+        return f"suffix {path.suffix!r} is none of {', '.join(_SUFFIXES)}"
+    try:
+        info = video.probe(path)
+        caption = _caption_beside(path) if candidate.caption is None else candidate.caption
+    except UserError as error:
+        return str(error).removeprefix(f"{path}: ")
+    if info.width * info.height > data.max_pixels:
+        return f"{info.width}x{info.height} is more than data.max_pixels={data.max_pixels}"
+    if info.duration > data.max_seconds:
+        return f"{info.duration:.1f} s is more than data.max_seconds={data.max_seconds}"
+    row = {
+        "id": candidate.id,
+        "caption": " ".join(caption.split()),
+        "duration": round(info.duration, 4),
+        "fps": round(info.fps, 4),
+        "width": info.width,
+        "height": info.height,
+        "frames": info.frames,
+        "bytes": path.stat().st_size,
+    }
+    return {**row, "split": candidate.split} if candidate.split else row
+
+
+def _caption_beside(path: Path) -> str:
+    text, fields = path.with_suffix(".txt"), path.with_suffix(".json")
+    try:
+        if text.is_file():
+            return text.read_text(encoding="utf-8")
+        if fields.is_file():
+            return str(json.loads(fields.read_text(encoding="utf-8")).get("caption") or "")
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: its caption file cannot be read ({error})") from error
+    return ""
+
+
+def _read_list(path: Path) -> Iterator[dict]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.suffix.lower() == ".csv":
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            yield from csv.DictReader(file)
+    elif path.suffix.lower() == ".jsonl":
+        yield from _read_jsonl(path)
+    else:
+        try:
+            from pyarrow import ArrowInvalid, parquet
+        except ImportError as error:
+            raise UserError(f"{path}: parquet needs pyarrow; pip install pyarrow, or give CSV or JSONL") from error
+        try:
+            yield from parquet.read_table(path).to_pylist()
+        except ArrowInvalid as error:
+            raise UserError(f"{path}: not a parquet file ({error})") from error
+
+
+def _read_jsonl(path: Path) -> Iterator[dict]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}:{number} is not JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise UserError(f"{path}:{number} must be an object with path and caption, got {type(row).__name__}")
+            yield row
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """Return the path relative to the manifest's folder if it lies below it: such a data set can be moved."""
+    path, folder = path.resolve(), folder.resolve()
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+
+
+def _write_jsonl(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,246 @@
+"""Batches for training and evaluation, as a pure function of (seed, step).
+
+The state of a pipeline is one integer, the step. Every example has a place in an endless stream (a new permutation of
+all clips each epoch); batch s is places [s B, (s + 1) B) of it, and process p of P reads the p-th of P equal runs of
+those places. So the rows of all processes, put together in order, are the same batch for any number of processes, and
+a run can stop at any step and go on elsewhere.
+
+With several buckets a batch holds clips of one bucket. Buckets take turns in a fixed pattern, each as often as its
+clips are (a clip in any bucket is seen once per epoch), and single-frame batches take `data.image_fraction` of steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import grain
+import numpy as np
+from absl import logging
+
+from lumos.config import Config
+from lumos.data.buckets import Bucket, assign, plan_buckets
+from lumos.data.sources import Source, open_sources
+from lumos.data.text import TextTokenizer
+from lumos.errors import UserError
+
+# Consecutive clips that may fail before the fault is taken for a systematic one.
+_MAX_FAILURES = 8
+
+Batch = dict[str, np.ndarray]
+
+
+class Pipeline:
+    """An iterator of this process's part of each batch, prepared ahead by threads.
+
+    Attributes:
+      step: the step whose batch comes next; all there is to save.
+      wait_ms: how long the last batch kept its consumer waiting.
+      num_batches: how many there are in all; None in training, where they never end.
+      num_clips: distinct clips behind them.
+    """
+
+    def __init__(self, dataset: grain.MapDataset, reader: _Reader, *, num_clips: int, step: int, train: bool):
+        self._dataset, self._reader = dataset, reader
+        self.num_batches = None if train else len(dataset)
+        self.num_clips = num_clips
+        self.wait_ms = 0.0
+        data = reader.config.data
+        self._iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(data.num_threads, data.prefetch)))
+        self.seek(step)
+
+    def __iter__(self) -> Pipeline:
+        return self
+
+    def __next__(self) -> Batch:
+        began = time.perf_counter()
+        try:
+            batch = next(self._iterator)
+        except StopIteration:
+            raise
+        except Exception:
+            # Grain has dropped the failed batch from its queue: without this the next call would skip it.
+            self.seek(self.step)
+            raise
+        self.wait_ms = 1000 * (time.perf_counter() - began)
+        self.step += 1
+        return batch
+
+    def seek(self, step: int) -> None:
+        """Make the batch of `step` the next one."""
+        self._iterator.set_state({"next_index": step})
+        self.step = step
+
+    @property
+    def num_replaced(self) -> int:
+        """How many clips could not be read so far and were replaced by another."""
+        return self._reader.num_replaced
+
+    @property
+    def num_truncated(self) -> int:
+        """How many captions were longer than `sequence.text_length` so far."""
+        return self._reader.text.num_truncated
+
+    def close(self) -> None:
+        """Stop the threads; batches prepared ahead are dropped."""
+        self._iterator.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def make_pipeline(
+    config: Config,
+    split: str,
+    *,
+    process_index: int,
+    process_count: int,
+    start_step: int = 0,
+    train: bool = True,
+    divisor: int = 1,
+) -> Pipeline:
+    """Open the data of a config and return its batches from `start_step` on.
+
+    A batch is a dict: "video" uint8 [B, F, Y, X, 3] (or "tokens" int32 [B, T, H, W]), "text" int32 [B, P] with the
+    padding on the left, "text_length" int32 [B], where B is this process's share.
+
+    Args:
+      split: for example `config.data.split`, `config.data.eval_split`, `config.evaluate.split`.
+      train: shuffle, repeat for ever, cut clips at random times, mix buckets and images. Otherwise: every clip once in
+        a fixed order, cut at the centre; what does not fill a last batch of a bucket is left out.
+      divisor: what every batch size must be a multiple of beside `process_count` (devices along the batch).
+
+    Raises:
+      UserError: the data cannot be opened or do not fit the buckets.
+    """
+    reader = _Reader(config, train)
+    sources = open_sources(config, split)
+    divisor = int(np.lcm(process_count, divisor))
+    build = _training_dataset if train else _evaluation_dataset
+    dataset = build(reader, sources, config, divisor, slice(process_index, None, process_count))
+    num_clips = sum(len(source.sizes) for source, _ in sources)
+    return Pipeline(dataset, reader, num_clips=num_clips, step=start_step, train=train)
+
+
+@dataclasses.dataclass
+class _Group:
+    """The clips of one bucket; with several sources, one list for each."""
+
+    bucket: Bucket
+    entries: list[list[tuple[Source, int]]]
+    shares: list[float]  # of all training examples, for each source
+
+
+def _group(sources: list[tuple[Source, float]], buckets: list[Bucket]) -> list[_Group]:
+    """Assign every clip to a bucket."""
+    groups = [_Group(bucket, [[] for _ in sources], [0.0] * len(sources)) for bucket in buckets]
+    total_weight = sum(weight for _, weight in sources)
+    for number, (source, weight) in enumerate(sources):
+        indices = [assign(*size, buckets) for size in source.sizes]
+        for clip, index in enumerate(indices):
+            if index is not None:
+                groups[index].entries[number].append((source, clip))
+        kept = len(indices) - indices.count(None)
+        if not kept:
+            shortest = min(bucket.frames for bucket in buckets)
+            longest = max((size[0] for size in source.sizes), default=0)
+            raise UserError(
+                f"{source.name}: no clip fills a bucket: the shortest bucket has {shortest} frames, the longest clip "
+                f"{longest} (see config.data.buckets and config.data.fps)"
+            )
+        if kept < len(indices):
+            logging.warning(
+                "%s: %d of %d clips are too short for every bucket", source.name, indices.count(None), len(indices)
+            )
+        for group in groups:
+            group.shares[number] = weight / total_weight * len(group.entries[number]) / kept
+    return [group for group in groups if sum(group.shares)]
+
+
+def _training_dataset(reader, sources, config: Config, divisor: int, process: slice) -> grain.MapDataset:
+    batches, weights = [], []
+    fraction = config.data.image_fraction
+    for images, kind_weight in ((False, 1 - fraction), (True, fraction)):
+        if not kind_weight:
+            continue
+        groups = _group(sources, plan_buckets(config.data, config.tokenizer, images=images, divisor=divisor))
+        turns = [sum(group.shares) / group.bucket.batch_size for group in groups]
+        for group, turn in zip(groups, turns):
+            bucket, streams = group.bucket, []
+            for number, entries in enumerate(group.entries):
+                if entries:
+                    seed = _seed(config.seed, images, number, bucket.frames, bucket.height, bucket.width)
+                    stream = grain.MapDataset.range(len(entries)).seed(seed).shuffle().repeat()
+                    streams.append(stream.random_map(reader.examples(entries, bucket)))
+            examples = _mix(streams, [share for share in group.shares if share])
+            batches.append(_batch(examples, bucket, process))
+            weights.append(kind_weight * turn / sum(turns))
+    return _mix(batches, weights)
+
+
+def _evaluation_dataset(reader, sources, config: Config, divisor: int, process: slice) -> grain.MapDataset:
+    groups = _group(sources, plan_buckets(config.data, config.tokenizer, divisor=divisor))
+    lists = [(sum(group.entries, []), group.bucket) for group in groups]
+    full = [(entries, bucket) for entries, bucket in lists if len(entries) >= bucket.batch_size]
+    if not full:
+        entries, bucket = max(lists, key=lambda pair: len(pair[0]))
+        logging.warning("only %d clips to evaluate: repeated to fill a batch of %d", len(entries), bucket.batch_size)
+        full = [((entries * bucket.batch_size)[: bucket.batch_size], bucket)]
+    batches = []
+    for entries, bucket in full:
+        whole = len(entries) // bucket.batch_size * bucket.batch_size
+        examples = grain.MapDataset.range(whole).random_map(reader.examples(entries, bucket), seed=0)
+        batches.append(_batch(examples, bucket, process))
+    return grain.MapDataset.concatenate(batches)
+
+
+def _batch(examples: grain.MapDataset, bucket: Bucket, process: slice) -> grain.MapDataset:
+    """Batch by the share of one process: the p-th of every P such runs is what process p reads."""
+    return examples.batch(bucket.batch_size // process.step, drop_remainder=True)[process]
+
+
+def _mix(datasets: list[grain.MapDataset], weights: list[float]) -> grain.MapDataset:
+    return grain.MapDataset.mix(datasets, weights) if len(datasets) > 1 else datasets[0]
+
+
+def _seed(*parts: int) -> int:
+    """Mix integers into one 32-bit seed."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+class _Reader:
+    """Turn places in a list of clips into examples."""
+
+    def __init__(self, config: Config, train: bool):
+        self.config, self._train = config, train
+        self.text = TextTokenizer(config.text.model)
+        self.num_replaced = 0
+        self._reported: set[tuple[str, int]] = set()
+
+    def examples(self, entries: list[tuple[Source, int]], bucket: Bucket):
+        """Return the function (place, rng) -> example for clips that go to one bucket."""
+
+        def example(place: int, rng: np.random.Generator) -> Batch:
+            where = rng.random() if self._train else 0.5
+            arrays, caption = self._load(entries, int(place), bucket, where)
+            text_P, length = self.text.encode(caption, self.config.sequence.text_length)
+            return {**arrays, "text": text_P, "text_length": np.int32(length)}
+
+        return example
+
+    def _load(self, entries, place: int, bucket: Bucket, where: float) -> tuple[Batch, str]:
+        """Load a clip; one that cannot be read gives way to the next, so that a bad file never ends a run."""
+        for attempt in range(min(_MAX_FAILURES, len(entries))):
+            source, index = entries[(place + attempt) % len(entries)]
+            try:
+                return source.load(index, bucket, where)
+            except UserError as error:
+                self.num_replaced += 1
+                last = error
+                if (source.name, index) not in self._reported:
+                    self._reported.add((source.name, index))
+                    logging.warning("skipped: %s", error)
+        raise UserError(f"{_MAX_FAILURES} clips in a row cannot be read; the last: {last}")

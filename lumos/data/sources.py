@@ -1,0 +1,167 @@
+"""Where training clips come from: random-access sources behind one small interface.
+
+`config.data.path` is one path, or several with weights, `first.jsonl=3,second.jsonl=1` (weight 1 when left out): then
+each source gives that share of the training clips, whatever its size.
+
+    source          path                                                     a clip is
+    moving_shapes   folder prepared by lumos.data.moving_shapes              the generated clip
+    clips           manifest written by `lumos data index`                   decoded on the fly
+    tokens          folder written by `lumos tokenize`: manifest.json and    its tokens
+                    shards <split>-00000-of-00004.array_record with the
+                    records {tokens uint32 [T, H, W], caption, id}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from absl import logging
+
+from lumos.config import Config
+from lumos.data.buckets import Bucket
+from lumos.data.index import read_manifest
+from lumos.data.records import RecordSource
+from lumos.data.video import VideoInfo, read_clip
+from lumos.errors import UserError
+
+HELD_OUT = 0.05  # share of a manifest without splits that validation and test get
+
+
+class Source(Protocol):
+    name: str
+    sizes: list[tuple[int, int, int]]  # frames, height, width of every clip, at the target frame rate
+
+    def load(self, index: int, bucket: Bucket, where: float) -> tuple[dict[str, np.ndarray], str]:
+        """Return ({"video": uint8 [F, Y, X, 3]} or {"tokens": int32 [T, H, W]}, caption), cut to the bucket.
+
+        `where` in [0, 1] says which part of a longer clip: 0 its first frames, 1 its last.
+        """
+
+
+def open_sources(config: Config, split: str) -> list[tuple[Source, float]]:
+    """Open everything that `data.path` names; return (source, weight) pairs. Raises UserError."""
+    opener = {"moving_shapes": MovingShapesSource, "clips": ClipsSource, "tokens": TokensSource}[config.data.source]
+    if not config.data.path:
+        raise UserError(f"config.data.path is empty; data source {config.data.source!r} needs a folder or manifest")
+    return [(opener(config, path, split), weight) for path, weight in parse_paths(config.data.path)]
+
+
+def parse_paths(text: str) -> list[tuple[str, float]]:
+    """Split `a=2,b` into [("a", 2.0), ("b", 1.0)]. Raises UserError on a weight that is not positive."""
+    pairs = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        path, weight = re.fullmatch(r"(.*?)(?:=(-?[\d.]+))?", part).groups()
+        if weight is not None and not (weight.count(".") < 2 and weight.strip("-.") and float(weight) > 0):
+            raise UserError(f"config.data.path: weight {weight!r} of {path!r} must be a positive number")
+        pairs.append((path, float(weight or 1)))
+    return pairs
+
+
+class MovingShapesSource:
+    """The generated clips; their size is fixed when they are prepared, longer clips are cut in time."""
+
+    def __init__(self, config: Config, path: str, split: str):
+        # Imported here: TFDS takes a second to import, and only this source needs it.
+        from lumos.data.moving_shapes import open_split
+
+        self.name = f"{path} ({split})"
+        self._clips = open_split(path, split)
+        frames, height, width, _ = self._clips[0]["video"].shape
+        for bucket in config.data.buckets:
+            if tuple(bucket[1:]) != (height, width):
+                raise UserError(
+                    f"{self.name}: its clips are {height}x{width}, config.data.buckets asks for "
+                    f"{bucket[1]}x{bucket[2]}; prepare them again or change the buckets"
+                )
+        self.sizes = [(frames, height, width)] * len(self._clips)
+
+    def load(self, index: int, bucket: Bucket, where: float) -> tuple[dict[str, np.ndarray], str]:
+        clip = self._clips[index]
+        first = round(where * (len(clip["video"]) - bucket.frames))
+        return {"video": clip["video"][first : first + bucket.frames]}, clip["caption"]
+
+
+class ClipsSource:
+    """Files of a manifest, decoded when they are needed."""
+
+    def __init__(self, config: Config, path: str, split: str):
+        self.name = f"{path} ({split})"
+        self._fps = config.data.fps
+        self._rows = _rows_of_split(read_manifest(path), split, path)
+        facts = ("frames", "duration", "fps", "width", "height")
+        self._infos = [VideoInfo(*(row[name] for name in facts), rotation=0, codec="") for row in self._rows]
+        self.sizes = [(info.frames_at(self._fps), info.height, info.width) for info in self._infos]
+
+    def load(self, index: int, bucket: Bucket, where: float) -> tuple[dict[str, np.ndarray], str]:
+        row, info = self._rows[index], self._infos[index]
+        rate = self._fps or info.fps
+        latest = max(0.0, info.duration - bucket.frames / rate) if rate else 0.0
+        video_FYX3 = read_clip(
+            row["path"],
+            start=where * latest,
+            num_frames=bucket.frames,
+            fps=self._fps,
+            height=bucket.height,
+            width=bucket.width,
+        )
+        return {"video": video_FYX3}, row["caption"]
+
+
+class TokensSource:
+    """Clips that were tokenized before. A shorter bucket takes the first latent frames: coding is causal in time."""
+
+    def __init__(self, config: Config, path: str, split: str):
+        self.name = f"{path} ({split})"
+        folder = Path(path)
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: no readable manifest.json; finish `lumos tokenize` first") from error
+        codebook, vocabulary = manifest.get("codebook_size"), config.model.visual_vocab or config.codebook_size
+        if codebook not in (None, vocabulary):
+            raise UserError(f"{path}: tokens of a codebook of {codebook}, but the config's has {vocabulary} entries")
+        shards = sorted(folder.glob(f"{split}-*-of-*.array_record"))
+        if not shards:
+            found = sorted({shard.name.split("-")[0] for shard in folder.glob("*-*-of-*.array_record")})
+            raise UserError(f"{path}: no shards of split {split!r}; there are: {', '.join(found) or 'none'}")
+        self._records = RecordSource(shards)
+        time, space = config.tokenizer.temporal_compression, config.tokenizer.spatial_compression
+        self.sizes = []
+        for shard in shards:
+            # One shard holds clips of one size, so its first record speaks for all.
+            source = RecordSource([shard])
+            if len(source):
+                frames, rows, columns = source[0]["tokens"].shape
+                self.sizes += [(1 + (frames - 1) * time, rows * space, columns * space)] * len(source)
+
+    def load(self, index: int, bucket: Bucket, where: float) -> tuple[dict[str, np.ndarray], str]:
+        del where
+        record = self._records[index]
+        tokens_THW = record["tokens"][: bucket.latent_THW[0]]
+        if tokens_THW.shape != bucket.latent_THW:
+            raise UserError(f"{self.name}: tokens {tokens_THW.shape} do not fill the bucket's {bucket.latent_THW}")
+        return {"tokens": tokens_THW.astype(np.int32)}, record["caption"]
+
+
+def _rows_of_split(rows: list[dict], split: str, path: str) -> list[dict]:
+    """Pick a split: by its column, else 5 % of the clips (chosen by a hash of the id) are held out from training."""
+    if any("split" in row for row in rows):
+        chosen = [row for row in rows if row.get("split") == split]
+        if not chosen:
+            names = sorted({row.get("split", "") for row in rows})
+            raise UserError(f"{path}: no clip of split {split!r}; its splits are: {', '.join(names)}")
+        return chosen
+    chosen = [row for row in rows if _held_out(row["id"]) == (split != "train")]
+    if not chosen:
+        logging.warning("%s: too few clips to hold any out; split %r takes all %d clips", path, split, len(rows))
+        return rows
+    return chosen
+
+
+def _held_out(clip_id: str) -> bool:
+    return int.from_bytes(hashlib.sha256(clip_id.encode()).digest()[:4]) < HELD_OUT * 2**32

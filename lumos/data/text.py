@@ -1,0 +1,146 @@
+"""Captions to token ids: sentencepiece with byte fallback, so that every string has a code.
+
+Ids 0 to 3 are padding, unknown, beginning and end of text. The model that ships with lumos
+(`default_text.model`, 512 pieces, 256 of them single bytes) was made by
+`train_vocab(default_corpus(), "lumos/data/default_text.model", 512)`: the captions of moving_shapes and words that are
+common in video captions. Train one on your own captions with `lumos data vocab`.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from lumos.errors import UserError
+
+DEFAULT_MODEL = Path(__file__).with_name("default_text.model")
+PAD_ID, UNK_ID, BOS_ID, EOS_ID = range(4)
+_NUM_FIXED = 4 + 256  # the ids above and one piece per byte
+
+
+class TextTokenizer:
+    """Encode captions to fixed-length, right-aligned rows of ids.
+
+    Right-aligned: padding is on the left, so that the last word touches the video that follows it.
+    """
+
+    pad_id, bos_id, eos_id = PAD_ID, BOS_ID, EOS_ID
+
+    def __init__(self, model: str | Path = ""):
+        """Load a sentencepiece model file; "" is the one that ships. Raises UserError when it cannot be used."""
+        path = Path(model) if model else DEFAULT_MODEL
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+        except (OSError, RuntimeError) as error:
+            reason = "no such file" if isinstance(error, FileNotFoundError) else "not a sentencepiece model"
+            raise UserError(f"text model {path}: {reason}; train one with `lumos data vocab`") from error
+        ids = tuple(getattr(self._pieces, name)() for name in ("pad_id", "unk_id", "bos_id", "eos_id"))
+        if ids != (PAD_ID, UNK_ID, BOS_ID, EOS_ID):
+            raise UserError(f"text model {path}: pad, unk, bos, eos must be ids 0, 1, 2, 3, got {ids}")
+        self.num_truncated = 0
+
+    @property
+    def vocab_size(self) -> int:
+        return self._pieces.get_piece_size()
+
+    def encode(self, text: str, length: int) -> tuple[np.ndarray, int]:
+        """Return (int32 [length] ids with the padding on the left, number of ids that are not padding).
+
+        The first of them is the beginning-of-text id. A text that is too long loses its end, and is counted in
+        `num_truncated`.
+        """
+        ids = [BOS_ID, *self._pieces.encode(text)]
+        if len(ids) > length:
+            self.num_truncated += 1
+            ids = ids[:length]
+        row = np.full(length, PAD_ID, np.int32)
+        row[length - len(ids) :] = ids
+        return row, len(ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of a row; padding, beginning and end are left out."""
+        return self._pieces.decode([int(i) for i in ids if i not in (PAD_ID, BOS_ID, EOS_ID)])
+
+    def pieces(self, text: str) -> list[str]:
+        """Return the pieces that a text splits into, for people to look at."""
+        return self._pieces.encode(text, out_type=str)
+
+
+def train_vocab(captions: Iterable[str], out: str | Path, vocab_size: int) -> TextTokenizer:
+    """Train a unigram model on captions and write it to `out`; a small corpus gives a smaller vocabulary.
+
+    Raises:
+      UserError: no captions, or a vocabulary without room for the 256 byte pieces.
+    """
+    captions = [caption for caption in captions if caption.strip()]
+    if not captions:
+        raise UserError("no captions to train a text vocabulary on")
+    characters = len(set("".join(captions)) | {"▁"} - {" "})
+    if vocab_size < _NUM_FIXED + characters:
+        raise UserError(
+            f"vocabulary of {vocab_size} is too small: 4 special ids, 256 bytes and the {characters} characters of "
+            f"these captions need {_NUM_FIXED + characters}"
+        )
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(captions),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        character_coverage=1.0,
+        # Text comes back exactly as it was, and the file carries no normalisation table (240 KB).
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        pad_id=PAD_ID,
+        unk_id=UNK_ID,
+        bos_id=BOS_ID,
+        eos_id=EOS_ID,
+        num_threads=1,
+        minloglevel=2,
+    )
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    temporary.write_bytes(model.getvalue())
+    os.replace(temporary, out)
+    return TextTokenizer(out)
+
+
+def default_corpus() -> list[str]:
+    """Return the lines that the shipped model was trained on."""
+    from lumos.data.shapes_caption import write_caption
+    from lumos.data.shapes_scene import sample_scene
+
+    lines = []
+    for level in ("easy", "medium", "hard"):
+        for clip in range(400):
+            lines.append(write_caption(sample_scene(level, (17, 64, 64), 0, "train", clip), 0, "train", clip))
+    # The counts of moving_shapes drown those of the general words unless these are repeated.
+    return lines + 40 * [line.strip() for line in _GENERAL.strip().splitlines()]
+
+
+_GENERAL = """
+a person is walking along the street at night with a dog
+a man and a woman are sitting at a table in the kitchen, talking
+a video recorded from a moving car, showing the road, trees and buildings
+the camera follows a young girl who is running through the park
+close-up of a hand making a sign, then holding a book
+a slow aerial shot over the city, the river and the mountains at sunset
+people are standing in front of a large white house near the water
+a boy in a blue shirt plays with a ball on the beach
+two black birds fly above the green field, and one of them turns away
+an old wooden boat floats on the sea while the sun goes down behind it
+the scene shows a small cat looking out of the window of a room
+bottles pass on a conveyor, seen from the side
+a woman with long hair is eating food from a plate
+the camera zooms in on her face, then out again
+cars and other vehicles drive around the corner in the rain
+"""

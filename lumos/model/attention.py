@@ -1,0 +1,210 @@
+"""Attention over key ranges: `attend` picks the kernel, `dense` is the oracle, `flash` the portable fast path.
+
+`flash` is blockwise attention with an online softmax and a recomputing backward pass (Dao et al., FlashAttention),
+written in XLA with a custom VJP: memory is O(L), and key blocks outside the range of a query block are skipped.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lumos.sequence.attention import KeyRange
+
+_BLOCK = 512  # queries and keys per block
+_NEVER = -1e30  # logit of an invisible key; finite, so that rows without keys stay finite
+
+
+def attend(q_BQNA: jax.Array, k_BSKA: jax.Array, v_BSKA: jax.Array, keys: KeyRange, kernel: str = "flash") -> jax.Array:
+    """Return softmax(q k^T / sqrt(A)) v over the visible keys of each query, [B, Q, N, A].
+
+    Query head n uses kv head n // (N / K). A query that sees no key returns zeros.
+    """
+    if kernel == "dense":
+        return dense(q_BQNA, k_BSKA, v_BSKA, keys)
+    return _flash(q_BQNA, k_BSKA, v_BSKA, keys.start_BQ, keys.end_BQ)
+
+
+def dense(q_BQNA, k_BSKA, v_BSKA, keys: KeyRange) -> jax.Array:
+    """The definition with a full mask, for tests."""
+    q_BKGQA, scale = _group(q_BQNA, k_BSKA.shape[2])
+    logits = jnp.einsum("bkgqa,bska->bkgqs", q_BKGQA, k_BSKA, preferred_element_type=jnp.float32) * scale
+    mask = keys.dense(k_BSKA.shape[1])[:, None, None]
+    weights = jax.nn.softmax(jnp.where(mask, logits, _NEVER), axis=-1) * mask
+    return _ungroup(jnp.einsum("bkgqs,bska->bkgqa", weights.astype(v_BSKA.dtype), v_BSKA))
+
+
+def attend_two(q_BQNA, first: tuple, second: tuple) -> jax.Array:
+    """Attend over two key sets as if they were one: (k, v, KeyRange) of the cache and of the current tokens.
+
+    Forward only (decoding). The two partial softmaxes are merged through their log-sum-exp, so the cache is never copied.
+    """
+    parts = [_flash_forward(q_BQNA, k, v, keys.start_BQ, keys.end_BQ) for k, v, keys in (first, second)]
+    lse = jnp.logaddexp(parts[0][1], parts[1][1])
+    return sum(out * jnp.exp(part_lse - lse)[..., None].astype(out.dtype) for out, part_lse in parts)
+
+
+def _group(q_BQNA: jax.Array, num_kv_heads: int) -> tuple[jax.Array, float]:
+    batch, length, heads, dim = q_BQNA.shape
+    q = q_BQNA.reshape(batch, length, num_kv_heads, heads // num_kv_heads, dim)
+    return q.transpose(0, 2, 3, 1, 4), dim**-0.5
+
+
+def _ungroup(x_BKGQA: jax.Array) -> jax.Array:
+    batch, kv, group, length, dim = x_BKGQA.shape
+    return x_BKGQA.transpose(0, 3, 1, 2, 4).reshape(batch, length, kv * group, dim)
+
+
+def _pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
+    extra = -x.shape[axis] % multiple
+    return jnp.pad(x, [(0, extra if a == axis else 0) for a in range(x.ndim)]) if extra else x
+
+
+def _block_size(length: int) -> int:
+    return min(_BLOCK, length)
+
+
+class _Blocks:
+    """Blocked operands of one call: queries [nq, B, K, G, bq, A], keys [B, K, nk * bk, A], ranges [nq, B|1, bq]."""
+
+    def __init__(self, q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ):
+        self.num_queries, self.num_keys = q_BQNA.shape[1], k_BSKA.shape[1]
+        self.bq, self.bk = _block_size(self.num_queries), _block_size(self.num_keys)
+        grouped, self.scale = _group(_pad(q_BQNA, 1, self.bq), k_BSKA.shape[2])
+        self.q = self.split_queries(grouped)
+        self.k = _pad(k_BSKA, 1, self.bk).transpose(0, 2, 1, 3)
+        self.v = _pad(v_BSKA, 1, self.bk).transpose(0, 2, 1, 3)
+        self.nk = self.k.shape[2] // self.bk
+        shape = (max(start_BQ.shape[0], end_BQ.shape[0]), self.num_queries)
+        # Padded queries get the empty range [0, 0).
+        self.start = self._split_range(jnp.broadcast_to(start_BQ, shape))
+        self.end = self._split_range(jnp.minimum(jnp.broadcast_to(end_BQ, shape), self.num_keys))
+
+    def split_queries(self, x_BKGQ_):
+        b, k, g, q, *rest = x_BKGQ_.shape
+        return jnp.moveaxis(x_BKGQ_.reshape(b, k, g, q // self.bq, self.bq, *rest), 3, 0)
+
+    def join_queries(self, x):
+        x = jnp.moveaxis(x, 0, 3)
+        b, k, g, n, bq, *rest = x.shape
+        return x.reshape(b, k, g, n * bq, *rest)[:, :, :, : self.num_queries]
+
+    def _split_range(self, x):
+        x = _pad(x, 1, self.bq)
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, self.bq), 1, 0)
+
+    def bounds(self, start, end):
+        """Return the first and one past the last key block that any query of a query block sees."""
+        last = (jnp.max(end) + self.bk - 1) // self.bk
+        first = jnp.min(jnp.where(end > start, start, self.num_keys)) // self.bk
+        return first, jnp.maximum(last, first)
+
+    def key_block(self, x_BKSA, j):
+        if self.nk == 1:
+            return x_BKSA
+        return jax.lax.dynamic_slice_in_dim(x_BKSA, j * self.bk, self.bk, axis=2)
+
+    def loop(self, bounds, body, init):
+        """Run `body(j, carry)` over key blocks; one block needs no loop."""
+        return body(0, init) if self.nk == 1 else jax.lax.fori_loop(*bounds, body, init)
+
+    def logits(self, q, k, start, end, j):
+        s = jnp.einsum("bkgqa,bksa->bkgqs", q, k, preferred_element_type=jnp.float32) * self.scale
+        key = j * self.bk + jnp.arange(self.bk)
+        seen = (key >= start[..., None]) & (key < end[..., None])
+        return jnp.where(seen[:, None, None], s, _NEVER)
+
+    def map_queries(self, body, *arrays):
+        """Map over query blocks; one block needs no loop."""
+        if self.q.shape[0] == 1:
+            return jax.tree.map(lambda x: x[None], body(*(a[0] for a in arrays)))
+        return jax.lax.map(lambda slices: body(*slices), arrays)
+
+
+def _flash_forward(q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ):
+    """Return the output [B, Q, N, A] and log-sum-exp [B, Q, N] (-1e30 where nothing is visible)."""
+    blocks = _Blocks(q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ)
+
+    def one(q, start, end):
+        def body(j, carry):
+            out, total, peak = carry
+            s = blocks.logits(q, blocks.key_block(blocks.k, j), start, end, j)
+            new_peak = jnp.maximum(peak, s.max(-1))
+            p = jnp.where(s > _NEVER, jnp.exp(s - new_peak[..., None]), 0.0)
+            keep = jnp.exp(peak - new_peak)
+            v = blocks.key_block(blocks.v, j)
+            out = out * keep[..., None] + jnp.einsum(
+                "bkgqs,bksa->bkgqa", p.astype(v.dtype), v, preferred_element_type=jnp.float32
+            )
+            return out, total * keep + p.sum(-1), new_peak
+
+        init = (jnp.zeros(q.shape, jnp.float32), jnp.zeros(q.shape[:-1]), jnp.full(q.shape[:-1], _NEVER))
+        out, total, peak = blocks.loop(blocks.bounds(start, end), body, init)
+        lse = jnp.where(total > 0, peak + jnp.log(jnp.maximum(total, 1e-37)), _NEVER)
+        return (out / jnp.maximum(total, 1e-37)[..., None]).astype(q.dtype), lse
+
+    out, lse = blocks.map_queries(one, blocks.q, blocks.start, blocks.end)
+    return _ungroup(blocks.join_queries(out)), _ungroup(blocks.join_queries(lse)[..., None])[..., 0]
+
+
+@jax.custom_vjp
+def _flash(q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ):
+    return _flash_forward(q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ)[0]
+
+
+def _flash_fwd(q, k, v, start, end):
+    out, lse = _flash_forward(q, k, v, start, end)
+    return out, (q, k, v, start, end, out, lse)
+
+
+def _flash_bwd(saved, dout_BQNA):
+    q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ, out_BQNA, lse_BQN = saved
+    blocks = _Blocks(q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ)
+    kv_heads = k_BSKA.shape[2]
+
+    def split(x_BQN_):
+        return blocks.split_queries(_group(_pad(x_BQN_, 1, blocks.bq), kv_heads)[0])
+
+    delta_BQN1 = jnp.sum(dout_BQNA.astype(jnp.float32) * out_BQNA.astype(jnp.float32), -1, keepdims=True)
+    dout, delta, lse = split(dout_BQNA), split(delta_BQN1)[..., 0], split(lse_BQN[..., None])[..., 0]
+
+    def one(carry, slices):
+        q, start, end, dout, delta, lse = slices
+
+        def body(j, carry):
+            dq, dk, dv = carry
+            k, v = blocks.key_block(blocks.k, j), blocks.key_block(blocks.v, j)
+            s = blocks.logits(q, k, start, end, j)
+            p = jnp.where(s > _NEVER, jnp.exp(s - lse[..., None]), 0.0)
+            dp = jnp.einsum("bkgqa,bksa->bkgqs", dout, v, preferred_element_type=jnp.float32)
+            ds = (p * (dp - delta[..., None]) * blocks.scale).astype(q.dtype)
+            dq = dq + jnp.einsum("bkgqs,bksa->bkgqa", ds, k, preferred_element_type=jnp.float32)
+            dk_j = jnp.einsum("bkgqs,bkgqa->bksa", ds, q, preferred_element_type=jnp.float32)
+            dv_j = jnp.einsum("bkgqs,bkgqa->bksa", p.astype(q.dtype), dout, preferred_element_type=jnp.float32)
+            return dq, _add_block(dk, dk_j, j, blocks), _add_block(dv, dv_j, j, blocks)
+
+        dq, dk, dv = blocks.loop(blocks.bounds(start, end), body, (jnp.zeros(q.shape, jnp.float32), *carry))
+        return (dk, dv), dq
+
+    zeros = (jnp.zeros(blocks.k.shape, jnp.float32), jnp.zeros(blocks.v.shape, jnp.float32))
+    slices = (blocks.q, blocks.start, blocks.end, dout, delta, lse)
+    if blocks.q.shape[0] == 1:
+        (dk, dv), dq = one(zeros, tuple(a[0] for a in slices))
+        dq = dq[None]
+    else:
+        (dk, dv), dq = jax.lax.scan(one, zeros, slices)
+    dq = _ungroup(blocks.join_queries(dq)).astype(q_BQNA.dtype)
+    dk, dv = (x.transpose(0, 2, 1, 3)[:, : blocks.num_keys].astype(k_BSKA.dtype) for x in (dk, dv))
+    none = np.zeros(start_BQ.shape, jax.dtypes.float0), np.zeros(end_BQ.shape, jax.dtypes.float0)
+    return dq, dk, dv, *none
+
+
+def _add_block(total, part, j, blocks):
+    if blocks.nk == 1:
+        return total + part
+    old = blocks.key_block(total, j)
+    return jax.lax.dynamic_update_slice_in_dim(total, old + part, j * blocks.bk, axis=2)
+
+
+_flash.defvjp(_flash_fwd, _flash_bwd)

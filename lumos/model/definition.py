@@ -1,0 +1,80 @@
+"""A model as an init function and a pure apply: NNX describes, plain JAX runs.
+
+`nnx.Module` classes declare parameters with `param(...)`, which records the logical axis names that
+`lumos.sharding` maps to the mesh. `Definition` splits such a module once: parameters become a plain nested
+dict, and `bind(params)` rebuilds the module inside a jitted function at no run-time cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+Params = dict[str, Any]
+
+
+def param(value: jax.Array, axes: tuple[str | None, ...]) -> nnx.Param:
+    """Declare a parameter with one logical axis name (or None) per dimension."""
+    if value.ndim != len(axes):
+        raise ValueError(f"parameter of shape {value.shape} needs {value.ndim} axis names, got {axes}")
+    return nnx.Param(value, axes=axes)
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], num: int, rngs: nnx.Rngs) -> nnx.Module:
+    """Build `num` copies of a module with a leading "layers" axis on every parameter."""
+    return nnx.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), num))
+
+
+def scan(stacked: nnx.Module, call: Callable, carry: Any, *per_layer: Any, remat: Callable | None = None) -> Any:
+    """Run `carry, out = call(layer, carry, *per_layer_slices)` over the layers of a stacked module.
+
+    `remat` wraps the layer body (a `jax.checkpoint` with a policy). Returns the last carry and the stacked outs.
+    """
+    graph, params = nnx.split(stacked)
+
+    def body(carry, slices):
+        layer_params, *rest = slices
+        return call(nnx.merge(graph, layer_params), carry, *rest)
+
+    return jax.lax.scan(remat(body) if remat else body, carry, (params, *per_layer))
+
+
+class Definition:
+    """What is needed to initialise and run a model, without holding its parameters."""
+
+    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module]):
+        self._make = make
+        abstract = nnx.eval_shape(lambda: make(nnx.Rngs(params=jax.random.key(0))))
+        self._graph, state, self._rest = nnx.split(abstract, nnx.Param, ...)
+        if jax.tree.leaves(self._rest):
+            raise ValueError("modules hold parameters only: pass keys and buffers as arguments")
+        self.abstract: Params = nnx.to_pure_dict(state)
+        self.axes: Params = _axes(state, self.abstract)
+
+    def init(self, key: jax.Array) -> Params:
+        """Return freshly initialised parameters as a nested dict (call it inside jit to shard them at birth)."""
+        return nnx.to_pure_dict(nnx.split(self._make(nnx.Rngs(params=key)), nnx.Param, ...)[1])
+
+    def bind(self, params: Params) -> nnx.Module:
+        """Return the module with these parameters."""
+        return nnx.merge(self._graph, nnx.State(params), self._rest)
+
+    @property
+    def num_params(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract))
+
+
+def _axes(state: nnx.State, abstract: Params) -> Params:
+    axes: Params = {}
+    for path, variable in nnx.to_flat_state(state):
+        node, leaf = axes, abstract
+        for name in path[:-1]:
+            node, leaf = node.setdefault(name, {}), leaf[name]
+        names = variable.get_metadata()["axes"]
+        if leaf[path[-1]].ndim == len(names) + 1:  # a stacked module
+            names = ("layers", *names)
+        node[path[-1]] = names
+    return axes

@@ -1,0 +1,127 @@
+"""Transformer layers. Parameters carry logical axis names; nothing here knows of devices."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lumos.config import ModelConfig
+from lumos.model import attention, rope
+from lumos.model.definition import param
+from lumos.sequence.attention import KeyRange
+
+
+class Linear(nnx.Module):
+    """y = x W (+ b) with W of shape [in, out]."""
+
+    def __init__(self, rngs, shape, axes, config: ModelConfig, *, bias=False, std=None):
+        self._dtype = jnp.dtype(config.dtype)
+        dtype = jnp.dtype(config.param_dtype)
+        std = std or config.init_std
+        self.kernel = param(std * jax.random.normal(rngs.params(), shape, dtype), axes)
+        if bias:
+            self.bias = param(jnp.zeros(shape[1:], dtype), axes[1:])
+
+    def __call__(self, x):
+        y = x @ self.kernel[...].astype(self._dtype)
+        return y + self.bias[...].astype(self._dtype) if hasattr(self, "bias") else y
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm: float32 statistics, weight applied after casting back (as Llama)."""
+
+    def __init__(self, size: int, axis: str | None, config: ModelConfig):
+        self._eps = config.norm_eps
+        self.weight = param(jnp.ones((size,), config.param_dtype), (axis,))
+
+    def __call__(self, x):
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self._eps)
+        return x32.astype(x.dtype) * self.weight[...].astype(x.dtype)
+
+
+class HeadLayerNorm(nnx.Module):
+    """LayerNorm over head_dim with weight and bias, eps 1e-5: the QK-norm of Lumos-1 and Chameleon."""
+
+    def __init__(self, head_dim: int, config: ModelConfig):
+        self.weight = param(jnp.ones((head_dim,), config.param_dtype), (None,))
+        self.bias = param(jnp.zeros((head_dim,), config.param_dtype), (None,))
+
+    def __call__(self, x):
+        x32 = x.astype(jnp.float32)
+        x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + 1e-5)
+        return (x32 * self.weight[...] + self.bias[...]).astype(x.dtype)
+
+
+def _qk_norm(config: ModelConfig):
+    if config.qk_norm == "layer":
+        return HeadLayerNorm(config.head_dim, config)
+    return RMSNorm(config.head_dim, None, config) if config.qk_norm == "rms" else None
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self._config = c = config
+        inner, kv_inner = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        out_std = c.init_std / (2 * c.num_layers) ** 0.5
+        self.q_proj = Linear(rngs, (c.model_dim, inner), ("embed", "heads"), c, bias=c.attention_bias)
+        self.k_proj = Linear(rngs, (c.model_dim, kv_inner), ("embed", "kv_heads"), c, bias=c.attention_bias)
+        self.v_proj = Linear(rngs, (c.model_dim, kv_inner), ("embed", "kv_heads"), c, bias=c.attention_bias)
+        self.o_proj = Linear(rngs, (inner, c.model_dim), ("heads", "embed"), c, bias=c.attention_bias, std=out_std)
+        if c.qk_norm != "none":
+            self.q_norm, self.k_norm = _qk_norm(c), _qk_norm(c)
+
+    def __call__(self, x_BQD, cos, sin, keys: KeyRange, past=None):
+        """Attend among the given tokens, and over `past` = (rotated k, v, KeyRange) if there is a cache.
+
+        Returns the output and the tokens' own (k, v) before rotation, which is what a cache stores.
+        """
+        c = self._config
+        batch, length, _ = x_BQD.shape
+        q = self.q_proj(x_BQD).reshape(batch, length, c.num_heads, c.head_dim)
+        k = self.k_proj(x_BQD).reshape(batch, length, c.num_kv_heads, c.head_dim)
+        v = self.v_proj(x_BQD).reshape(batch, length, c.num_kv_heads, c.head_dim)
+        if c.qk_norm != "none":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k_rotated = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
+        if past is None:
+            out = attention.attend(q, k_rotated, v, keys, c.attention)
+        else:
+            out = attention.attend_two(q, past, (k_rotated, v, keys))
+        return self.o_proj(out.reshape(batch, length, -1)), (k, v)
+
+
+class MLP(nnx.Module):
+    """SwiGLU: down(silu(gate x) * up x)."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        c = config
+        out_std = c.init_std / (2 * c.num_layers) ** 0.5
+        self.gate_proj = Linear(rngs, (c.model_dim, c.mlp_dim), ("embed", "mlp"), c, bias=c.mlp_bias)
+        self.up_proj = Linear(rngs, (c.model_dim, c.mlp_dim), ("embed", "mlp"), c, bias=c.mlp_bias)
+        self.down_proj = Linear(rngs, (c.mlp_dim, c.model_dim), ("mlp", "embed"), c, bias=c.mlp_bias, std=out_std)
+
+    def __call__(self, x):
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nnx.Module):
+    """Pre-norm block; with post_norm the norm acts on each branch's output instead (Chameleon "swin_norm")."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self._post_norm = config.post_norm
+        self.input_layernorm = RMSNorm(config.model_dim, "embed", config)
+        self.self_attn = Attention(config, rngs)
+        self.post_attention_layernorm = RMSNorm(config.model_dim, "embed", config)
+        self.mlp = MLP(config, rngs)
+
+    def __call__(self, x_BQD, cos, sin, keys, past=None):
+        if self._post_norm:
+            branch, own_kv = self.self_attn(x_BQD, cos, sin, keys, past)
+            x_BQD = x_BQD + self.input_layernorm(branch)
+            return x_BQD + self.post_attention_layernorm(self.mlp(x_BQD)), own_kv
+        branch, own_kv = self.self_attn(self.input_layernorm(x_BQD), cos, sin, keys, past)
+        x_BQD = x_BQD + branch
+        return x_BQD + self.mlp(self.post_attention_layernorm(x_BQD)), own_kv

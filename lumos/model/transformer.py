@@ -1,0 +1,77 @@
+"""The Llama-style decoder of Lumos-1: shared text + visual vocabulary, MM-RoPE, QK-norm, SwiGLU, GQA."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lumos import sharding
+from lumos.config import ModelConfig
+from lumos.model import rope
+from lumos.model.definition import Definition, param, scan, stack
+from lumos.model.layers import Block, Linear, RMSNorm
+from lumos.sequence.attention import KeyRange
+from lumos.sequence.layout import Positions
+
+
+class Past(NamedTuple):
+    """What decoding attends to besides the current tokens: rotated keys and values [layers, B, S, K, A]."""
+
+    k: jax.Array
+    v: jax.Array
+    keys: KeyRange
+
+
+class Transformer(nnx.Module):
+    def __init__(self, config: ModelConfig, vocab_size: int, rngs: nnx.Rngs):
+        self.config = c = config
+        table = c.init_std * jax.random.normal(rngs.params(), (vocab_size, c.model_dim), jnp.dtype(c.param_dtype))
+        self.embed_tokens = param(table, ("vocab", "embed"))
+        self.layers = stack(lambda r: Block(c, r), c.num_layers, rngs)
+        self.norm = RMSNorm(c.model_dim, "embed", c)
+        self.lm_head = Linear(rngs, (c.model_dim, vocab_size), ("embed", "vocab"), c)
+
+    def __call__(self, ids_BQ: jax.Array, positions: Positions, keys: KeyRange, past: Past | None = None):
+        """Return final hidden states [B, Q, D] and own (k, v) before rotation, each [layers, B, Q, K, A]."""
+        c = self.config
+        cos, sin = rope.mm_rope(positions, c.head_dim, c.rope_theta, c.rope)
+        x_BQD = self.embed_tokens[...].astype(c.dtype)[ids_BQ]
+        x_BQD = sharding.constrain(x_BQD, ("batch", "length", None))
+        past_kv = () if past is None else (past.k, past.v)
+
+        def layer(block, x_BQD, *past_layer):
+            past_of_layer = (*past_layer, past.keys) if past_layer else None
+            x_BQD, own_kv = block(x_BQD, cos, sin, keys, past_of_layer)
+            return sharding.constrain(x_BQD, ("batch", "length", None)), own_kv
+
+        x_BQD, own_kv = scan(self.layers, layer, x_BQD, *past_kv, remat=_remat(c.remat))
+        return self.norm(x_BQD), own_kv
+
+    def hidden(self, ids_BL: jax.Array, positions: Positions, keys: KeyRange) -> jax.Array:
+        """Return final hidden states of whole sequences, [B, L, D]; K and V are not kept."""
+        return self(ids_BL, positions, keys)[0]
+
+    def head(self, first: int, last: int) -> jax.Array:
+        """Return the head's columns for token ids [first, last), [D, last - first], in compute dtype."""
+        return self.lm_head.kernel[...][:, first:last].astype(self.config.dtype)
+
+
+def _remat(policy: str):
+    if policy == "none":
+        return None
+    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
+    return lambda body: jax.checkpoint(body, policy=saved, prevent_cse=False)
+
+
+def make_definition(config: ModelConfig, vocab_size: int) -> Definition:
+    """Describe the transformer for a vocabulary of `vocab_size` ids."""
+    return Definition(lambda rngs: Transformer(config, vocab_size, rngs))
+
+
+def rotate_cache(k_LBSKA: jax.Array, positions: Positions, config: ModelConfig) -> jax.Array:
+    """Rotate cached keys of every layer by the positions of their slots (S of them)."""
+    cos, sin = rope.mm_rope(positions, config.head_dim, config.rope_theta, config.rope)
+    return rope.rotate(k_LBSKA, cos, sin)

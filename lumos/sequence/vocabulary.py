@@ -1,0 +1,54 @@
+"""Token ids: one table shared by text, special tokens and visual codes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+_ROUND = 128  # table rows are rounded up to this, so that the vocabulary axis shards evenly
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """Where each kind of token lives. Visual code c has id `visual_start + c`."""
+
+    size: int
+    visual_start: int
+    visual_size: int
+    pad: int
+    mask: int
+    # Markers of the lumos1 style; -1 in the compact style, which writes none of them.
+    separator: int = -1
+    image_start: int = -1
+    image_end: int = -1
+    new_line: int = -1
+    video_start: int = -1
+    video_end: int = -1
+    number_zero: int = -1  # the id of number token 0 (sizes, duration, fps)
+
+    @property
+    def visual_end(self) -> int:
+        return self.visual_start + self.visual_size
+
+
+def compact(text_size: int, visual_size: int) -> Vocabulary:
+    """Text ids first, then the mask token, then the visual codes."""
+    size = -(-(text_size + 1 + visual_size) // _ROUND) * _ROUND
+    return Vocabulary(size=size, visual_start=text_size + 1, visual_size=visual_size, pad=0, mask=text_size)
+
+
+def lumos1(visual_size: int = 64_000, visual_start: int = 65_536, number_zero: int = 8_804) -> Vocabulary:
+    """Return the vocabulary of the released Lumos-1 models (129,536 ids with the Cosmos codebook)."""
+    return Vocabulary(
+        size=visual_start + visual_size,
+        visual_start=visual_start,
+        visual_size=visual_size,
+        pad=0,
+        mask=9_003,
+        separator=8_710,
+        image_start=8_197,
+        image_end=8_196,
+        new_line=8_803,
+        video_start=9_004,
+        video_end=9_005,
+        number_zero=number_zero,
+    )

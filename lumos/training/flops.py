@@ -1,0 +1,62 @@
+"""Model FLOPs and utilisation. docs/method.md states the formula."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+
+from lumos.config import ModelConfig
+from lumos.sequence.attention import count_pairs
+from lumos.sequence.layout import Layout
+
+# Dense bf16 peak per device in FLOP/s, from the vendors' data sheets.
+PEAK = {
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA A100": 312e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+}
+
+
+def forward_flops(model: ModelConfig, layout: Layout, num_candidates: int) -> float:
+    """Return FLOPs of one forward pass of one sequence, counting only visible (query, key) pairs.
+
+    Per token and layer: 2 FLOPs per weight of the projections and the MLP; per visible pair 4 * heads * head_dim
+    (logits and values); the head over `num_candidates` tokens at every visual position.
+    """
+    attention = model.model_dim * model.head_dim * (2 * model.num_heads + 2 * model.num_kv_heads)
+    mlp = 3 * model.model_dim * model.mlp_dim
+    dense = 2.0 * layout.length * model.num_layers * (attention + mlp)
+    pairs = 4.0 * model.num_layers * model.num_heads * model.head_dim * count_pairs(layout)
+    head = 2.0 * len(layout.visual_index) * model.model_dim * num_candidates
+    return dense + pairs + head
+
+
+@functools.cache
+def peak_flops_per_device() -> float:
+    """Return the device's peak from the table; a CPU's is measured once, as the rate of a large float32 matmul."""
+    kind = jax.devices()[0].device_kind
+    for name, peak in PEAK.items():
+        if kind.startswith(name):
+            return peak
+    size = 1024
+    a = jnp.ones((size, size), jnp.float32)
+    matmul = jax.jit(lambda a: a @ a)
+    matmul(a).block_until_ready()
+    best = min(_seconds(matmul, a) for _ in range(5))
+    return 2.0 * size**3 / best / max(jax.local_device_count(), 1)
+
+
+def _seconds(f, x) -> float:
+    start = time.perf_counter()
+    f(x).block_until_ready()
+    return time.perf_counter() - start

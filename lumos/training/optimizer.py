@@ -1,0 +1,66 @@
+"""Optimizers by name (all of optax and optax.contrib) and learning-rate schedules."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+
+import optax
+
+from lumos.config import OptimizerConfig
+from lumos.errors import UserError
+
+
+def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """Return step -> learning rate: linear warm-up, then cosine, warm-up-stable-decay (linear) or constant."""
+    peak, end = config.learning_rate, config.learning_rate * config.final_fraction
+    warmup = min(config.warmup_steps, num_steps)
+    rest = max(num_steps - warmup, 1)
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, rest, alpha=config.final_fraction)
+    elif config.schedule == "wsd":
+        decay = max(int(round(num_steps * config.decay_fraction)), 1)
+        after = optax.linear_schedule(peak, end, decay, transition_begin=max(rest - decay, 0))
+    else:
+        after = optax.constant_schedule(peak)
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(peak / (warmup + 1), peak, warmup), after], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """Return clipping + the named optimizer. Fields the optimizer has no argument for are not passed."""
+    factory = getattr(optax, config.name, None) or getattr(optax.contrib, config.name, None)
+    parameters = inspect.signature(factory).parameters if callable(factory) else {}
+    if "learning_rate" not in parameters:
+        near = difflib.get_close_matches(config.name, [*dir(optax), *dir(optax.contrib)], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"config.optimizer.name={config.name!r} is not an optimizer of optax or optax.contrib{hint}")
+    wanted = {
+        "learning_rate": make_schedule(config, num_steps),
+        "b1": config.beta1,
+        "b2": config.beta2,
+        "weight_decay": config.weight_decay,
+        "adam_b1": config.beta1,  # muon: the embedding, head and norm parameters run Adam
+        "adam_b2": config.beta2,
+        "adam_weight_decay": config.weight_decay,
+    }
+    if config.name == "muon":
+        del wanted["b1"]
+        wanted["beta"] = 0.95
+        wanted["muon_weight_dimension_numbers"] = _muon_dimensions
+        wanted["consistent_rms"] = 0.2  # updates as large as Adam's (Moonlight), so that one learning rate serves both
+    optimizer = factory(**{name: value for name, value in wanted.items() if name in parameters})
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
+    return optax.chain(clip, optimizer)
+
+
+def _muon_dimensions(params):
+    """Orthogonalise the matrices of the layer stack; embeddings, head, norms and convolutions run Adam."""
+    import jax
+
+    def one(path, leaf):
+        stacked_matrix = leaf.ndim == 3 and any(getattr(k, "key", None) == "layers" for k in path)
+        return optax.contrib.MuonDimensionNumbers(1, 2) if stacked_matrix else None
+
+    return jax.tree_util.tree_map_with_path(one, params)

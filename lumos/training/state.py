@@ -1,0 +1,72 @@
+"""The training state: one frozen pytree, born sharded."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from lumos import sharding
+from lumos.model.definition import Definition
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("step", "params", "opt_state", "ema"), meta_fields=()
+)
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """step: int32 scalar, finished updates. ema: like params, or None. Random keys are fold_in(seed, step), never state."""
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    ema: Any
+
+    @property
+    def eval_params(self) -> Any:
+        """The parameters to evaluate and sample with: the EMA where there is one."""
+        return self.params if self.ema is None else self.ema
+
+
+def state_shardings(definition: Definition, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool):
+    """Return the sharding of every leaf: moments and EMA lie as their parameter does, scalars are replicated."""
+    params = sharding.param_shardings(mesh, definition.axes, definition.abstract)
+    everywhere = sharding.replicated(mesh)
+    opt_state = optax.tree_map_params(
+        optimizer,
+        lambda _, like: like,
+        jax.eval_shape(optimizer.init, definition.abstract),
+        params,
+        transform_non_params=lambda _: everywhere,
+    )
+    return TrainState(step=everywhere, params=params, opt_state=opt_state, ema=params if ema else None)
+
+
+def create_state(
+    definition: Definition, optimizer: optax.GradientTransformation, mesh: Mesh, *, seed: int, ema: bool
+) -> TrainState:
+    """Initialise the state inside jit, straight into its shards."""
+
+    def init():
+        params = definition.init(jax.random.key(seed))
+        # EMA starts as a copy; without one, donating the state would donate the same buffer twice.
+        copy = jax.tree.map(jnp.copy, params) if ema else None
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), copy)
+
+    with jax.set_mesh(mesh):
+        return jax.jit(init, out_shardings=state_shardings(definition, optimizer, mesh, ema=ema))()
+
+
+def abstract_state(definition: Definition, optimizer, mesh: Mesh, *, ema: bool) -> TrainState:
+    """Return shapes, dtypes and shardings of the state without allocating it (for restoring)."""
+    shapes = jax.eval_shape(
+        lambda params: TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), params if ema else None),
+        definition.abstract,
+    )
+    places = state_shardings(definition, optimizer, mesh, ema=ema)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)

@@ -1,0 +1,89 @@
+"""One training step, for every task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from lumos.config import Config
+from lumos.model.definition import Definition, Params
+from lumos.training.state import TrainState, state_shardings
+
+Batch = dict[str, jax.Array]
+
+
+class Task(Protocol):
+    """What `lumos train` trains. The loop, the step, sharding and checkpoints know nothing else."""
+
+    definition: Definition
+
+    def loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, dict]:
+        """Return (sum of losses, sum of weights, metrics as weighted sums): the mean loss is their ratio."""
+
+    def evaluate_batch(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
+        """Return sums over the batch that `summarize` turns into metrics."""
+
+    def summarize(self, sums: dict[str, Any]) -> dict[str, Any]:
+        """Return scalar metrics (lists are one value per latent frame) from summed `evaluate_batch` results."""
+
+    def samples(self, params: Params, batch: Batch) -> tuple[Any, list[str]]:
+        """Return videos to look at, uint8 [B, F, Y, X, 3], and their captions."""
+
+    def flops_per_step(self) -> float:
+        """Return the FLOPs of one step (forward and backward, global batch), counted exactly."""
+
+
+def make_train_step(
+    task: Task, optimizer: optax.GradientTransformation, config: Config, mesh: Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
+    """Return the jitted, donating update `(state, batch) -> (state, metrics)`.
+
+    The randomness of step s is fold_in(seed, s). Gradients of the summed loss are accumulated over microbatches and
+    divided once by the summed weight, so accumulation equals one large batch however weights are spread.
+    """
+    num_micro, decay = config.train.accumulation, config.optimizer.ema_decay
+
+    def summed_gradients(params, batch, key):
+        def loss_sum(params):
+            total, weight, metrics = task.loss(params, batch, key)
+            return total, (weight, metrics | {"loss": total})
+
+        (_, (weight, metrics)), grads = jax.value_and_grad(loss_sum, has_aux=True)(params)
+        return grads, weight, metrics
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        if num_micro == 1:
+            grads, weight, sums = summed_gradients(state.params, batch, key)
+        else:
+            # Strided rows, so that every microbatch stays spread over all devices.
+            split = jax.tree.map(lambda x: x.reshape(-1, num_micro, *x.shape[1:]).swapaxes(0, 1), batch)
+
+            def micro(total, slices):
+                index, part = slices
+                return jax.tree.map(jnp.add, total, summed_gradients(state.params, part, jax.random.fold_in(key, index))), None
+
+            part = jax.tree.map(lambda x: x[0], split)
+            shapes = jax.eval_shape(summed_gradients, state.params, part, key)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            (grads, weight, sums), _ = jax.lax.scan(micro, zeros, (jnp.arange(num_micro), split))
+        weight = jnp.maximum(weight, 1e-9)
+        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            # Short averages at the start, when the parameters move fast.
+            rate = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+            ema = jax.tree.map(lambda e, p: e + (1 - rate).astype(e.dtype) * (p - e), ema, params)
+        metrics = {name: value / weight for name, value in sums.items()}
+        metrics["grad_norm"] = optax.global_norm(grads)
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+    places = state_shardings(task.definition, optimizer, mesh, ema=decay > 0)
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, None))

@@ -1,0 +1,115 @@
+"""The transformer as a training task: assemble, corrupt, predict in place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from lumos.config import Config
+from lumos.model import transformer
+from lumos.sequence import attention, corruption, targets
+from lumos.sequence.layout import make_layout
+from lumos.training import flops
+from lumos.training.losses import linear_cross_entropy
+
+
+class TransformerTask:
+    """Masked prediction of visual codes given text (Lumos-1 section 3.3), and optionally next-token loss on the text."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.layout = make_layout(config)
+        self.definition = transformer.make_definition(config.model, self.layout.vocabulary.size)
+
+    def loss(self, params, batch, key):
+        """Return (loss sum, number of masked codes, metric sums). Batch: tokens [B,T,H,W], text [B,P], text_length [B]."""
+        c, layout = self.config, self.layout
+        mask_key, drop_key = jax.random.split(key)
+        batch_size = batch["tokens"].shape[0]
+        mask_BTC, _ = corruption.content_mask(mask_key, batch_size, *layout.content_index.shape, c.corruption)
+        dropped_B = corruption.drop_text(drop_key, batch_size, c.corruption.text_drop)
+        hidden_BLD, model, ids_BL, mask_BL = self._forward(params, batch, mask_BTC, dropped_B)
+        ce = self._cross_entropy(model, hidden_BLD, ids_BL, mask_BL.astype(jnp.float32))
+        weight = mask_BL[:, layout.visual_index].sum().astype(jnp.float32)
+        total = ce.loss.sum()
+        metrics = {"nll": ce.nll.sum(), "accuracy": ce.correct.sum()}
+        if c.loss.text_weight:
+            text_nll, count = self._text_loss(model, hidden_BLD, ids_BL, batch["text_length"], dropped_B)
+            # Scaled by the visual weight, so that the mean loss is mean visual + text_weight * mean text.
+            metrics["text_nll"] = text_nll / jnp.maximum(count, 1) * weight
+            total = total + c.loss.text_weight * metrics["text_nll"]
+        return total, weight, metrics
+
+    def _forward(self, params, batch, mask_BTC, dropped_B):
+        layout = self.layout
+        model = self.definition.bind(params)
+        ids_BL = layout.assemble(batch["text"], batch["tokens"])
+        flat = mask_BTC.reshape(mask_BTC.shape[0], -1)
+        mask_BL = jnp.zeros(ids_BL.shape, bool).at[:, layout.content_index.reshape(-1)].set(flat)
+        inputs_BL = jnp.where(mask_BL, layout.vocabulary.mask, ids_BL)
+        keys = attention.layout_range(layout, layout.first_key(batch["text_length"], dropped_B))
+        return model.hidden(inputs_BL, layout.positions, keys), model, ids_BL, mask_BL
+
+    def _cross_entropy(self, model, hidden_BLD, ids_BL, weights_BL):
+        where, vocabulary = targets.visual(self.layout), self.layout.vocabulary
+        return linear_cross_entropy(
+            hidden_BLD[:, where.source].reshape(-1, hidden_BLD.shape[-1]),
+            model.head(vocabulary.visual_start, vocabulary.visual_end),
+            ids_BL[:, where.target].reshape(-1) - vocabulary.visual_start,
+            weights_BL[:, where.target].reshape(-1),
+            chunk=self.config.loss.chunk,
+            label_smoothing=self.config.loss.label_smoothing,
+            z_loss=self.config.loss.z_loss,
+        )
+
+    def _text_loss(self, model, hidden_BLD, ids_BL, text_length_B, dropped_B):
+        where = targets.text(self.layout)
+        first_B = self.layout.num_text - text_length_B
+        seen_BJ = (where.source[None] >= first_B[:, None]) & ~dropped_B[:, None]
+        ce = linear_cross_entropy(
+            hidden_BLD[:, where.source].reshape(-1, hidden_BLD.shape[-1]),
+            model.head(0, self.layout.vocabulary.size),
+            ids_BL[:, where.target].reshape(-1),
+            seen_BJ.astype(jnp.float32).reshape(-1),
+            chunk=self.config.loss.chunk,
+        )
+        return ce.nll.sum(), seen_BJ.sum().astype(jnp.float32)
+
+    def evaluate_batch(self, params, batch):
+        """Return per-frame sums under a fixed evaluation mask: AR-DF tubes at evaluate.mask_ratio, same for every run."""
+        layout, ratio = self.layout, self.config.evaluate.mask_ratio
+        num_frames, num_cells = layout.content_index.shape
+        batch_size = batch["tokens"].shape[0]
+        u = jax.random.uniform(jax.random.key(0), (batch_size, 1, num_cells))
+        mask_BTC = jnp.broadcast_to(corruption.choose(u, jnp.full((batch_size, 1), ratio)), (batch_size, num_frames, num_cells))
+        hidden_BLD, model, ids_BL, mask_BL = self._forward(params, batch, mask_BTC, None)
+        ce = self._cross_entropy(model, hidden_BLD, ids_BL, mask_BL.astype(jnp.float32))
+        weights = mask_BL[:, layout.visual_index].astype(jnp.float32)
+
+        def per_frame(x):
+            return x.reshape(batch_size, num_frames, -1).sum((0, 2))
+
+        return {"nll": per_frame(ce.nll), "correct": per_frame(ce.correct), "count": per_frame(weights)}
+
+    def summarize(self, sums):
+        nll, correct, count = (sums[name] for name in ("nll", "correct", "count"))
+        return {
+            "nll": float(nll.sum() / count.sum()),
+            "accuracy": float(correct.sum() / count.sum()),
+            "frame_nll": [float(x) for x in nll / count],
+        }
+
+    def samples(self, params, batch):
+        """Generate videos for the captions of a batch, decoded by the run's tokenizer."""
+        from lumos.generation.generate import Generator
+
+        generator = Generator.from_task(self, params, Path(self.config.tokenizer_workdir))
+        captions = generator.captions(batch["text"])
+        return generator.generate(captions, seed=self.config.seed), captions
+
+    def flops_per_step(self):
+        """Forward + backward = 3 forwards; recomputation (remat) is not counted."""
+        num = self.layout.vocabulary.visual_size
+        return 3 * self.config.data.batch_size * flops.forward_flops(self.config.model, self.layout, num)
