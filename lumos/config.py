@@ -110,6 +110,7 @@ class ModelConfig:
     param_dtype: str = "float32"
     attention: str = "flash"  # flash | dense (the test oracle)
     remat: str = "none"  # none | dots | full
+    scan_layers: bool = True  # False compiles every layer on its own: slower to compile, faster to run on CPU
     init_std: float = 0.02
 
 
@@ -150,7 +151,6 @@ class OptimizerConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     num_steps: int = 1000
-    max_minutes: float = 0.0  # stop (and finish the schedule) after this time; 0 = no limit
     accumulation: int = 1  # microbatches per step
     log_every: int = 20
     eval_every: int = 500
@@ -461,4 +461,6 @@ def check_clip_shape(frames: int, height: int, width: int, tokenizer: TokenizerC
         )
     for name, size in (("height", height), ("width", width)):
         if size < 1 or size % tokenizer.spatial_compression:
-            raise UserError(f"clip {name} {size} is not a multiple of the spatial compression {tokenizer.spatial_compression}")
+            raise UserError(
+                f"clip {name} {size} is not a multiple of the spatial compression {tokenizer.spatial_compression}"
+            )

@@ -161,24 +161,29 @@ def _group(sources: list[tuple[Source, float]], buckets: list[Bucket]) -> list[_
 
 
 def _training_dataset(reader, sources, config: Config, divisor: int, process: slice) -> grain.MapDataset:
-    batches, weights = [], []
+    kinds, kind_weights = [], []
     fraction = config.data.image_fraction
-    for images, kind_weight in ((False, 1 - fraction), (True, fraction)):
-        if not kind_weight:
-            continue
-        groups = _group(sources, plan_buckets(config.data, config.tokenizer, images=images, divisor=divisor))
-        turns = [sum(group.shares) / group.bucket.batch_size for group in groups]
-        for group, turn in zip(groups, turns):
-            bucket, streams = group.bucket, []
-            for number, entries in enumerate(group.entries):
-                if entries:
-                    seed = _seed(config.seed, images, number, bucket.frames, bucket.height, bucket.width)
-                    stream = grain.MapDataset.range(len(entries)).seed(seed).shuffle().repeat()
-                    streams.append(stream.random_map(reader.examples(entries, bucket)))
-            examples = _mix(streams, [share for share in group.shares if share])
-            batches.append(_batch(examples, bucket, process))
-            weights.append(kind_weight * turn / sum(turns))
-    return _mix(batches, weights)
+    for images, weight in ((False, 1 - fraction), (True, fraction)):
+        if weight:
+            groups = _group(sources, plan_buckets(config.data, config.tokenizer, images=images, divisor=divisor))
+            turns = [sum(group.shares) / group.bucket.batch_size for group in groups]
+            batches = [_batch(_stream(reader, group, config.seed, images), group.bucket, process) for group in groups]
+            kinds.append(_mix(batches, turns))
+            kind_weights.append(weight)
+    return _mix(kinds, kind_weights)
+
+
+def _stream(reader, group: _Group, seed: int, images: bool) -> grain.MapDataset:
+    """Return the endless stream of a bucket's examples: every source shuffled anew each epoch, mixed by share."""
+    streams, bucket = [], group.bucket
+    for number, entries in enumerate(group.entries):
+        if entries:
+            # Each stream has a seed of its own: grain adds the epoch to it, so neighbours would repeat each other.
+            parts = (seed, images, number, bucket.frames, bucket.height, bucket.width)
+            stream_seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
+            stream = grain.MapDataset.range(len(entries)).seed(stream_seed).shuffle().repeat()
+            streams.append(stream.random_map(reader.examples(entries, bucket)))
+    return _mix(streams, [share for share in group.shares if share])
 
 
 def _evaluation_dataset(reader, sources, config: Config, divisor: int, process: slice) -> grain.MapDataset:
@@ -204,11 +209,6 @@ def _batch(examples: grain.MapDataset, bucket: Bucket, process: slice) -> grain.
 
 def _mix(datasets: list[grain.MapDataset], weights: list[float]) -> grain.MapDataset:
     return grain.MapDataset.mix(datasets, weights) if len(datasets) > 1 else datasets[0]
-
-
-def _seed(*parts: int) -> int:
-    """Mix integers into one 32-bit seed."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 class _Reader:

@@ -6,6 +6,8 @@ suffix ".utf8", and comes back as a string.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -83,38 +85,40 @@ class RecordWriter:
 class RecordSource:
     """Random access to the records of several shards, in the order of the given paths.
 
+    Attributes:
+      lengths: number of records in each shard.
+
     Raises:
       UserError: a shard is missing or damaged (on construction), or a record is (on access).
     """
 
     def __init__(self, paths: Sequence[str | Path]):
-        self.paths = [str(path) for path in paths]
-        for path in self.paths:
-            if not os.path.isfile(path):
-                raise UserError(f"{path}: no such record file")
-        try:
-            self._source = ArrayRecordDataSource(self.paths)
-            self._length = len(self._source)
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"damaged record file among {', '.join(self.paths)}: {_first_line(error)}") from error
+        self._paths = [str(path) for path in paths]
+        self._shards = [_open_shard(path) for path in self._paths]
+        self.lengths = [len(shard) for shard in self._shards]
+        self._ends = list(itertools.accumulate(self.lengths))
 
     def __len__(self) -> int:
-        return self._length
+        return sum(self.lengths)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray | str]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        shard = bisect.bisect_right(self._ends, index)
+        position = index - self._ends[shard] + self.lengths[shard]
         try:
-            return decode(self._source[index])
-        except (SafetensorError, UnicodeDecodeError, ValueError, RuntimeError) as error:
-            path, position = self._locate(index)
-            raise UserError(f"{path}: record {position} is damaged ({_first_line(error)})") from error
+            return decode(self._shards[shard][position])
+        except (SafetensorError, ValueError, RuntimeError) as error:
+            raise UserError(f"{self._paths[shard]}: record {position} is damaged ({_first_line(error)})") from error
 
-    def _locate(self, index: int) -> tuple[str, int]:
-        for path in self.paths:
-            length = len(ArrayRecordDataSource([path]))
-            if index < length:
-                return path, index
-            index -= length
-        raise IndexError(index)
+
+def _open_shard(path: str) -> ArrayRecordDataSource:
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such record file")
+    try:
+        return ArrayRecordDataSource([path])
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: damaged record file ({_first_line(error)})") from error
 
 
 def _first_line(error: Exception) -> str:

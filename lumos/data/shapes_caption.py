@@ -72,31 +72,31 @@ def test_prompts(level: str, num: int, seed: int = 0, split: str = "test") -> li
     return prompts
 
 
-def _clause(rng: np.random.Generator, thing: ShapeObject, opening: bool) -> str:
+def _clause(rng: np.random.Generator, item: ShapeObject, opening: bool) -> str:
     """Return a subject with its motion; only the first clause of a sentence may be verbless."""
     form = rng.integers(5) if opening else rng.integers(2)
-    noun = _noun(rng, thing, "the" if opening and rng.random() < 0.25 and form < 2 else "a")
+    noun = _noun(rng, item, "the" if opening and rng.random() < 0.25 and form < 2 else "a")
     if form == 0:
-        return f"{noun} {_motion(rng, thing, _VERBS[rng.integers(len(_VERBS))][0])}"
+        return f"{noun} {_motion(rng, item, _VERBS[rng.integers(len(_VERBS))][0])}"
     if form == 1:
-        return f"{noun} is {_participle(rng, thing)}"
+        return f"{noun} is {_participle(rng, item)}"
     if form == 2:
-        return f"{noun} {_participle(rng, thing)}"
-    return f"{'there is' if form == 3 else 'a video of'} {noun} {_participle(rng, thing)}"
+        return f"{noun} {_participle(rng, item)}"
+    return f"{'there is' if form == 3 else 'a video of'} {noun} {_participle(rng, item)}"
 
 
-def _participle(rng: np.random.Generator, thing: ShapeObject) -> str:
-    return _motion(rng, thing, _VERBS[rng.integers(len(_VERBS))][1])
+def _participle(rng: np.random.Generator, item: ShapeObject) -> str:
+    return _motion(rng, item, _VERBS[rng.integers(len(_VERBS))][1])
 
 
-def _motion(rng: np.random.Generator, thing: ShapeObject, verb: str) -> str:
-    towards = _TOWARDS[thing.direction][rng.integers(2)]
-    adverb = _ADVERBS[thing.speed] if rng.random() < 0.7 else ""
-    bounce = ("and bouncing" if verb.endswith("ing") else "and bounces") + " off the edge" if thing.bounces else ""
+def _motion(rng: np.random.Generator, item: ShapeObject, verb: str) -> str:
+    towards = _TOWARDS[item.direction][rng.integers(2)]
+    adverb = _ADVERBS[item.speed] if rng.random() < 0.7 else ""
+    bounce = ("and bouncing" if verb.endswith("ing") else "and bounces") + " off the edge" if item.bounces else ""
     return " ".join(filter(None, (verb, adverb, towards, bounce)))
 
 
-def _noun(rng: np.random.Generator, thing: ShapeObject, article: str) -> str:
-    size = thing.size if thing.size != "medium" and rng.random() < 0.3 else ""
-    texture = thing.texture if rng.random() < 0.7 else ""
-    return " ".join(filter(None, (article, size, texture, thing.colour, thing.shape)))
+def _noun(rng: np.random.Generator, item: ShapeObject, article: str) -> str:
+    size = item.size if item.size != "medium" and rng.random() < 0.3 else ""
+    texture = item.texture if rng.random() < 0.7 else ""
+    return " ".join(filter(None, (article, size, texture, item.colour, item.shape)))

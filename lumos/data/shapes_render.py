@@ -19,11 +19,11 @@ def render(scene: Scene) -> np.ndarray:
     if len(video_FYXC) == 1:
         video_FYXC = np.repeat(video_FYXC, frames, axis=0)
     for index in scene.depth:
-        thing = scene.objects[index]
-        x_FX = np.arange(width, dtype=np.float32) + 0.5 - thing.centre_F2[:, :1].astype(np.float32)
-        y_FY = np.arange(height, dtype=np.float32) + 0.5 - thing.centre_F2[:, 1:].astype(np.float32)
-        alpha_FYX1 = coverage_FYX(thing.shape, thing.radius, y_FY, x_FX)[..., None]
-        paint_FYXC = np.float32(COLOURS[thing.colour]) * _brightness_FYX1(thing, y_FY, x_FX)
+        item = scene.objects[index]
+        x_FX = np.arange(width, dtype=np.float32) + 0.5 - item.centre_F2[:, :1].astype(np.float32)
+        y_FY = np.arange(height, dtype=np.float32) + 0.5 - item.centre_F2[:, 1:].astype(np.float32)
+        alpha_FYX1 = coverage_FYX(item.shape, item.radius, y_FY, x_FX)[..., None]
+        paint_FYXC = np.float32(COLOURS[item.colour]) * _brightness_FYX1(item, y_FY, x_FX)
         video_FYXC += alpha_FYX1 * (paint_FYXC - video_FYXC)
     return np.rint(np.clip(video_FYXC, 0, 255, out=video_FYXC)).astype(np.uint8)
 
@@ -70,24 +70,25 @@ def background_FYXC(background: Background, clip_shape: tuple[int, int, int]) ->
     rows_FYK = drift_FK[:, None] + background.phase_K + np.arange(height)[:, None] * fy_K
     columns_KX1 = (fx_K[:, None] * np.arange(width))[..., None]
     amplitude_K1C = background.amplitude_KC[:, None]
-    left_FYK = np.concatenate([np.cos(rows_FYK), -np.sin(rows_FYK)], axis=-1).astype(np.float32)
+    left_FYK = np.concatenate([np.cos(rows_FYK), -np.sin(rows_FYK)], axis=-1)
     right_KXC = np.concatenate([np.cos(columns_KX1) * amplitude_K1C, np.sin(columns_KX1) * amplitude_K1C])
-    waves_FYXC = left_FYK @ right_KXC.reshape(len(right_KXC), -1).astype(np.float32)
-    return waves_FYXC.reshape(len(time_F), height, width, 3) + np.float32(background.colour_C)
+    left = left_FYK.reshape(-1, len(right_KXC)).astype(np.float32)
+    right = right_KXC.reshape(len(right_KXC), -1).astype(np.float32)
+    return (left @ right).reshape(len(time_F), height, width, 3) + np.float32(background.colour_C)
 
 
-def _brightness_FYX1(thing: ShapeObject, y_FY: np.ndarray, x_FX: np.ndarray) -> np.ndarray | np.float32:
+def _brightness_FYX1(item: ShapeObject, y_FY: np.ndarray, x_FX: np.ndarray) -> np.ndarray | np.float32:
     """Return the texture, which moves with its object and keeps its hue, as a factor in [0.65, 1]."""
-    if not thing.texture:
+    if not item.texture:
         return np.float32(1)
-    wave = np.float32(2 * np.pi / (0.6 * thing.radius))
+    wave = np.float32(2 * np.pi / (0.6 * item.radius))
     x_F1X, y_FY1 = wave * x_FX[:, None, :], wave * y_FY[:, :, None]
-    if thing.texture == "striped":
+    if item.texture == "striped":
         pattern_FYX = np.sin(x_F1X + y_FY1)
-    elif thing.texture == "dotted":
+    elif item.texture == "dotted":
         pattern_FYX = np.cos(x_F1X) + np.cos(y_FY1) - 1
-    elif thing.texture == "checkered":
+    elif item.texture == "checkered":
         pattern_FYX = 2 * np.sin(x_F1X / 2) * np.sin(y_FY1 / 2)
     else:
-        raise ValueError(f"unknown texture {thing.texture!r}")
+        raise ValueError(f"unknown texture {item.texture!r}")
     return (np.float32(0.825) - np.float32(0.175) * np.clip(2 * pattern_FYX, -1, 1))[..., None]

@@ -60,8 +60,8 @@ class Level:
 
 LEVELS = {
     "easy": Level(4, (1, 1), ("large",), ("normal",), 0.0, 0.0, 3, (1.0, 2.5), 14.0, 0.0, False),
-    "medium": Level(8, (1, 2), tuple(SIZES), tuple(SPEEDS), 0.3, 0.0, 8, (0.3, 1.0), 20.0, 0.0, False),
-    "hard": Level(8, (1, 3), tuple(SIZES), tuple(SPEEDS), 0.3, 0.75, 16, (0.12, 0.6), 34.0, 0.025, True),
+    "medium": Level(8, (1, 2), tuple(SIZES), tuple(SPEEDS), 0.3, 0.0, 8, (0.3, 1.0), 14.0, 0.0, False),
+    "hard": Level(8, (1, 3), tuple(SIZES), tuple(SPEEDS), 0.3, 0.75, 16, (0.12, 0.6), 28.0, 0.025, True),
 }
 
 
@@ -227,7 +227,7 @@ def _sample_object(
     bounce_axis = rng.choice(moving) if bounces else None
     last = frames - 1
     # Late enough that the direction in the caption is that of most of the clip.
-    bounce_time = rng.uniform(0.67, 0.85) * last
+    bounce_time = rng.uniform(0.72, 0.86) * last
 
     low = 1.1 * radius
     high_2 = np.array([width, height]) - low

@@ -131,13 +131,12 @@ class TokensSource:
             raise UserError(f"{path}: no shards of split {split!r}; there are: {', '.join(found) or 'none'}")
         self._records = RecordSource(shards)
         time, space = config.tokenizer.temporal_compression, config.tokenizer.spatial_compression
-        self.sizes = []
-        for shard in shards:
+        self.sizes, start = [], 0
+        for length in filter(None, self._records.lengths):
             # One shard holds clips of one size, so its first record speaks for all.
-            source = RecordSource([shard])
-            if len(source):
-                frames, rows, columns = source[0]["tokens"].shape
-                self.sizes += [(1 + (frames - 1) * time, rows * space, columns * space)] * len(source)
+            frames, rows, columns = self._records[start]["tokens"].shape
+            self.sizes += [(1 + (frames - 1) * time, rows * space, columns * space)] * length
+            start += length
 
     def load(self, index: int, bucket: Bucket, where: float) -> tuple[dict[str, np.ndarray], str]:
         del where

@@ -11,11 +11,12 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Colorspace, VideoReformatter
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
@@ -65,7 +66,7 @@ def probe(path: str | Path) -> VideoInfo:
             frames, duration = stream.frames, float(stream.duration * stream.time_base)
             _check_last_packet(container, stream, path)
         else:
-            frames, duration = _count_packets(container, stream, first)
+            frames, duration = _count_packets(path, first.duration)
         fps = float(rate) if rate else frames / max(duration, 1e-3)
         sideways = first.rotation % 180 != 0
         width, height = (first.height, first.width) if sideways else (first.width, first.height)
@@ -202,19 +203,20 @@ def _check_last_packet(container, stream, path: Path) -> None:
         raise UserError(f"{path}: cut short (the header promises {stream.frames} frames, the last cannot be read)")
 
 
-def _count_packets(container, stream, first: av.VideoFrame) -> tuple[int, float]:
+def _count_packets(path: Path, frame_duration: int) -> tuple[int, float]:
     """Return the number of frames and the seconds from the first to the end of the last."""
-    container.seek(stream.start_time or 0, stream=stream)
-    times = [packet.pts for packet in container.demux(stream) if packet.size and packet.pts is not None]
-    if not times:
-        return 1, 0.0
-    period = first.duration or (max(times) - min(times)) / max(len(times) - 1, 1)
-    return len(times), float((max(times) - min(times) + period) * stream.time_base)
+    with _open(path) as (container, stream):
+        times = [packet.pts for packet in container.demux(stream) if packet.size and packet.pts is not None]
+        if not times:
+            return 1, 0.0
+        period = frame_duration or (max(times) - min(times)) / max(len(times) - 1, 1)
+        return len(times), float((max(times) - min(times) + period) * stream.time_base)
 
 
 def _frames_from(container, stream, start: float) -> Iterator[av.VideoFrame]:
     """Decode from the last keyframe at or before `start`."""
-    if start > 0:
+    # MPEG program streams have no index: seeking lands anywhere, and with the wrong times.
+    if start > 0 and container.format.name != "mpeg":
         container.seek(int(start / stream.time_base) + (stream.start_time or 0), stream=stream)
         frames = _decode(container, stream)
         first = next(frames, None)
@@ -222,13 +224,13 @@ def _frames_from(container, stream, start: float) -> Iterator[av.VideoFrame]:
             yield first
             yield from frames
             return
-        # Streams without an index (MPEG program streams) can land too late: then decode from the beginning.
+        # Landed too late (a poor index, frames before the first keyframe): decode from the beginning.
         container.seek(stream.start_time or 0, stream=stream)
     yield from _decode(container, stream)
 
 
 def _select(frames, stream, start: float, num_frames: int, fps: float) -> Iterator[av.VideoFrame]:
-    """Yield the frame nearest to each wanted time; a file may end up to one frame period before a wanted time."""
+    """Yield the frame nearest to each wanted time; the last frame of the file lasts one period."""
     period = float(1 / stream.average_rate) if stream.average_rate else 0.0
     if fps == 0:
         yield from (frame for frame in frames if _time(frame, stream) >= start - period / 2)
@@ -242,7 +244,7 @@ def _select(frames, stream, start: float, num_frames: int, fps: float) -> Iterat
             yield last if nearer_before else frame
             target = next(wanted, math.inf)
         last = frame
-    while last is not None and target <= _time(last, stream) + period:
+    while last is not None and target < _time(last, stream) + period - 1e-6:
         yield last
         target = next(wanted, math.inf)
 
@@ -280,8 +282,10 @@ def _write_mp4(path: Path, video_FYX3: np.ndarray, fps: float, metadata: dict[st
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
         if metadata:
             container.metadata["comment"] = _comment(metadata)
-        stream = container.add_stream("libx264", rate=round(fps * 1000) / 1000, options={"crf": "12"})
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "12"})
         stream.height, stream.width, stream.pix_fmt = padded.shape[1], padded.shape[2], "yuv420p"
+        # FFmpeg converts RGB with the BT.601 matrix; untagged, players of large videos would assume BT.709.
+        stream.colorspace = Colorspace.SMPTE170M
         for frame_YX3 in padded:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_YX3, format="rgb24")))
         container.mux(stream.encode())

@@ -45,7 +45,9 @@ class Decoder:
         def frame(carry, f):
             state, ids_BL = carry
             block_BQ = self._block(ids_BL, f)
-            codes_BJ = self._decode_frame(past, state, model.head(*self._visual), block_BQ, f, jax.random.fold_in(key, f))
+            codes_BJ = self._decode_frame(
+                past, state, model.head(*self._visual), block_BQ, f, jax.random.fold_in(key, f)
+            )
             block_BQ = self._with_codes(block_BQ, codes_BJ, jnp.ones_like(codes_BJ, bool))
             ids_BL = jax.lax.dynamic_update_slice_in_dim(ids_BL, block_BQ, self._start(f), axis=1)
             history = jnp.where(self._history_Q, layout.vocabulary.mask, block_BQ)
@@ -67,9 +69,7 @@ class Decoder:
             draw_key, keep_key = jax.random.split(step_key)
             ids_BQ = self._with_codes(block_BQ, codes_BJ, known_BJ)
             hidden = past.hidden(seen, self._rows(ids_BQ), f)[:, self._cells]
-            drawn, log_p = sampler.draw(
-                draw_key, hidden, head_DV, guidance=c.guidance, top_k=c.top_k, chunk=self.chunk
-            )
+            drawn, log_p = sampler.draw(draw_key, hidden, head_DV, guidance=c.guidance, top_k=c.top_k, chunk=self.chunk)
             codes_BJ = jnp.where(known_BJ, codes_BJ, drawn)
             return (codes_BJ, sampler.keep_confident(keep_key, log_p, known_BJ, num_unknown, temperature)), None
 
@@ -99,7 +99,9 @@ class Decoder:
     def _forget(self, ids_RL, num_given):
         """Apply the history mask to the given frames."""
         index = self.layout.content_index[:num_given].reshape(-1)
-        masked = jnp.tile(jnp.asarray(order.history_mask(self.layout.content_index.shape[1], self.config.history_ratio)), num_given)
+        masked = jnp.tile(
+            jnp.asarray(order.history_mask(self.layout.content_index.shape[1], self.config.history_ratio)), num_given
+        )
         return ids_RL.at[:, index].set(jnp.where(masked, self.layout.vocabulary.mask, ids_RL[:, index]))
 
     def _start(self, f):
@@ -142,7 +144,10 @@ class _Cached:
     def _run(self, seen, ids_RQ, f):
         length = self.layout.frame_length
         positions = Positions(
-            *(jax.lax.dynamic_slice_in_dim(jnp.asarray(a), self.decoder._start(f), length) for a in self.layout.positions)
+            *(
+                jax.lax.dynamic_slice_in_dim(jnp.asarray(a), self.decoder._start(f), length)
+                for a in self.layout.positions
+            )
         )
         own = KeyRange(jnp.zeros((1, length), jnp.int32), jnp.full((1, length), length, jnp.int32))
         return self.model(ids_RQ, positions, own, seen)
@@ -161,7 +166,10 @@ class _Recomputed:
 
     def __init__(self, decoder: Decoder, model, first_R):
         self.decoder, self.layout, self.model = decoder, decoder.layout, model
-        self.keys = KeyRange(first_R[:, None] + jnp.zeros((1, self.layout.length), jnp.int32), jnp.asarray(range_end(self.layout.group))[None])
+        self.keys = KeyRange(
+            first_R[:, None] + jnp.zeros((1, self.layout.length), jnp.int32),
+            jnp.asarray(range_end(self.layout.group))[None],
+        )
 
     def prefill(self, ids_RL, num_given):
         return ids_RL

@@ -28,10 +28,18 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], num: int, rngs: nnx.Rngs) -> n
     return nnx.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), num))
 
 
-def scan(stacked: nnx.Module, call: Callable, carry: Any, *per_layer: Any, remat: Callable | None = None) -> Any:
+def scan(
+    stacked: nnx.Module,
+    call: Callable,
+    carry: Any,
+    *per_layer: Any,
+    remat: Callable | None = None,
+    unroll: bool = False,
+) -> Any:
     """Run `carry, out = call(layer, carry, *per_layer_slices)` over the layers of a stacked module.
 
-    `remat` wraps the layer body (a `jax.checkpoint` with a policy). Returns the last carry and the stacked outs.
+    `remat` wraps the layer body (a `jax.checkpoint` with a policy); `unroll` compiles every layer on its own. Returns the
+    last carry and the stacked outs.
     """
     graph, params = nnx.split(stacked)
 
@@ -39,7 +47,7 @@ def scan(stacked: nnx.Module, call: Callable, carry: Any, *per_layer: Any, remat
         layer_params, *rest = slices
         return call(nnx.merge(graph, layer_params), carry, *rest)
 
-    return jax.lax.scan(remat(body) if remat else body, carry, (params, *per_layer))
+    return jax.lax.scan(remat(body) if remat else body, carry, (params, *per_layer), unroll=unroll)
 
 
 class Definition:

@@ -47,7 +47,7 @@ class Transformer(nnx.Module):
             x_BQD, own_kv = block(x_BQD, cos, sin, keys, past_of_layer)
             return sharding.constrain(x_BQD, ("batch", "length", None)), own_kv
 
-        x_BQD, own_kv = scan(self.layers, layer, x_BQD, *past_kv, remat=_remat(c.remat))
+        x_BQD, own_kv = scan(self.layers, layer, x_BQD, *past_kv, remat=_remat(c.remat), unroll=not c.scan_layers)
         return self.norm(x_BQD), own_kv
 
     def hidden(self, ids_BL: jax.Array, positions: Positions, keys: KeyRange) -> jax.Array:

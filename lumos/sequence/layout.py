@@ -165,9 +165,9 @@ def _build(ids, grid, num_text, *, drop_to, template, frame, is_code, is_content
     )
 
 
-def make_layout(config: Config) -> Layout:
-    """Build the layout of a run. `model.text_vocab` and `model.visual_vocab` must be resolved (not 0)."""
-    c, grid = config.sequence, tuple(config.sequence.grid)
+def make_layout(config: Config, grid: tuple[int, int, int] | None = None) -> Layout:
+    """Build the layout of a run (of another grid, if given). `model.text_vocab` and `visual_vocab` must be resolved."""
+    c, grid = config.sequence, tuple(grid or config.sequence.grid)
     if not config.model.visual_vocab or not (config.model.text_vocab or c.style == "lumos1"):
         raise ValueError("model.text_vocab and model.visual_vocab must be resolved before a layout is built")
     if c.style == "lumos1":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +41,31 @@ def forward_flops(model: ModelConfig, layout: Layout, num_candidates: int) -> fl
     pairs = 4.0 * model.num_layers * model.num_heads * model.head_dim * count_pairs(layout)
     head = 2.0 * len(layout.visual_index) * model.model_dim * num_candidates
     return dense + pairs + head
+
+
+def count_matmul_flops(function: Callable, *args) -> float:
+    """Return the FLOPs of every matmul and convolution in `function`, by walking its jaxpr (loops times their length)."""
+    return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _jaxpr_flops(jaxpr) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        out = equation.outvars[0].aval if equation.outvars else None
+        if equation.primitive.name == "dot_general":
+            (contract, _), _ = equation.params["dimension_numbers"]
+            total += 2.0 * out.size * math.prod(equation.invars[0].aval.shape[axis] for axis in contract)
+        elif equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval
+            out_axis = equation.params["dimension_numbers"].rhs_spec[0]
+            total += 2.0 * out.size * kernel.size / kernel.shape[out_axis]
+        repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    total += repeats * _jaxpr_flops(inner)
+    return total
 
 
 @functools.cache

@@ -15,9 +15,7 @@ from lumos import sharding
 from lumos.model.definition import Definition
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("step", "params", "opt_state", "ema"), meta_fields=()
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("step", "params", "opt_state", "ema"), meta_fields=())
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """step: int32 scalar, finished updates. ema: like params, or None. Random keys are fold_in(seed, step), never state."""

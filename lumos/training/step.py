@@ -66,7 +66,9 @@ def make_train_step(
 
             def micro(total, slices):
                 index, part = slices
-                return jax.tree.map(jnp.add, total, summed_gradients(state.params, part, jax.random.fold_in(key, index))), None
+                return jax.tree.map(
+                    jnp.add, total, summed_gradients(state.params, part, jax.random.fold_in(key, index))
+                ), None
 
             part = jax.tree.map(lambda x: x[0], split)
             shapes = jax.eval_shape(summed_gradients, state.params, part, key)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 
@@ -20,18 +18,18 @@ class TransformerTask:
 
     def __init__(self, config: Config):
         self.config = config
-        self.layout = make_layout(config)
+        self.layout = make_layout(config)  # of sequence.grid; batches of other buckets get their own
         self.definition = transformer.make_definition(config.model, self.layout.vocabulary.size)
 
     def loss(self, params, batch, key):
         """Return (loss sum, number of masked codes, metric sums). Batch: tokens [B,T,H,W], text [B,P], text_length [B]."""
-        c, layout = self.config, self.layout
+        c, layout = self.config, self._layout_of(batch)
         mask_key, drop_key = jax.random.split(key)
         batch_size = batch["tokens"].shape[0]
         mask_BTC, _ = corruption.content_mask(mask_key, batch_size, *layout.content_index.shape, c.corruption)
         dropped_B = corruption.drop_text(drop_key, batch_size, c.corruption.text_drop)
-        hidden_BLD, model, ids_BL, mask_BL = self._forward(params, batch, mask_BTC, dropped_B)
-        ce = self._cross_entropy(model, hidden_BLD, ids_BL, mask_BL.astype(jnp.float32))
+        hidden_BLD, model, ids_BL, mask_BL = self._forward(layout, params, batch, mask_BTC, dropped_B)
+        ce = self._cross_entropy(layout, model, hidden_BLD, ids_BL, mask_BL.astype(jnp.float32))
         weight = mask_BL[:, layout.visual_index].sum().astype(jnp.float32)
         total = ce.loss.sum()
         metrics = {"nll": ce.nll.sum(), "accuracy": ce.correct.sum()}
@@ -42,8 +40,11 @@ class TransformerTask:
             total = total + c.loss.text_weight * metrics["text_nll"]
         return total, weight, metrics
 
-    def _forward(self, params, batch, mask_BTC, dropped_B):
-        layout = self.layout
+    def _layout_of(self, batch):
+        grid = tuple(batch["tokens"].shape[1:])
+        return self.layout if grid == self.layout.grid else make_layout(self.config, grid)
+
+    def _forward(self, layout, params, batch, mask_BTC, dropped_B):
         model = self.definition.bind(params)
         ids_BL = layout.assemble(batch["text"], batch["tokens"])
         flat = mask_BTC.reshape(mask_BTC.shape[0], -1)
@@ -52,8 +53,8 @@ class TransformerTask:
         keys = attention.layout_range(layout, layout.first_key(batch["text_length"], dropped_B))
         return model.hidden(inputs_BL, layout.positions, keys), model, ids_BL, mask_BL
 
-    def _cross_entropy(self, model, hidden_BLD, ids_BL, weights_BL):
-        where, vocabulary = targets.visual(self.layout), self.layout.vocabulary
+    def _cross_entropy(self, layout, model, hidden_BLD, ids_BL, weights_BL):
+        where, vocabulary = targets.visual(layout), layout.vocabulary
         return linear_cross_entropy(
             hidden_BLD[:, where.source].reshape(-1, hidden_BLD.shape[-1]),
             model.head(vocabulary.visual_start, vocabulary.visual_end),
@@ -79,13 +80,15 @@ class TransformerTask:
 
     def evaluate_batch(self, params, batch):
         """Return per-frame sums under a fixed evaluation mask: AR-DF tubes at evaluate.mask_ratio, same for every run."""
-        layout, ratio = self.layout, self.config.evaluate.mask_ratio
+        layout, ratio = self._layout_of(batch), self.config.evaluate.mask_ratio
         num_frames, num_cells = layout.content_index.shape
         batch_size = batch["tokens"].shape[0]
         u = jax.random.uniform(jax.random.key(0), (batch_size, 1, num_cells))
-        mask_BTC = jnp.broadcast_to(corruption.choose(u, jnp.full((batch_size, 1), ratio)), (batch_size, num_frames, num_cells))
-        hidden_BLD, model, ids_BL, mask_BL = self._forward(params, batch, mask_BTC, None)
-        ce = self._cross_entropy(model, hidden_BLD, ids_BL, mask_BL.astype(jnp.float32))
+        mask_BTC = jnp.broadcast_to(
+            corruption.choose(u, jnp.full((batch_size, 1), ratio)), (batch_size, num_frames, num_cells)
+        )
+        hidden_BLD, model, ids_BL, mask_BL = self._forward(layout, params, batch, mask_BTC, None)
+        ce = self._cross_entropy(layout, model, hidden_BLD, ids_BL, mask_BL.astype(jnp.float32))
         weights = mask_BL[:, layout.visual_index].astype(jnp.float32)
 
         def per_frame(x):
@@ -105,9 +108,9 @@ class TransformerTask:
         """Generate videos for the captions of a batch, decoded by the run's tokenizer."""
         from lumos.generation.generate import Generator
 
-        generator = Generator.from_task(self, params, Path(self.config.tokenizer_workdir))
-        captions = generator.captions(batch["text"])
-        return generator.generate(captions, seed=self.config.seed), captions
+        generator = Generator(self.config, self.definition, params)
+        captions = [generator.text.decode(ids) for ids in batch["text"]]
+        return generator.generate(captions, seed=self.config.seed).videos, captions
 
     def flops_per_step(self):
         """Forward + backward = 3 forwards; recomputation (remat) is not counted."""

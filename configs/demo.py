@@ -1,0 +1,60 @@
+"""The demo: moving shapes from nothing to videos that follow a prompt, on two CPU cores in minutes.
+
+Runs:      lumos demo --workdir=demo
+By hand:   lumos data shapes --config=configs/demo.py:tokenizer
+           lumos train       --config=configs/demo.py:tokenizer   --workdir=demo/tokenizer
+           lumos tokenize    --config=configs/demo.py:tokenizer   --workdir=demo/tokenizer --out=demo/tokens
+           lumos train       --config=configs/demo.py:transformer --workdir=demo/transformer
+           lumos evaluate    --workdir=demo/transformer --out=demo/report
+Expected:  docs/results.md
+"""
+
+from lumos import config as lumos_config
+
+
+def get_config(variant: str = "transformer"):
+    """Variants: "tokenizer", "transformer", each also with ",smoke" (seconds, for tests)."""
+    task, _, size = variant.partition(",")
+    config = lumos_config.default()
+    config.name, config.task = f"demo {task}", task
+    config.data.buckets = ((9, 64, 64),)
+    config.sequence.grid = (3, 8, 8)
+    config.sequence.text_length = 16
+    config.shapes.level = "easy"
+    config.tokenizer_workdir = "demo/tokenizer"
+    if task == "tokenizer":
+        config.data.path = "demo/moving_shapes"
+        config.data.batch_size = 8
+        config.optimizer.learning_rate = 3e-3
+        config.optimizer.weight_decay = 0.01
+        config.train.num_steps = 1000
+        config.train.eval_every = 250
+    else:
+        config.data.source = "tokens"
+        config.data.path = "demo/tokens"
+        config.data.batch_size = 16
+        config.model.num_layers = 6
+        config.model.model_dim = 128
+        config.model.mlp_dim = 384
+        config.model.num_heads = 2
+        config.model.num_kv_heads = 2
+        config.model.scan_layers = False
+        config.optimizer.learning_rate = 2e-3
+        config.train.num_steps = 800
+        config.train.eval_every = 200
+        config.train.checkpoint_every = 400
+    if size == "smoke":
+        config.shapes.num_train = config.shapes.num_validation = config.shapes.num_test = 16
+        config.data.buckets = ((5, 32, 32),)
+        config.sequence.grid = (2, 4, 4)
+        config.data.batch_size = 4
+        config.train.num_steps = 4
+        config.train.eval_batches = config.train.num_samples = 1
+        config.train.log_every = 2
+        config.model.num_layers = 2
+        config.model.model_dim = 64
+        config.model.mlp_dim = 128
+        config.generate.steps = 4
+        config.evaluate.num_prompts = config.evaluate.num_clips = 4
+        config.evaluate.batch_size = 4
+    return config

@@ -1,0 +1,7 @@
+"""`python -m lumos` is `lumos`."""
+
+import sys
+
+from lumos.cli import main
+
+sys.exit(main())

@@ -1,0 +1,251 @@
+"""The command line: `lumos <verb> --flags`. Verbs map to functions, nothing else happens here."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+from absl import flags
+from absl import logging as absl_logging
+
+from lumos.errors import UserError
+
+_USAGE = """usage: lumos <verb> [flags]
+
+  demo             everything below, tiny, on a CPU: ends with videos and a report
+  data index       folder, glob or list of clips -> manifest
+  data shapes      draw the moving_shapes data set of a config
+  data vocab       train a sentencepiece model from captions
+  train            train a tokenizer or a transformer; resumes by itself
+  tokenize         clips -> shards of tokens
+  generate         prompts (and first frames) -> videos
+  evaluate         a training workdir -> results.jsonl and an HTML report
+
+`lumos <verb> --help` lists the flags of a verb. Config fields are set with --config.section.field=value.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return the exit code (2 for a user error, which prints one line)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_USAGE, end="")
+        return 0
+    verb = arguments.pop(0)
+    if verb == "data" and arguments and not arguments[0].startswith("-"):
+        verb += " " + arguments.pop(0)
+    try:
+        if verb not in _VERBS:
+            raise UserError(f"unknown command {verb!r}; commands: {', '.join(_VERBS)}")
+        define, run = _VERBS[verb]
+        arguments, overrides = _split_overrides(arguments)
+        values = flags.FlagValues()
+        define(values)
+        if {"--help", "-h"} & set(arguments):
+            print(f"flags of lumos {verb}:\n{values.get_help()}")
+            return 0
+        try:
+            rest = values([f"lumos {verb}", *arguments])[1:]
+        except flags.Error as error:
+            raise UserError(f"lumos {verb}: {' '.join(str(error).split())}; see lumos {verb} --help") from error
+        if rest:
+            raise UserError(f"unexpected argument {rest[0]!r}; flags are --name=value")
+        _start_logging()
+        run(values, overrides)
+    except UserError as error:
+        print(f"lumos: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Take `--config.a.b=value` (or `--config.a.b value`) out of the arguments."""
+    rest, overrides = [], {}
+    queue = list(arguments)
+    while queue:
+        argument = queue.pop(0)
+        if not argument.startswith("--config."):
+            rest.append(argument)
+            continue
+        name, equals, value = argument.removeprefix("--config.").partition("=")
+        if not equals:
+            if not queue:
+                raise UserError(f"--config.{name} needs a value")
+            value = queue.pop(0)
+        overrides[name] = value
+    return rest, overrides
+
+
+def _start_logging() -> None:
+    flags.FLAGS.mark_as_parsed()  # grain reads absl flags
+    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax narrates every save at INFO
+    logger = logging.getLogger("lumos")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger.handlers = [handler]
+
+
+def _text(name: str, default: str | None, help_text: str, *, required: bool = False) -> Callable:
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string(name, default, help_text, flag_values=values)
+        if required:
+            flags.mark_flag_as_required(name, flag_values=values)
+
+    return define
+
+
+def _number(name: str, default: int, help_text: str) -> Callable:
+    return lambda values: flags.DEFINE_integer(name, default, help_text, flag_values=values)
+
+
+def _many(name: str, help_text: str) -> Callable:
+    return lambda values: flags.DEFINE_multi_string(name, [], help_text, flag_values=values)
+
+
+def _flags(*definitions: Callable) -> Callable:
+    return lambda values: [define(values) for define in definitions]
+
+
+_CONFIG = _text("config", None, "config file, path.py[:variant]", required=True)
+_WORKDIR = _text("workdir", None, "training workdir", required=True)
+
+
+def _demo(values, overrides):
+    from lumos.demo import demo
+
+    if overrides:
+        raise UserError("lumos demo takes no config overrides; copy configs/demo.py and pass it with --config")
+    demo(values.workdir, values.config, values.variant)
+
+
+def _data_index(values, overrides):
+    from lumos import config
+    from lumos.data.index import index
+
+    data = config.load(values.config, overrides).data if values.config else config.parse(config.default()).data
+    print(index(values.input, values.out, data))
+
+
+def _data_shapes(values, overrides):
+    from lumos import config
+    from lumos.data import moving_shapes
+
+    c = config.load(values.config, overrides)
+    if c.data.source != "moving_shapes":
+        raise UserError(f"{values.config}: config.data.source is {c.data.source!r}, not 'moving_shapes'")
+    moving_shapes.prepare(c.data.path, c.shapes, c.data.buckets[0], c.seed)
+
+
+def _data_vocab(values, overrides):
+    from lumos import config
+    from lumos.data.index import read_manifest
+    from lumos.data.text import train_vocab
+
+    captions = [row["caption"] for row in read_manifest(values.manifest)]
+    text = config.load(values.config, overrides).text if values.config else config.parse(config.default()).text
+    tokenizer = train_vocab(captions, values.out, text.vocab_size)
+    print(f"{values.out}: {tokenizer.vocab_size} pieces")
+
+
+def _train(values, overrides):
+    from lumos import config
+    from lumos.training.loop import train
+
+    train(config.load(values.config, overrides), values.workdir)
+
+
+def _tokenize(values, overrides):
+    import jax
+
+    from lumos import config
+    from lumos.tokenizers import pretrained
+    from lumos.tokenizers.tokenize import tokenize
+
+    tokenize(
+        config.load(values.config, overrides),
+        pretrained.load(values.workdir),
+        values.out,
+        splits=tuple(values.splits.split(",")),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def _generate(values, overrides):
+    from lumos.generation.command import generate
+
+    paths = generate(
+        values.workdir,
+        values.prompt,
+        values.out,
+        overrides,
+        given=values.image or values.video,
+        num_frames=values.frames,
+        seed=values.seed,
+    )
+    print("\n".join(str(path) for path in paths))
+
+
+def _evaluate(values, overrides):
+    from lumos.evaluation.evaluate import evaluate
+
+    results = evaluate(values.workdir, values.out, overrides, seed=values.seed)
+    print(results["report"])
+
+
+_VERBS: dict[str, tuple[Callable, Callable]] = {
+    "demo": (
+        _flags(
+            _text("workdir", "demo", "where everything is written"),
+            _text("config", "configs/demo.py", "config file with the variants tokenizer and transformer"),
+            _text("variant", "", "extra variant of the config file, such as smoke"),
+        ),
+        _demo,
+    ),
+    "data index": (
+        _flags(
+            _text("input", None, "folder, glob, or CSV/JSONL/parquet list of clips", required=True),
+            _text("out", None, "manifest to write, .jsonl", required=True),
+            _text("config", None, "config file whose data section sets fps and limits"),
+        ),
+        _data_index,
+    ),
+    "data shapes": (_flags(_CONFIG), _data_shapes),
+    "data vocab": (
+        _flags(
+            _text("manifest", None, "manifest whose captions to learn from", required=True),
+            _text("out", None, "sentencepiece model to write", required=True),
+            _text("config", None, "config file whose text section sets the vocabulary size"),
+        ),
+        _data_vocab,
+    ),
+    "train": (_flags(_CONFIG, _WORKDIR), _train),
+    "tokenize": (
+        _flags(
+            _CONFIG,
+            _text("workdir", None, "workdir of the trained tokenizer", required=True),
+            _text("out", None, "folder for the token shards", required=True),
+            _text("splits", "train,validation", "splits to encode"),
+        ),
+        _tokenize,
+    ),
+    "generate": (
+        _flags(
+            _WORKDIR,
+            _many("prompt", "a caption; repeat the flag for several clips in one batch"),
+            _text("out", None, "file (.mp4, .gif, .png), or a folder for several prompts", required=True),
+            _text("image", None, "first frame: image-to-video"),
+            _text("video", None, "first frames: video-to-video continuation"),
+            _number("frames", 0, "frames to make in all, 1 + 4k; 1 = an image; 0 = as trained"),
+            _number("seed", 0, "random seed"),
+        ),
+        _generate,
+    ),
+    "evaluate": (
+        _flags(_WORKDIR, _text("out", None, "folder of the report", required=True), _number("seed", 0, "random seed")),
+        _evaluate,
+    ),
+}

@@ -1,0 +1,182 @@
+"""The training loop, for every task: restore, then fetch, step, log, evaluate, sample, save."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lumos import sharding
+from lumos.checkpoint import Checkpointer
+from lumos.config import Config
+from lumos.data.pipeline import make_pipeline
+from lumos.data.video import write_video
+from lumos.errors import UserError
+from lumos.evaluation.contact_sheet import contact_sheet
+from lumos.training import flops
+from lumos.training.metrics import MetricsWriter
+from lumos.training.optimizer import make_optimizer, make_schedule
+from lumos.training.state import abstract_state, create_state
+from lumos.training.step import Task, make_train_step
+from lumos.training.tasks import make_task, resolve
+
+_log = logging.getLogger(__name__)
+
+
+def train(config: Config, workdir: str | Path) -> dict[str, Any]:
+    """Train until `train.num_steps` updates are done, resuming from the latest checkpoint. Returns the last evaluation."""
+    config, workdir = resolve(config), Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    mesh = sharding.make_mesh(config.mesh)
+    if config.data.batch_size % (sharding.num_batch_shards(mesh) * config.train.accumulation):
+        raise UserError(
+            f"config.data.batch_size={config.data.batch_size} must be a multiple of the batch shards of the mesh "
+            f"({sharding.num_batch_shards(mesh)}) times config.train.accumulation={config.train.accumulation}"
+        )
+    with jax.set_mesh(mesh):
+        return _Run(config, workdir, mesh).run()
+
+
+class _Run:
+    def __init__(self, config: Config, workdir: Path, mesh):
+        self.config, self.workdir, self.mesh = config, workdir, mesh
+        self.task: Task = make_task(config)
+        optimizer = make_optimizer(config.optimizer, config.train.num_steps)
+        self.schedule = make_schedule(config.optimizer, config.train.num_steps)
+        has_ema = config.optimizer.ema_decay > 0
+        self.checkpointer = Checkpointer(workdir, keep=config.train.keep_checkpoints)
+        if self.checkpointer.latest_step() is None:
+            self.state = create_state(self.task.definition, optimizer, mesh, seed=config.seed, ema=has_ema)
+            self.start = 0
+        else:
+            abstract = abstract_state(self.task.definition, optimizer, mesh, ema=has_ema)
+            self.state, meta = self.checkpointer.restore(abstract)
+            self.start = meta["step"]
+            _log.info("resuming %s from step %d", workdir, self.start)
+        self.main_process = jax.process_index() == 0
+        if self.main_process:
+            config.save(workdir / "config.json")
+        self.train_step = make_train_step(self.task, optimizer, config, mesh)
+        self.evaluate_batch = jax.jit(self.task.evaluate_batch)
+
+    def run(self) -> dict[str, Any]:
+        c, total = self.config.train, self.config.train.num_steps
+        pipeline = self._pipeline(self.config.data.split, start_step=self.start)
+        self.writer = MetricsWriter(
+            self.workdir, total_steps=total, start_step=self.start, name=self.config.name, active=self.main_process
+        )
+        batches, pending, results = iter(pipeline), None, {}
+        meter = _Meter(self.task.flops_per_step())
+        try:
+            for step in range(self.start, total):
+                batch = sharding.put_batch(self.mesh, next(batches))
+                meter.data_wait(pipeline.wait_ms)
+                self.state, metrics = self.train_step(self.state, batch)
+                meter.step(_num_positions(batch))
+                self.writer.advance()
+                if pending:  # metrics of the step before: fetching them does not hold up the device
+                    self._log(*pending)
+                done = step + 1
+                pending = (done, metrics, meter.take()) if done % c.log_every == 0 or done == total else None
+                if done % c.eval_every == 0 or done == total:
+                    results = self.evaluate(done)
+                if done == total or (c.sample_every and done % c.sample_every == 0):
+                    self.sample(done)
+                if done % c.checkpoint_every == 0 or done == total:
+                    self.checkpointer.save(done, self.state, {"data_step": done})
+                if done % c.eval_every == 0 or done % c.checkpoint_every == 0:
+                    meter.pause()
+            if pending:
+                self._log(*pending)
+            self.checkpointer.wait()
+            if self.start >= total:
+                results = self.evaluate(total)
+        finally:
+            pipeline.close()
+            self.writer.close()
+            self.checkpointer.close()
+        return results
+
+    def _log(self, step: int, metrics: dict[str, jax.Array], speed: dict[str, float]) -> None:
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self.writer.write(step, "train", values | {"learning_rate": float(self.schedule(step - 1))} | speed)
+
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """Average `eval_batches` batches of the evaluation split, with the EMA weights where there are any."""
+        sums = None
+        for batch in self._batches(self.config.data.eval_split, self.config.train.eval_batches):
+            part = self.evaluate_batch(self.state.eval_params, sharding.put_batch(self.mesh, batch))
+            sums = part if sums is None else jax.tree.map(lambda a, b: a + b, sums, part)
+        results = self.task.summarize(jax.tree.map(np.asarray, jax.device_get(sums)))
+        self.writer.write(step, "eval", results)
+        return results
+
+    def sample(self, step: int) -> None:
+        """Write samples of the evaluation split as MP4 and one contact sheet under `samples/`."""
+        num = self.config.train.num_samples
+        batch = next(iter(self._batches(self.config.data.eval_split, 1)))
+        videos, captions = self.task.samples(self.state.eval_params, {k: v[:num] for k, v in batch.items()})
+        if not self.main_process:
+            return
+        folder = self.workdir / "samples" / f"step_{step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, (video, caption) in enumerate(zip(videos, captions)):
+            write_video(folder / f"{i:02d}.mp4", video, self.config.generate.fps, {"prompt": caption})
+        contact_sheet(videos, captions).save(folder / "contact_sheet.png")
+
+    def _batches(self, split: str, num: int):
+        pipeline = self._pipeline(split, train=False)
+        try:
+            for _, batch in zip(range(num), pipeline):
+                yield batch
+        finally:
+            pipeline.close()
+
+    def _pipeline(self, split: str, start_step: int = 0, train: bool = True):
+        return make_pipeline(
+            self.config,
+            split,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            start_step=start_step,
+            train=train,
+        )
+
+
+def _num_positions(batch: dict[str, jax.Array]) -> int:
+    """Return the tokens (transformer) or pixels (tokenizer) of a batch, over all processes."""
+    return batch["tokens"].size if "tokens" in batch else batch["video"].size // 3
+
+
+class _Meter:
+    """Speed between two log lines: step time, data wait, throughput, mask-exact MFU."""
+
+    def __init__(self, flops_per_step: float):
+        self._flops = flops_per_step
+        self.pause()
+
+    def pause(self) -> None:
+        """Start a new window: time spent on evaluation and saving is not step time."""
+        self._start, self._steps, self._wait, self._positions = time.perf_counter(), 0, 0.0, 0
+
+    def data_wait(self, milliseconds: float) -> None:
+        self._wait += milliseconds
+
+    def step(self, positions: int) -> None:
+        self._steps, self._positions = self._steps + 1, self._positions + positions
+
+    def take(self) -> dict[str, float]:
+        steps, seconds = self._steps, time.perf_counter() - self._start
+        peak = flops.peak_flops_per_device() * jax.device_count()
+        speed = {
+            "step_time_ms": 1e3 * seconds / steps,
+            "data_wait_ms": self._wait / steps,
+            "positions_per_s": self._positions / seconds,
+            "mfu": self._flops * steps / seconds / peak,
+        }
+        self.pause()
+        return speed

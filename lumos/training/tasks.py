@@ -1,0 +1,57 @@
+"""From a config to what is trained: fill in vocabulary sizes, check the data against them, build the task."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from lumos.config import Config
+from lumos.data.text import TextTokenizer
+from lumos.errors import UserError
+from lumos.training.step import Task
+
+
+def make_task(config: Config) -> Task:
+    """Build the task of a resolved config."""
+    if config.task == "tokenizer":
+        from lumos.tokenizers.task import TokenizerTask
+
+        return TokenizerTask(config)
+    from lumos.training.transformer_task import TransformerTask
+
+    return TransformerTask(config)
+
+
+def resolve(config: Config) -> Config:
+    """Return the config with the vocabulary sizes of its text model and its tokens, refusing what does not fit.
+
+    Raises UserError if the token grid is not `sequence.grid`, or the tokens were made by another tokenizer than the
+    one in `tokenizer_workdir`.
+    """
+    if config.task != "transformer" or config.data.source != "tokens":
+        return config
+    from lumos.tokenizers import pretrained
+    from lumos.tokenizers.tokenize import read_manifest
+
+    manifest = read_manifest(config.data.path)
+    if tuple(manifest["grid"]) != tuple(config.sequence.grid):
+        raise UserError(
+            f"{config.data.path} holds token grids {tuple(manifest['grid'])} (frames, rows, columns) but "
+            f"config.sequence.grid={tuple(config.sequence.grid)}; set it to {tuple(manifest['grid'])}"
+        )
+    if config.tokenizer_workdir:
+        loaded = pretrained.load(config.tokenizer_workdir)
+        if loaded.fingerprint != manifest["tokenizer"]["fingerprint"]:
+            raise UserError(
+                f"{config.data.path} was made by tokenizer {manifest['tokenizer']['fingerprint']}, but {config.tokenizer_workdir} "
+                f"holds {loaded.fingerprint}; run `lumos tokenize` again, or point config.tokenizer_workdir to the right one"
+            )
+    model = config.model
+    text_vocab = model.text_vocab or TextTokenizer(config.text.model).vocab_size
+    visual_vocab = model.visual_vocab or int(manifest["codebook_size"])
+    if visual_vocab < manifest["codebook_size"]:
+        raise UserError(
+            f"config.model.visual_vocab={visual_vocab} is smaller than the codebook of {config.data.path}: "
+            f"{manifest['codebook_size']}"
+        )
+    model = dataclasses.replace(model, text_vocab=text_vocab, visual_vocab=visual_vocab)
+    return dataclasses.replace(config, model=model)

@@ -1,0 +1,197 @@
+"""The causal 3D VAE with a discrete bottleneck: video [B, F, Y, X, 3] <-> tokens [B, T, H, W].
+
+The factorised network of the Cosmos tokenizer (Cosmos-0.1-Tokenizer-DV4x8x8; arXiv 2501.03575, section 4.1): Haar
+patcher, convolutional encoder, quantiser, mirrored decoder, un-patcher. It is causal in time: latent frame 0 is the
+first video frame alone, latent frame j covers the next `temporal_compression` frames and sees nothing later. So an
+image is a one-frame video, and a clip has 1 + temporal_compression * k frames.
+
+Parameter names follow the released checkpoints: `encoder.down.0.block.1.conv2.0.conv3d.weight` is
+`encoder/down/0/block/1/conv2/spatial/kernel` here.
+
+`outer_norm=False` is the form for training small networks: no norm before the bottleneck and before the output, so
+with residual branches that start at zero there is a linear path from patcher to un-patcher. Brightness and
+saturation are the length of the feature vector; a norm at these two places removes it, and a narrow network then
+stalls below the PSNR of a clip's mean colour.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lumos.config import TokenizerConfig, check_clip_shape
+from lumos.errors import UserError
+from lumos.model.definition import Definition
+from lumos.tokenizers.layers import Attention, Dense, Downsample, FactorizedConv, FrameNorm, ResidualBlock, Upsample
+from lumos.tokenizers.quantizers import make_quantizer
+from lumos.tokenizers.wavelet import haar_patch, haar_unpatch
+
+
+class Stage(nnx.Module):
+    """One level of the encoder or decoder: residual blocks, then an optional resampling."""
+
+    def __init__(self, in_dim: int, out_dim: int, num_blocks: int, rngs: nnx.Rngs):
+        dims = [in_dim] + [out_dim] * num_blocks
+        self.block = _numbered(ResidualBlock(dims[i], out_dim, rngs) for i in range(num_blocks))
+
+    def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
+        for block in _in_order(self.block):
+            x_BTHWC = block(x_BTHWC)
+        for resample in ("downsample", "upsample"):
+            if hasattr(self, resample):
+                x_BTHWC = getattr(self, resample)(x_BTHWC)
+        return x_BTHWC
+
+
+class Middle(nnx.Module):
+    """Residual block, spatial and temporal attention (optional), residual block, at the latent resolution."""
+
+    def __init__(self, dim: int, attention: bool, rngs: nnx.Rngs):
+        self.block_1 = ResidualBlock(dim, dim, rngs)
+        if attention:
+            self.attn_1 = nnx.Dict(space=Attention(dim, rngs, over="space"), time=Attention(dim, rngs, over="time"))
+        self.block_2 = ResidualBlock(dim, dim, rngs)
+
+    def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
+        x = self.block_1(x_BTHWC)
+        if hasattr(self, "attn_1"):
+            x = self.attn_1["time"](self.attn_1["space"](x))
+        return self.block_2(x)
+
+
+class Encoder(nnx.Module):
+    """Video [B, F, Y, X, 3] -> features [B, T, H, W, z_channels]."""
+
+    def __init__(self, config: TokenizerConfig, rngs: nnx.Rngs):
+        self.patch_size = config.patch_size
+        num_space, num_time = _num_strides(config)
+        dims = [config.channels * mult for mult in (1, *config.channel_mult)]
+        bands = 3 * config.patch_size**3
+        # Nearly all power of the Haar bands is in the three averages; the gain restores the scale of the pixels.
+        self.conv_in = FactorizedConv(bands, dims[0], rngs, gain=config.patch_size**1.5)
+        self.down = _numbered(
+            Stage(dims[level], dims[level + 1], config.num_res_blocks, rngs) for level in range(len(dims) - 1)
+        )
+        for level in range(max(num_space, num_time)):
+            self.down[str(level)].downsample = Downsample(
+                dims[level + 1], rngs, space=level < num_space, time=level < num_time
+            )
+        self.mid = Middle(dims[-1], config.mid_attention, rngs)
+        if config.outer_norm:
+            self.norm_out = FrameNorm(dims[-1])
+        self.conv_out = FactorizedConv(dims[-1], config.z_channels, rngs, axis=None)
+
+    def __call__(self, video_BFYXC: jax.Array) -> jax.Array:
+        x = self.conv_in(haar_patch(video_BFYXC, self.patch_size))
+        for stage in _in_order(self.down):
+            x = stage(x)
+        x = self.mid(x)
+        if hasattr(self, "norm_out"):
+            x = jax.nn.silu(self.norm_out(x))
+        return self.conv_out(x)
+
+
+class Decoder(nnx.Module):
+    """Features [B, T, H, W, z_channels] -> video [B, F, Y, X, 3], not clipped."""
+
+    def __init__(self, config: TokenizerConfig, rngs: nnx.Rngs):
+        self.patch_size = config.patch_size
+        num_space, num_time = _num_strides(config)
+        dims = [config.channels * mult for mult in (*config.channel_mult, config.channel_mult[-1])]
+        top = len(config.channel_mult) - 1
+        bands = 3 * config.patch_size**3
+        self.conv_in = FactorizedConv(config.z_channels, dims[-1], rngs)
+        self.mid = Middle(dims[-1], config.mid_attention, rngs)
+        self.up = _numbered(Stage(dims[level + 1], dims[level], config.num_res_blocks + 1, rngs) for level in range(top + 1))
+        # Stages run from the top down. Time is doubled from the second one on; space begins with it, or before when
+        # there are more strides in space than in time.
+        first = 0 if num_space > num_time else 1
+        in_space, in_time = range(first, first + num_space), range(1, 1 + num_time)
+        num_used = 1 + max([*in_space, *in_time], default=-1)
+        if num_used > top:
+            raise UserError(
+                f"config.tokenizer.channel_mult={config.channel_mult}: {num_space} strides in space and {num_time} in time "
+                f"beyond the patcher need at least {num_used + 1} entries"
+            )
+        for position in range(num_used):
+            level = top - position
+            if position in in_space or position in in_time:
+                self.up[str(level)].upsample = Upsample(
+                    dims[level], rngs, space=position in in_space, time=position in in_time
+                )
+        if config.outer_norm:
+            self.norm_out = FrameNorm(dims[0])
+        self.conv_out = FactorizedConv(dims[0], bands, rngs, axis=None, gain=config.patch_size**-1.5)
+
+    def __call__(self, z_BTHWC: jax.Array) -> jax.Array:
+        x = self.mid(self.conv_in(z_BTHWC))
+        for stage in reversed(_in_order(self.up)):
+            x = stage(x)
+        if hasattr(self, "norm_out"):
+            x = jax.nn.silu(self.norm_out(x))
+        return haar_unpatch(self.conv_out(x), self.patch_size)
+
+
+class CausalVAE(nnx.Module):
+    """Encoder, quantiser, decoder."""
+
+    def __init__(self, config: TokenizerConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.quantizer = make_quantizer(config)
+        self.encoder = Encoder(config, rngs)
+        self.quant_conv = Dense(config.z_channels, self.quantizer.dim, rngs, axis=None)
+        self.post_quant_conv = Dense(self.quantizer.dim, config.z_channels, rngs, axis=None)
+        self.decoder = Decoder(config, rngs)
+
+    def latents(self, video_BFYXC: jax.Array) -> jax.Array:
+        """Return what the quantiser rounds, float32 [B, T, H, W, d], for a video in [-1, 1]."""
+        check_clip_shape(*video_BFYXC.shape[1:4], self.config)
+        features = self.encoder(video_BFYXC.astype(self.config.dtype))
+        return self.quant_conv(features).astype(jnp.float32)
+
+    def encode(self, video_BFYXC: jax.Array) -> jax.Array:
+        """Turn a video in [-1, 1] into int32 tokens [B, T, H, W]."""
+        return self.quantizer(self.latents(video_BFYXC)).indices
+
+    def decode(self, indices_BTHW: jax.Array) -> jax.Array:
+        """Turn tokens into a float32 video [B, F, Y, X, 3], nominally in [-1, 1] (not clipped)."""
+        return self._decode_codes(self.quantizer.indices_to_codes(indices_BTHW))
+
+    def reconstruct(self, video_BFYXC: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        """Return (reconstruction, tokens, auxiliary losses); differentiable through the quantiser."""
+        quantized = self.quantizer(self.latents(video_BFYXC))
+        return self._decode_codes(quantized.codes), quantized.indices, quantized.losses
+
+    def _decode_codes(self, codes_BTHWC: jax.Array) -> jax.Array:
+        features = self.post_quant_conv(codes_BTHWC.astype(self.config.dtype))
+        return self.decoder(features).astype(jnp.float32)
+
+
+def make_definition(config: TokenizerConfig) -> Definition:
+    """Describe the tokenizer: init, parameter shapes and axes, and `bind(params) -> CausalVAE`."""
+    return Definition(functools.partial(CausalVAE, config))
+
+
+def latent_shape(config: TokenizerConfig, frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """Return the token grid (T, H, W) of a clip. Raises UserError for sizes that the tokenizer cannot encode."""
+    check_clip_shape(frames, height, width, config)
+    space = config.spatial_compression
+    return 1 + (frames - 1) // config.temporal_compression, height // space, width // space
+
+
+def _num_strides(config: TokenizerConfig) -> tuple[int, int]:
+    """Return the number of halvings (space, time) that remain after the patcher."""
+    space = config.spatial_compression // config.patch_size
+    time = config.temporal_compression // config.patch_size
+    return space.bit_length() - 1, time.bit_length() - 1
+
+
+def _numbered(modules) -> nnx.Dict:
+    return nnx.Dict({str(i): module for i, module in enumerate(modules)})
+
+
+def _in_order(modules: nnx.Dict) -> list[nnx.Module]:
+    return [modules[str(i)] for i in range(len(modules))]
