@@ -35,10 +35,6 @@ def random_params(definition, seed=0):
     return jax.tree_util.tree_map_with_path(draw, definition.abstract)
 
 
-def fresh_params(definition):
-    return jax.jit(definition.init)(jax.random.key(0))
-
-
 def random_video(frames, batch=1, rows=16, columns=24, seed=0):
     return jnp.asarray(np.random.default_rng(seed).uniform(-1, 1, (batch, frames, rows, columns, 3)).astype(np.float32))
 
@@ -181,7 +177,7 @@ def test_every_parameter_names_its_axes():
     shapes = [leaf.shape for leaf in jax.tree.leaves(definition.abstract)]
     assert [len(axes) for _, axes in flat] == [len(shape) for shape in shapes]
     named = {jax.tree_util.keystr(path, simple=True, separator="/") for path, axes in flat if "channels" in axes}
-    assert "decoder/mid/block_1/conv2/spatial/kernel" in named and "encoder/conv_in/temporal/kernel" in named
+    assert "decoder/mid/block_1/conv2/spatial/kernel" in named and "encoder/conv_in/kernel" in named
     assert not any("conv_out" in name or "quant_conv" in name for name in named)
 
 
@@ -213,7 +209,7 @@ def test_an_image_is_the_first_latent_frame_of_a_clip(tiny):
     video = random_video(5)
     np.testing.assert_allclose(tiny.latents(video[:, :1]), tiny.latents(video)[:, :1], atol=1e-5)
     indices = tiny.encode(video)
-    np.testing.assert_allclose(tiny.decode(indices[:, :1]), tiny.decode(indices)[:, :1], atol=1e-5)
+    np.testing.assert_allclose(tiny.decode(indices[:, :1]), tiny.decode(indices)[:, :1], rtol=1e-4, atol=1e-4)
 
 
 def test_clips_of_a_batch_do_not_mix(tiny):
@@ -223,7 +219,7 @@ def test_clips_of_a_batch_do_not_mix(tiny):
 
 def test_a_fresh_network_is_linear_and_keeps_the_scale_of_pixels():
     definition = make_definition(dataclasses.replace(TINY, channels=16))
-    latents = jitted(definition, fresh_params(definition), "latents")
+    latents = jitted(definition, definition.init(jax.random.key(0)), "latents")
     video = jnp.broadcast_to(jax.random.uniform(jax.random.key(1), (8, 1, 1, 1, 3), minval=-1), (8, 5, 16, 16, 3))
     z = latents(video)
     np.testing.assert_allclose(latents(2 * video), 2 * z, rtol=1e-4, atol=1e-5)
@@ -232,7 +228,7 @@ def test_a_fresh_network_is_linear_and_keeps_the_scale_of_pixels():
 
 def test_bfloat16_compute_keeps_the_interface():
     full, low = make_definition(TINY), make_definition(dataclasses.replace(TINY, dtype="bfloat16"))
-    params, video = fresh_params(full), random_video(5)
+    params, video = random_params(full), random_video(5)
     recon, indices, _ = jitted(low, params, "reconstruct")(video)
     assert recon.dtype == jnp.float32 and indices.dtype == jnp.int32
     z, exact = jitted(low, params, "latents")(video), jitted(full, params, "latents")(video)
@@ -346,7 +342,7 @@ def clips(num, frames=5, seed=0):
 
 
 def test_loss_is_a_weighted_sum_over_clips(task):
-    params = fresh_params(task.definition)
+    params = random_params(task.definition)
     batch, loss_of = clips(4), jax.jit(task.loss)
     loss, weight, metrics = loss_of(params, batch, jax.random.key(1))
     assert weight == 4 and loss.dtype == weight.dtype == jnp.float32
@@ -366,7 +362,7 @@ def test_gradient_reaches_every_parameter(task):
 
 
 def test_evaluation_sums_add_up(task):
-    params = fresh_params(task.definition)
+    params = random_params(task.definition)
     evaluate = jax.jit(task.evaluate_batch)
     batches = [clips(2, 5, seed=0), clips(2, 1, seed=1)]
     summary = task.summarize(jax.tree.map(lambda *x: sum(x), *(evaluate(params, batch) for batch in batches)))
@@ -381,7 +377,7 @@ def test_evaluation_sums_add_up(task):
 
 def test_samples_show_the_original_on_the_left(task):
     batch = clips(2, 5)
-    shown, labels = task.samples(fresh_params(task.definition), batch)
+    shown, labels = task.samples(random_params(task.definition), batch)
     assert shown.shape == (2, 5, 16, 32, 3) and shown.dtype == np.uint8 and len(labels) == 2
     np.testing.assert_array_equal(shown[:, :, :, :16], batch["video"])
     assert not np.array_equal(shown[:, :, :, 16:], batch["video"])

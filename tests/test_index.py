@@ -56,6 +56,7 @@ def test_folder_with_captions_beside_the_clips(folder, tmp_path):
     assert (summary.accepted, summary.rejected, summary.without_caption) == (4, 0, 2)
     assert summary.seconds == pytest.approx(0.5 + 1.0 + 9 / 8)
     assert summary.rejected_list.read_text() == ""
+    assert str(summary).startswith(f"{tmp_path}/clips.jsonl: 4 clips, 2.6 s, 2 without caption; fingerprint ")
     assert [Path(row["path"]) for row in rows] == [folder / row["id"] for row in rows]
 
 

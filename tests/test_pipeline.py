@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 from collections import Counter
 
 import numpy as np
@@ -118,6 +119,18 @@ def test_resuming_equals_running_on(tokens, threads):
         assert pipeline.wait_ms > 0
 
 
+def test_closing_ends_the_threads(tokens):
+    config = make_config("tokens", tokens, buckets=((9, 32, 48),), num_threads=3)
+    before = set(threading.enumerate())
+    with make_pipeline(config, "train", process_index=0, process_count=1) as pipeline:
+        next(pipeline)
+        started = set(threading.enumerate()) - before
+        assert started
+    for thread in started:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
+
+
 def test_evaluation_is_one_ordered_pass(tokens):
     config = make_config("tokens", tokens, buckets=((9, 32, 48),))
     with make_pipeline(config, "train", process_index=0, process_count=1, train=False) as pipeline:
@@ -186,6 +199,18 @@ def test_several_buckets_each_clip_once_per_epoch(tmp_path):
     assert order == [(4, 3, 4, 8)] * 2
     with make_pipeline(config, "train", process_index=0, process_count=1, train=False) as pipeline:
         assert pipeline.num_batches == 3 + 2
+
+
+def test_a_shard_with_two_sizes(tmp_path):
+    with RecordWriter(tmp_path / "train-00000-of-00001.array_record") as writer:
+        for n, shape in enumerate([(3, 4, 8)] * 5 + [(3, 8, 4)] * 3):
+            writer.write({"tokens": np.full(shape, n, np.uint32), "caption": "", "id": str(n)})
+    (tmp_path / "manifest.json").write_text("{}")
+    config = make_config("tokens", tmp_path, buckets=((9, 32, 64), (9, 64, 32)), batch_size=1)
+    batches = run(config, 8, train=False)
+    assert [(clip_ids(batch), batch["tokens"].shape) for batch in batches] == [
+        ([n], (1, 3, 4, 8) if n < 5 else (1, 3, 8, 4)) for n in range(8)
+    ]
 
 
 def test_image_fraction(tokens):

@@ -8,10 +8,11 @@ image is a one-frame video, and a clip has 1 + temporal_compression * k frames.
 Parameter names follow the released checkpoints: `encoder.down.0.block.1.conv2.0.conv3d.weight` is
 `encoder/down/0/block/1/conv2/spatial/kernel` here.
 
-`outer_norm=False` is the form for training small networks: no norm before the bottleneck and before the output, so
-with residual branches that start at zero there is a linear path from patcher to un-patcher. Brightness and
-saturation are the length of the feature vector; a norm at these two places removes it, and a narrow network then
-stalls below the PSNR of a clip's mean colour.
+`outer_norm=False` is the form for training small networks. It has no norm before the bottleneck and before the
+output, so with residual branches that start at zero there is a linear path from patcher to un-patcher: brightness and
+saturation are the length of the feature vector, a norm at these two places removes it, and a narrow network then
+stalls below the PSNR of a clip's mean colour. And the maps between bands and features are 1x1x1: in a narrow network
+3x3x3 ones would cost more than all the rest.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ class Encoder(nnx.Module):
         dims = [config.channels * mult for mult in (1, *config.channel_mult)]
         bands = 3 * config.patch_size**3
         # Nearly all power of the Haar bands is in the three averages; the gain restores the scale of the pixels.
-        self.conv_in = FactorizedConv(bands, dims[0], rngs, gain=config.patch_size**1.5)
+        conv_in = FactorizedConv if config.outer_norm else Dense
+        self.conv_in = conv_in(bands, dims[0], rngs, gain=config.patch_size**1.5)
         self.down = _numbered(
             Stage(dims[level], dims[level + 1], config.num_res_blocks, rngs) for level in range(len(dims) - 1)
         )
@@ -124,7 +126,8 @@ class Decoder(nnx.Module):
                 )
         if config.outer_norm:
             self.norm_out = FrameNorm(dims[0])
-        self.conv_out = FactorizedConv(dims[0], bands, rngs, axis=None, gain=config.patch_size**-1.5)
+        conv_out = FactorizedConv if config.outer_norm else Dense
+        self.conv_out = conv_out(dims[0], bands, rngs, axis=None, gain=config.patch_size**-1.5)
 
     def __call__(self, z_BTHWC: jax.Array) -> jax.Array:
         x = self.mid(self.conv_in(z_BTHWC))

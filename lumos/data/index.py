@@ -36,6 +36,12 @@ class Summary:
     seconds: float
     fingerprint: str
 
+    def __str__(self) -> str:
+        text = f"{self.manifest}: {self.accepted} clips, {self.seconds:.1f} s, {self.without_caption} without caption"
+        if self.rejected:
+            text += f"; {self.rejected} files rejected, reasons in {self.rejected_list}"
+        return f"{text}; fingerprint {self.fingerprint}"
+
 
 @dataclasses.dataclass(frozen=True)
 class _Candidate:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 
 import grain
 import numpy as np
@@ -116,8 +117,8 @@ def make_pipeline(
     Raises:
       UserError: the data cannot be opened or do not fit the buckets.
     """
-    reader = _Reader(config, train)
     sources = open_sources(config, split)
+    reader = _Reader(config, [source for source, _ in sources], train)
     divisor = int(np.lcm(process_count, divisor))
     build = _training_dataset if train else _evaluation_dataset
     dataset = build(reader, sources, config, divisor, slice(process_index, None, process_count))
@@ -127,23 +128,22 @@ def make_pipeline(
 
 @dataclasses.dataclass
 class _Group:
-    """The clips of one bucket; with several sources, one list for each."""
+    """The clips of one bucket. For each source: (source, clip) index pairs, and its share of all training examples."""
 
     bucket: Bucket
-    entries: list[list[tuple[Source, int]]]
-    shares: list[float]  # of all training examples, for each source
+    clips_N2: list[np.ndarray]
+    shares: list[float]
 
 
 def _group(sources: list[tuple[Source, float]], buckets: list[Bucket]) -> list[_Group]:
     """Assign every clip to a bucket."""
-    groups = [_Group(bucket, [[] for _ in sources], [0.0] * len(sources)) for bucket in buckets]
+    groups = [_Group(bucket, [], []) for bucket in buckets]
     total_weight = sum(weight for _, weight in sources)
     for number, (source, weight) in enumerate(sources):
-        indices = [assign(*size, buckets) for size in source.sizes]
-        for clip, index in enumerate(indices):
-            if index is not None:
-                groups[index].entries[number].append((source, clip))
-        kept = len(indices) - indices.count(None)
+        bucket_of = {size: assign(*size, buckets) for size in set(source.sizes)}
+        # -1: too short for every bucket
+        assigned = np.array([-1 if bucket_of[size] is None else bucket_of[size] for size in source.sizes], np.int32)
+        kept = np.count_nonzero(assigned >= 0)
         if not kept:
             shortest = min(bucket.frames for bucket in buckets)
             longest = max((size[0] for size in source.sizes), default=0)
@@ -151,12 +151,14 @@ def _group(sources: list[tuple[Source, float]], buckets: list[Bucket]) -> list[_
                 f"{source.name}: no clip fills a bucket: the shortest bucket has {shortest} frames, the longest clip "
                 f"{longest} (see config.data.buckets and config.data.fps)"
             )
-        if kept < len(indices):
+        if kept < len(assigned):
             logging.warning(
-                "%s: %d of %d clips are too short for every bucket", source.name, indices.count(None), len(indices)
+                "%s: %d of %d clips are too short for every bucket", source.name, len(assigned) - kept, len(assigned)
             )
-        for group in groups:
-            group.shares[number] = weight / total_weight * len(group.entries[number]) / kept
+        for index, group in enumerate(groups):
+            clips = np.flatnonzero(assigned == index).astype(np.int32)
+            group.clips_N2.append(np.stack([np.full_like(clips, number), clips], axis=1))
+            group.shares.append(weight / total_weight * len(clips) / kept)
     return [group for group in groups if sum(group.shares)]
 
 
@@ -176,28 +178,28 @@ def _training_dataset(reader, sources, config: Config, divisor: int, process: sl
 def _stream(reader, group: _Group, seed: int, images: bool) -> grain.MapDataset:
     """Return the endless stream of a bucket's examples: every source shuffled anew each epoch, mixed by share."""
     streams, bucket = [], group.bucket
-    for number, entries in enumerate(group.entries):
-        if entries:
+    for number, clips_N2 in enumerate(group.clips_N2):
+        if len(clips_N2):
             # Each stream has a seed of its own: grain adds the epoch to it, so neighbours would repeat each other.
             parts = (seed, images, number, bucket.frames, bucket.height, bucket.width)
             stream_seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
-            stream = grain.MapDataset.range(len(entries)).seed(stream_seed).shuffle().repeat()
-            streams.append(stream.random_map(reader.examples(entries, bucket)))
+            stream = grain.MapDataset.range(len(clips_N2)).seed(stream_seed).shuffle().repeat()
+            streams.append(stream.random_map(reader.examples(clips_N2, bucket)))
     return _mix(streams, [share for share in group.shares if share])
 
 
 def _evaluation_dataset(reader, sources, config: Config, divisor: int, process: slice) -> grain.MapDataset:
     groups = _group(sources, plan_buckets(config.data, config.tokenizer, divisor=divisor))
-    lists = [(sum(group.entries, []), group.bucket) for group in groups]
-    full = [(entries, bucket) for entries, bucket in lists if len(entries) >= bucket.batch_size]
+    lists = [(np.concatenate(group.clips_N2), group.bucket) for group in groups]
+    full = [(clips_N2, bucket) for clips_N2, bucket in lists if len(clips_N2) >= bucket.batch_size]
     if not full:
-        entries, bucket = max(lists, key=lambda pair: len(pair[0]))
-        logging.warning("only %d clips to evaluate: repeated to fill a batch of %d", len(entries), bucket.batch_size)
-        full = [((entries * bucket.batch_size)[: bucket.batch_size], bucket)]
+        clips_N2, bucket = max(lists, key=lambda pair: len(pair[0]))
+        logging.warning("only %d clips to evaluate: repeated to fill a batch of %d", len(clips_N2), bucket.batch_size)
+        full = [(np.resize(clips_N2, (bucket.batch_size, 2)), bucket)]
     batches = []
-    for entries, bucket in full:
-        whole = len(entries) // bucket.batch_size * bucket.batch_size
-        examples = grain.MapDataset.range(whole).random_map(reader.examples(entries, bucket), seed=0)
+    for clips_N2, bucket in full:
+        whole = len(clips_N2) // bucket.batch_size * bucket.batch_size
+        examples = grain.MapDataset.range(whole).random_map(reader.examples(clips_N2, bucket), seed=0)
         batches.append(_batch(examples, bucket, process))
     return grain.MapDataset.concatenate(batches)
 
@@ -214,33 +216,33 @@ def _mix(datasets: list[grain.MapDataset], weights: list[float]) -> grain.MapDat
 class _Reader:
     """Turn places in a list of clips into examples."""
 
-    def __init__(self, config: Config, train: bool):
-        self.config, self._train = config, train
+    def __init__(self, config: Config, sources: list[Source], train: bool):
+        self.config, self._sources, self._train = config, sources, train
         self.text = TextTokenizer(config.text.model)
         self.num_replaced = 0
-        self._reported: set[tuple[str, int]] = set()
+        self._reported: set[tuple[int, int]] = set()
 
-    def examples(self, entries: list[tuple[Source, int]], bucket: Bucket):
-        """Return the function (place, rng) -> example for clips that go to one bucket."""
+    def examples(self, clips_N2: np.ndarray, bucket: Bucket) -> Callable[[int, np.random.Generator], Batch]:
+        """Return the function (place, rng) -> example for a list of (source, clip) indices and their bucket."""
 
         def example(place: int, rng: np.random.Generator) -> Batch:
             where = rng.random() if self._train else 0.5
-            arrays, caption = self._load(entries, int(place), bucket, where)
+            arrays, caption = self._load(clips_N2, place, bucket, where)
             text_P, length = self.text.encode(caption, self.config.sequence.text_length)
             return {**arrays, "text": text_P, "text_length": np.int32(length)}
 
         return example
 
-    def _load(self, entries, place: int, bucket: Bucket, where: float) -> tuple[Batch, str]:
+    def _load(self, clips_N2: np.ndarray, place: int, bucket: Bucket, where: float) -> tuple[Batch, str]:
         """Load a clip; one that cannot be read gives way to the next, so that a bad file never ends a run."""
-        for attempt in range(min(_MAX_FAILURES, len(entries))):
-            source, index = entries[(place + attempt) % len(entries)]
+        for attempt in range(_MAX_FAILURES):
+            source, clip = clips_N2[(place + attempt) % len(clips_N2)].tolist()
             try:
-                return source.load(index, bucket, where)
+                return self._sources[source].load(clip, bucket, where)
             except UserError as error:
                 self.num_replaced += 1
                 last = error
-                if (source.name, index) not in self._reported:
-                    self._reported.add((source.name, index))
+                if (source, clip) not in self._reported:
+                    self._reported.add((source, clip))
                     logging.warning("skipped: %s", error)
         raise UserError(f"{_MAX_FAILURES} clips in a row cannot be read; the last: {last}")

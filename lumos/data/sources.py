@@ -9,13 +9,17 @@ each source gives that share of the training clips, whatever its size.
     tokens          folder written by `lumos tokenize`: manifest.json and    its tokens
                     shards <split>-00000-of-00004.array_record with the
                     records {tokens uint32 [T, H, W], caption, id}
+                    sorted by size
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -131,11 +135,19 @@ class TokensSource:
             raise UserError(f"{path}: no shards of split {split!r}; there are: {', '.join(found) or 'none'}")
         self._records = RecordSource(shards)
         time, space = config.tokenizer.temporal_compression, config.tokenizer.spatial_compression
-        self.sizes, start = [], 0
+        size = functools.cache(lambda shape: (1 + (shape[0] - 1) * time, shape[1] * space, shape[2] * space))
+        self.sizes = [size(shape) for shape in self._shapes()]
+
+    def _shapes(self) -> Iterator[tuple[int, int, int]]:
+        """Yield the shape of every record, reading two of each shard: tokens are written sorted by size."""
+        start = 0
         for length in filter(None, self._records.lengths):
-            # One shard holds clips of one size, so its first record speaks for all.
-            frames, rows, columns = self._records[start]["tokens"].shape
-            self.sizes += [(1 + (frames - 1) * time, rows * space, columns * space)] * length
+            places = range(start, start + length)
+            first, last = (self._records[place]["tokens"].shape for place in (places[0], places[-1]))
+            if first == last:
+                yield from itertools.repeat(first, length)
+            else:  # the border between two sizes
+                yield from (self._records[place]["tokens"].shape for place in places)
             start += length
 
     def load(self, index: int, bucket: Bucket, where: float) -> tuple[dict[str, np.ndarray], str]:

@@ -61,17 +61,19 @@ def probe(path: str | Path) -> VideoInfo:
         first = next(_decode(container, stream), None)
         if first is None:
             raise UserError(f"{path}: no frame can be decoded")
-        rate = stream.average_rate or stream.guessed_rate
+        declared = float(stream.average_rate or stream.guessed_rate or 0)
         if stream.frames and stream.duration:
             frames, duration = stream.frames, float(stream.duration * stream.time_base)
             _check_last_packet(container, stream, path)
         else:
             frames, duration = _count_packets(path, first.duration)
-        fps = float(rate) if rate else frames / max(duration, 1e-3)
+        # A single frame without a duration lasts one period.
+        duration = duration or frames / (declared or 1.0)
+        # Screen recorders write absurd rates: a declared one must agree with the count and the duration.
+        measured = frames / duration
+        fps = declared if abs(measured - declared) < 0.1 * measured else measured
         sideways = first.rotation % 180 != 0
         width, height = (first.height, first.width) if sideways else (first.width, first.height)
-        # A single frame without a duration in the header still lasts one period.
-        duration = duration or frames / fps
         return VideoInfo(frames, duration, fps, width, height, first.rotation, stream.codec_context.name)
 
 

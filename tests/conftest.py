@@ -1,0 +1,23 @@
+import os
+from pathlib import Path
+
+# Eight virtual CPU devices, so that sharding is tested everywhere. Must precede the first import of jax.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture
+def golden():
+    """Return a loader of golden arrays that skips where the golden folder is absent."""
+    import numpy as np
+
+    def load(name: str):
+        path = SHARED / "golden" / name
+        if not path.exists():
+            pytest.skip(f"golden data {name} is not here")
+        return np.load(path)
+
+    return load

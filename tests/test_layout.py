@@ -1,0 +1,71 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from lumos.errors import UserError
+from lumos.sequence import attention, layout, vocabulary
+from lumos.sequence.layout import make_layout
+
+
+@pytest.mark.parametrize("style", ["compact", "lumos1"])
+def test_grid_to_sequence_to_grid_is_the_identity(style):
+    config = tiny.transformer(sequence__style=style)
+    plan, batch = make_layout(config), tiny.token_batch(config)
+    ids = plan.assemble(jnp.asarray(batch["text"]), jnp.asarray(batch["tokens"]))
+    assert ids.shape == (8, plan.length)
+    np.testing.assert_array_equal(plan.codes(ids), batch["tokens"])
+    np.testing.assert_array_equal(ids[:, : plan.num_text], batch["text"])
+
+
+def test_lumos1_layout_equals_the_official_sequence(golden):
+    """Our right-aligned layout with exactly as many text slots as text tokens is the released models' sequence."""
+    data = golden("mmrope.npz")
+    case = "g3x4x8_L5"
+    ids = data[f"{case}/input_ids"]
+    start = int(np.flatnonzero(ids == 9004)[0])
+    # Text slots for everything before the separator; duration and fps are whatever the case says.
+    plan = layout.lumos1(vocabulary.lumos1(), start - 1, (3, 4, 8), fps=ids[start + 2] - 8804, duration=ids[start + 1] - 8804)
+    np.testing.assert_array_equal(plan.visual_index, np.flatnonzero(ids >= 65_536))
+    markers = np.setdiff1d(np.arange(start - 1, len(ids)), plan.visual_index)
+    np.testing.assert_array_equal(plan.template[markers], ids[markers])
+    for name in ("text", "t", "h", "w"):
+        np.testing.assert_array_equal(getattr(plan.positions, name), data[f"{case}/pos_{name}"])
+    np.testing.assert_array_equal(plan.positions.is_content, data[f"{case}/content_flag"])
+
+
+def test_key_ranges_equal_the_official_mask(golden):
+    data = golden("attention_mask.npz")
+    ids = data["video3_text5/input_ids"][0]
+    allow = np.unpackbits(data["video3_text5/allow"], axis=-1, count=len(ids))[0].astype(bool)
+    start = int(np.flatnonzero(ids == 9004)[0])
+    plan = layout.lumos1(vocabulary.lumos1(), start - 1, (3, 4, 4), fps=0, duration=0)
+    keys = attention.layout_range(plan, jnp.zeros(1, jnp.int32))
+    np.testing.assert_array_equal(keys.dense(plan.length)[0], allow)
+
+
+@pytest.mark.parametrize("style", ["compact", "lumos1"])
+def test_key_ranges_equal_the_predicate(style):
+    plan = make_layout(tiny.transformer(sequence__style=style))
+    index = np.arange(plan.length)
+    for first in (0, 3, plan.drop_to):
+        expected = attention.visible(index, plan.group, index >= first)
+        got = attention.layout_range(plan, jnp.array([first])).dense(plan.length)[0]
+        np.testing.assert_array_equal(got, expected)
+        assert attention.count_pairs(plan, plan.num_text - first) == expected[first:].sum()
+
+
+def test_a_scattered_group_is_not_a_range():
+    with pytest.raises(ValueError, match="contiguous"):
+        attention.range_end(np.array([0, 1, 0]))
+
+
+def test_text_drop_hides_all_text_and_nothing_else():
+    plan = make_layout(tiny.transformer())
+    first = plan.first_key(jnp.array([4, 4]), jnp.array([False, True]))
+    np.testing.assert_array_equal(first, [plan.num_text - 4, plan.num_text])
+
+
+def test_lumos1_refuses_grids_it_cannot_write():
+    with pytest.raises(UserError, match="multiples of 4"):
+        layout.lumos1(vocabulary.lumos1(), 3, (2, 4, 6), fps=12, duration=2)
