@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import dataclasses
 import json
+import logging
 import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
-
 
 from lumos import config as config_lib
 from lumos.config import Config

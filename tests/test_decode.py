@@ -20,7 +20,9 @@ def _setup(**changes):
 def _decode(config, task, params, batch, num_given=0, seed=1, **settings):
     use_cache = settings.pop("use_cache", True)
     decoder = Decoder(task.definition, task.layout, dataclasses.replace(config.generate, **settings), 7, use_cache)
-    return np.asarray(decoder(params, batch["text"], batch["text_length"], batch["tokens"], jax.random.key(seed), num_given))
+    return np.asarray(
+        decoder(params, batch["text"], batch["text_length"], batch["tokens"], jax.random.key(seed), num_given)
+    )
 
 
 @pytest.mark.parametrize("style", ["compact", "lumos1"])

@@ -25,7 +25,9 @@ def test_lumos1_layout_equals_the_official_sequence(golden):
     ids = data[f"{case}/input_ids"]
     start = int(np.flatnonzero(ids == 9004)[0])
     # Text slots for everything before the separator; duration and fps are whatever the case says.
-    plan = layout.lumos1(vocabulary.lumos1(), start - 1, (3, 4, 8), fps=ids[start + 2] - 8804, duration=ids[start + 1] - 8804)
+    plan = layout.lumos1(
+        vocabulary.lumos1(), start - 1, (3, 4, 8), fps=ids[start + 2] - 8804, duration=ids[start + 1] - 8804
+    )
     np.testing.assert_array_equal(plan.visual_index, np.flatnonzero(ids >= 65_536))
     markers = np.setdiff1d(np.arange(start - 1, len(ids)), plan.visual_index)
     np.testing.assert_array_equal(plan.template[markers], ids[markers])

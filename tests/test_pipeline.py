@@ -10,11 +10,13 @@ import pytest
 from test_video import frame_numbers, numbered_video, write_with_keyframes
 
 from lumos import config as config_lib
+from lumos.data import moving_shapes
 from lumos.data.buckets import assign, plan_buckets
 from lumos.data.index import index
 from lumos.data.pipeline import make_pipeline
 from lumos.data.records import RecordWriter
 from lumos.data.sources import parse_paths
+from lumos.data.text import TextTokenizer
 from lumos.data.video import write_video
 from lumos.errors import UserError
 
@@ -241,6 +243,25 @@ def test_paths_with_weights():
 
 
 # Sources -------------------------------------------------------------------------------------------------------------
+
+
+def test_moving_shapes(tmp_path):
+    shapes = config_lib.ShapesConfig(num_train=8, num_validation=2, num_test=0)
+    moving_shapes.prepare(tmp_path, shapes, (9, 32, 32), 0)
+    config = make_config("moving_shapes", tmp_path, buckets=((5, 32, 32),))
+    text = TextTokenizer()
+    originals = [moving_shapes.make_clip("easy", (9, 32, 32), 0, "train", n) for n in range(8)]
+    starts = []
+    for batch in run(config, 4):
+        for video, ids_P in zip(batch["video"], batch["text"]):
+            (original,) = (clip for clip in originals if clip["caption"] == text.decode(ids_P))
+            (start,) = (s for s in range(5) if np.array_equal(original["video"][s : s + 5], video))
+            starts.append(start)
+    assert len(set(starts)) > 1
+    for batch, first in zip(run(config, 2, train=False), (0, 4)):
+        np.testing.assert_array_equal(batch["video"], [clip["video"][2:7] for clip in originals[first : first + 4]])
+    with pytest.raises(UserError, match="its clips are 32x32, config.data.buckets asks for 32x64"):
+        run(make_config("moving_shapes", tmp_path, buckets=((5, 32, 64),)), 1)
 
 
 @pytest.fixture

@@ -12,7 +12,10 @@ def haar_rounds(video, patch_size):
     for _ in range(patch_size.bit_length() - 1):
         bands = [x]
         for axis in (1, 2, 3):
-            pairs = [(np.take(b, range(0, b.shape[axis], 2), axis), np.take(b, range(1, b.shape[axis], 2), axis)) for b in bands]
+            pairs = [
+                (np.take(b, range(0, b.shape[axis], 2), axis), np.take(b, range(1, b.shape[axis], 2), axis))
+                for b in bands
+            ]
             bands = [band for even, odd in pairs for band in ((even + odd) / 2**0.5, (even - odd) / 2**0.5)]
         x = np.concatenate(bands, axis=-1) / (2 * 2**0.5)
     return x
@@ -37,7 +40,14 @@ def test_published_values_of_patch_4():
     assert np.square(bands).sum() == pytest.approx(8.325016, abs=1e-4)
     expected = np.zeros(192)
     expected[:3] = -0.638542, 0.028125, 0.694792
-    for first, value in {3: -0.001042, 6: -0.008333, 12: -0.066667, 24: -0.002083, 48: -0.016667, 96: -0.133333}.items():
+    for first, value in {
+        3: -0.001042,
+        6: -0.008333,
+        12: -0.066667,
+        24: -0.002083,
+        48: -0.016667,
+        96: -0.133333,
+    }.items():
         expected[first : first + 3] = value
     np.testing.assert_allclose(bands[1, 0, 0], expected, atol=1e-5)
 

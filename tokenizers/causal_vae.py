@@ -107,7 +107,9 @@ class Decoder(nnx.Module):
         bands = 3 * config.patch_size**3
         self.conv_in = FactorizedConv(config.z_channels, dims[-1], rngs)
         self.mid = Middle(dims[-1], config.mid_attention, rngs)
-        self.up = _numbered(Stage(dims[level + 1], dims[level], config.num_res_blocks + 1, rngs) for level in range(top + 1))
+        self.up = _numbered(
+            Stage(dims[level + 1], dims[level], config.num_res_blocks + 1, rngs) for level in range(top + 1)
+        )
         # Stages run from the top down. Time is doubled from the second one on; space begins with it, or before when
         # there are more strides in space than in time.
         first = 0 if num_space > num_time else 1
@@ -115,8 +117,8 @@ class Decoder(nnx.Module):
         num_used = 1 + max([*in_space, *in_time], default=-1)
         if num_used > top:
             raise UserError(
-                f"config.tokenizer.channel_mult={config.channel_mult}: {num_space} strides in space and {num_time} in time "
-                f"beyond the patcher need at least {num_used + 1} entries"
+                f"config.tokenizer.channel_mult={config.channel_mult}: {num_space} strides in space and {num_time} in "
+                f"time beyond the patcher need at least {num_used + 1} entries"
             )
         for position in range(num_used):
             level = top - position

@@ -26,8 +26,8 @@ class TokenizerTask:
     def __init__(self, config: Config):
         if config.tokenizer.perceptual_weight:
             raise UserError(
-                f"config.tokenizer.perceptual_weight={config.tokenizer.perceptual_weight}: there is no perceptual loss; "
-                "set it to 0"
+                f"config.tokenizer.perceptual_weight={config.tokenizer.perceptual_weight}: there is no perceptual "
+                "loss; set it to 0"
             )
         self.config = config
         self.definition = make_definition(config.tokenizer)
@@ -96,5 +96,7 @@ class TokenizerTask:
     def flops_per_step(self) -> float:
         """Return the matmul and convolution FLOPs of a step: forward + backward = 3 forwards, first bucket."""
         video = jax.ShapeDtypeStruct((self.config.data.batch_size, *self.config.data.buckets[0], 3), jnp.float32)
-        forward = flops.count_matmul_flops(lambda p, v: self.definition.bind(p).reconstruct(v)[0], self.definition.abstract, video)
+        forward = flops.count_matmul_flops(
+            lambda p, v: self.definition.bind(p).reconstruct(v)[0], self.definition.abstract, video
+        )
         return 3 * forward

@@ -97,6 +97,9 @@ class MovingShapes(tfds.core.GeneratorBasedBuilder):
     """TFDS builder of the three splits. Record i of a split is `make_clip(..., split, i)`."""
 
     VERSION = tfds.core.Version("1.0.0")
+    # Nothing is downloaded. With None TFDS does not look for checksums beside this file, for which it needs the
+    # package importlib_resources, although it does not require it.
+    code_path = None
 
     def _info(self) -> tfds.core.DatasetInfo:
         text, flag = tfds.features.Text(), tfds.features.Scalar(np.bool_)

@@ -172,7 +172,8 @@ def sample_scene(level: str, clip_shape: tuple[int, int, int], seed: int, split:
     main = _sample_object(rng, settings, clip_shape, wanted[0], size, radius)
     # The others are clearly smaller: the main object is the one that a viewer would name first.
     others = [
-        _sample_object(rng, settings, clip_shape, other, "small", radius * rng.uniform(0.5, 0.65)) for other in wanted[1:]
+        _sample_object(rng, settings, clip_shape, other, "small", radius * rng.uniform(0.5, 0.65))
+        for other in wanted[1:]
     ]
     # What would hide the main object for most of the clip stays behind it.
     front = [
@@ -231,9 +232,7 @@ def _sample_object(
 
     low = 1.1 * radius
     high_2 = np.array([width, height]) - low
-    limit = min(
-        (high_2[a] - low) / (abs(direction_2[a]) * (bounce_time if a == bounce_axis else last)) for a in moving
-    )
+    limit = min((high_2[a] - low) / (abs(direction_2[a]) * (bounce_time if a == bounce_axis else last)) for a in moving)
     speed_name = level.speeds[rng.integers(len(level.speeds))]
     speed = rng.uniform(*SPEEDS[speed_name]) * min(height, width)
     if speed > limit:  # long clips: slow down rather than leave the frame
@@ -250,9 +249,8 @@ def _sample_object(
             travel = velocity * last
             start = low - min(travel, 0.0) + rng.random() * (high_2[a] - low - abs(travel))
             centre_F2[:, a] = start + velocity * time_F
-    return ShapeObject(
-        combination.colour, combination.shape, combination.direction, size, speed_name, texture, bounces, radius, centre_F2
-    )
+    look = {"size": size, "speed": speed_name, "texture": texture, "bounces": bounces, "radius": radius}
+    return ShapeObject(**dataclasses.asdict(combination), **look, centre_F2=centre_F2)
 
 
 def _sample_background(rng: np.random.Generator, level: Level, clip_shape: tuple[int, int, int]) -> Background:

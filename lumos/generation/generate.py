@@ -45,7 +45,7 @@ class Generator:
         self._programs = functools.cache(self._compile)
 
     @classmethod
-    def load(cls, workdir: str | Path, overrides: dict | None = None) -> "Generator":
+    def load(cls, workdir: str | Path, overrides: dict | None = None) -> Generator:
         """Load the newest weights (EMA) of a training workdir; `overrides` are dotted config fields."""
         read_config(workdir)
         config = config_lib.load(str(Path(workdir) / "config.json"), overrides)

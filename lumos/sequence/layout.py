@@ -37,7 +37,7 @@ class Positions(NamedTuple):
     w: np.ndarray
     is_content: np.ndarray
 
-    def at(self, index) -> "Positions":
+    def at(self, index) -> Positions:
         """Return the positions of the tokens `index` selects on the last axis."""
         return Positions(*(a[..., index] for a in self))
 

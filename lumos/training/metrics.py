@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any

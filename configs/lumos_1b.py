@@ -1,0 +1,53 @@
+"""Lumos-1 "1B" (1.5 B parameters; arXiv 2507.08801): 25 frames of 448x256 at 12 fps, AR-DF on Cosmos DV4x8x8 tokens.
+
+Run:       lumos train --config=configs/lumos_1b.py --workdir=... --config.data.path=TOKENS --config.mesh.fsdp=64
+Expected:  not trained here; shapes and parameter counts are tested (tests/test_configs.py).
+"""
+
+from lumos import config as lumos_config
+
+# layers, model_dim, mlp_dim, heads, kv heads, head_dim
+_SIZES = {
+    "500m": (16, 1024, 4096, 16, 4, 64),
+    "1b": (16, 2048, 8192, 32, 8, 64),
+    "3b": (28, 3072, 8192, 24, 8, 128),
+}
+
+
+def get_config(variant: str = ""):
+    """Variant "smoke" shrinks everything to seconds on a CPU."""
+    return sized("1b", variant)
+
+
+def sized(size: str, variant: str):
+    """Return the config of one released size."""
+    config = lumos_config.default()
+    config.name = f"lumos {size}"
+    config.data.source = "tokens"
+    config.data.batch_size = 256
+    config.data.buckets = ((25, 256, 448),)
+    config.sequence.style = "lumos1"
+    config.sequence.grid = (7, 32, 56)
+    config.sequence.text_length = 256
+    model = config.model
+    model.num_layers, model.model_dim, model.mlp_dim, model.num_heads, model.num_kv_heads, model.head_dim = _SIZES[size]
+    model.text_vocab, model.visual_vocab = 65_536, 64_000
+    model.dtype = "bfloat16"
+    model.remat = "full"
+    config.tokenizer.levels = (8, 8, 8, 5, 5, 5)
+    config.loss.chunk = 4096
+    config.optimizer.learning_rate = 1e-4 if size == "3b" else 5e-5
+    config.optimizer.schedule = "constant"
+    config.optimizer.clip_norm = 4.0
+    config.optimizer.warmup_steps = 1000
+    config.optimizer.ema_decay = 0.0
+    config.train.num_steps = 100_000
+    config.generate.steps = 50
+    config.generate.guidance = 15.0
+    config.generate.fps = 12.0
+    if variant == "smoke":
+        model.num_layers, model.model_dim, model.mlp_dim, model.num_heads, model.num_kv_heads = 2, 64, 128, 2, 1
+        model.head_dim, model.dtype = 32, "float32"
+        config.data.buckets, config.sequence.grid, config.sequence.text_length = ((5, 32, 32),), (2, 4, 4), 8
+        config.data.batch_size, config.train.num_steps, config.generate.steps = 2, 2, 2
+    return config

@@ -1,0 +1,12 @@
+"""Lumos-1 "3B" (3.6 B parameters; arXiv 2507.08801): as configs/lumos_1b.py, another size.
+
+Run:       lumos train --config=configs/lumos_3b.py --workdir=... --config.data.path=TOKENS
+Expected:  not trained here; shapes and parameter counts are tested (tests/test_configs.py).
+"""
+
+from lumos.configs.lumos_1b import sized
+
+
+def get_config(variant: str = ""):
+    """Variant "smoke" shrinks everything to seconds on a CPU."""
+    return sized("3b", variant)

@@ -1,0 +1,54 @@
+"""Your own folder of clips, end to end on a CPU: 64x64, 17 frames at 10 fps, overfitting a small collection.
+
+Runs:      lumos data index --input=CLIPS --out=real/clips.jsonl
+           lumos train      --config=configs/real_clips.py:tokenizer   --workdir=real/tokenizer
+           lumos tokenize   --config=configs/real_clips.py:tokenizer   --workdir=real/tokenizer --out=real/tokens
+           lumos train      --config=configs/real_clips.py:transformer --workdir=real/transformer
+           lumos generate   --workdir=real/transformer --video=CLIP --prompt="..." --out=continued.mp4
+Expected:  docs/results.md
+"""
+
+from lumos import config as lumos_config
+
+
+def get_config(variant: str = "transformer"):
+    """Variants "tokenizer" and "transformer", each also with ",smoke"."""
+    task, _, size = variant.partition(",")
+    config = lumos_config.default()
+    config.name, config.task = f"real clips {task}", task
+    config.data.buckets = ((17, 64, 64),)
+    config.data.fps = 10.0
+    config.sequence.grid = (5, 8, 8)
+    config.sequence.text_length = 32
+    config.tokenizer_workdir = "real/tokenizer"
+    config.tokenizer.channels = 32
+    config.tokenizer.channel_mult = (1, 2)
+    config.tokenizer.levels = (8, 8, 8, 5, 5, 5)
+    if task == "tokenizer":
+        config.data.source, config.data.path = "clips", "real/clips.jsonl"
+        config.data.batch_size = 4
+        config.tokenizer.l1_weight, config.tokenizer.l2_weight = 0.0, 1.0
+        config.optimizer.learning_rate = 3e-3
+        config.optimizer.weight_decay = 0.01
+        config.train.num_steps = 2500
+    else:
+        config.data.source, config.data.path = "tokens", "real/tokens"
+        config.data.batch_size = 8
+        config.model.num_layers = 6
+        config.model.model_dim = 192
+        config.model.mlp_dim = 512
+        config.model.num_heads = 3
+        config.model.num_kv_heads = 3
+        config.model.scan_layers = False
+        config.optimizer.learning_rate = 2e-3
+        config.train.num_steps = 2000
+        # A continuation starts from true frames: clean history, as it will see it.
+        config.generate.guidance = 1.0
+        config.generate.fps = 10.0
+    if size == "smoke":
+        config.data.buckets, config.sequence.grid = ((5, 32, 32),), (2, 4, 4)
+        config.data.batch_size, config.train.num_steps, config.train.eval_batches = 2, 2, 1
+        config.train.num_samples = 1
+        config.model.num_layers, config.model.model_dim, config.model.mlp_dim = 2, 64, 128
+        config.generate.steps = 2
+    return config

@@ -1,0 +1,32 @@
+"""Small transformers for study runs, compact layout, 17 frames of 64x64: variants 1m, 5m, 20m, 100m.
+
+Run:       lumos train --config=configs/transformer_small.py:20m --workdir=... --config.data.path=TOKENS
+Expected:  parameter counts are tested (tests/test_configs.py); figures of trained runs are in docs/results.md.
+"""
+
+from lumos import config as lumos_config
+
+# layers, model_dim, mlp_dim, heads, kv heads
+_SIZES = {
+    "1m": (4, 128, 352, 2, 2),
+    "5m": (6, 256, 704, 4, 2),
+    "20m": (10, 384, 1088, 6, 3),
+    "100m": (12, 768, 2048, 12, 4),
+}
+
+
+def get_config(variant: str = "5m"):
+    """Variants: 1m, 5m, 20m, 100m, each also with ",smoke"."""
+    size, _, smoke = variant.partition(",")
+    config = lumos_config.default()
+    config.name = f"transformer {size}"
+    config.data.source = "tokens"
+    config.data.batch_size = 32
+    model = config.model
+    model.num_layers, model.model_dim, model.mlp_dim, model.num_heads, model.num_kv_heads = _SIZES[size]
+    config.train.num_steps = 20_000
+    config.optimizer.learning_rate = 6e-4 if size == "100m" else 1e-3
+    if smoke:
+        model.num_layers, config.data.batch_size, config.train.num_steps = 2, 2, 2
+        config.data.buckets, config.sequence.grid, config.sequence.text_length = ((5, 32, 32),), (2, 4, 4), 8
+    return config

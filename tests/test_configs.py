@@ -1,0 +1,135 @@
+import dataclasses
+import math
+from pathlib import Path
+
+import jax
+import pytest
+
+import lumos
+from lumos import config as config_lib
+from lumos.errors import UserError
+from lumos.model.transformer import make_definition
+from lumos.sequence.layout import make_layout
+from lumos.training.tasks import make_task
+
+CONFIGS = {
+    "demo.py": ("tokenizer", "transformer"),
+    "lumos_1b.py": ("",),
+    "lumos_3b.py": ("",),
+    "lumos_500m.py": ("",),
+    "moving_shapes_1h.py": ("tokenizer", "transformer"),
+    "real_clips.py": ("tokenizer", "transformer"),
+    "tokenizer_dv4x8x8.py": ("",),
+    "tokenizer_sizes.py": ("xs", "s", "m", "b"),
+    "transformer_small.py": ("1m", "5m", "20m", "100m"),
+}
+VARIANTS = [(name, variant) for name, variants in CONFIGS.items() for variant in variants]
+
+
+def test_every_shipped_config_is_listed_here():
+    assert sorted(p.name for p in (Path(lumos.__file__).parent / "configs").glob("*.py")) == sorted(CONFIGS)
+
+
+def _load(name, *variants):
+    variant = ",".join(filter(None, variants))
+    config = config_lib.load(f"configs/{name}:{variant}")
+    model = config.model
+    model = dataclasses.replace(
+        model, text_vocab=model.text_vocab or 512, visual_vocab=model.visual_vocab or config.codebook_size
+    )
+    return dataclasses.replace(config, model=model)
+
+
+@pytest.mark.parametrize("name, variant", VARIANTS)
+def test_every_config_describes_a_model_and_has_a_smaller_smoke_variant(name, variant):
+    full, smoke = make_task(_load(name, variant)), make_task(_load(name, variant, "smoke"))
+    assert smoke.definition.num_params <= full.definition.num_params
+    assert smoke.flops_per_step() < full.flops_per_step() / 10
+
+
+@pytest.mark.parametrize("name, billions", [("lumos_500m.py", 0.509), ("lumos_1b.py", 1.504), ("lumos_3b.py", 3.615)])
+def test_parameter_counts_of_the_released_sizes(name, billions):
+    config = _load(name)
+    layout = make_layout(config)
+    assert layout.vocabulary.size == 129_536
+    assert layout.frame_length == 32 * 57 + 4
+    count = make_definition(config.model, layout.vocabulary.size).num_params
+    assert math.isclose(count / 1e9, billions, abs_tol=1e-3)
+
+
+@pytest.mark.parametrize("variant, millions", [("1m", 1), ("5m", 5), ("20m", 20), ("100m", 100)])
+def test_small_sizes_have_the_parameters_they_are_named_after(variant, millions):
+    task = make_task(_load("transformer_small.py", variant))
+    assert 0.75 < task.definition.num_params / 1e6 / millions < 1.25
+
+
+def test_the_cosmos_shape_has_its_parameter_count():
+    assert make_task(_load("tokenizer_dv4x8x8.py")).definition.num_params == 104_669_558
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ({"model.num_layer": "3"}, "did you mean 'num_layers'"),
+        ({"model.head_dim": "48"}, "multiple of 32"),
+        ({"data.buckets": "((16, 64, 64),)"}, r"1 \+ 4k"),
+        ({"data.buckets": "((17, 60, 64),)"}, "spatial compression 8"),
+        ({"model.num_layers": "many"}, "expected int"),
+        ({"model.num_layers": "2.5"}, "must be int"),
+        ({"model": "3"}, "is a section"),
+        ({"corruption.spatial": "tubes"}, "did you mean 'tube'"),
+        ({"sequence.style": "lumos1", "sequence.grid": "(2, 6, 8)"}, "multiples of 4"),
+        ({"model.num_kv_heads": "3"}, "multiple of config.model.num_kv_heads"),
+        ({"corruption.floor": "1.5"}, r"\[0, 1\]"),
+        ({"tokenizer.levels": "(8, 1)"}, "at least 2"),
+        ({"train.accumulation": "3"}, "not divisible"),
+    ],
+)
+def test_bad_values_are_one_line_errors(override, message):
+    with pytest.raises(UserError, match=message) as caught:
+        config_lib.load("configs/transformer_small.py:5m", override)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_and_variants_are_user_errors(tmp_path):
+    with pytest.raises(UserError, match="shipped configs: demo.py"):
+        config_lib.load("configs/nowhere.py")
+    with pytest.raises(UserError):
+        config_lib.load("configs/transformer_small.py:6m")
+    typo = tmp_path / "typo.py"
+    typo.write_text(
+        "from lumos import config\n\ndef get_config():\n    c = config.default()\n    c.model.num_layer = 3\n    return c\n"
+    )
+    with pytest.raises(UserError, match="num_layers"):
+        config_lib.load(str(typo))
+
+
+def test_a_saved_config_loads_to_the_same_config(tmp_path):
+    config = config_lib.load("configs/demo.py:tokenizer", {"seed": "7", "optimizer.learning_rate": "1"})
+    config.save(tmp_path / "config.json")
+    assert config_lib.load(str(tmp_path / "config.json")) == config
+    assert config.seed == 7 and config.optimizer.learning_rate == 1.0
+
+
+def _fields(cls, prefix=""):
+    for field in dataclasses.fields(cls):
+        default = config_lib._default_of(field)
+        if dataclasses.is_dataclass(default):
+            yield from _fields(type(default), f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, field.name
+
+
+def test_the_schema_is_small_and_every_field_is_read():
+    fields = list(_fields(config_lib.Config))
+    assert len(fields) < 120
+    root = Path(lumos.__file__).parent
+    code = "\n".join(p.read_text() for p in root.rglob("*.py") if p.name != "config.py" and "configs" not in p.parts)
+    unread = [dotted for dotted, name in fields if f".{name}" not in code]
+    assert not unread
+
+
+def test_no_devices_are_needed_to_describe_a_large_model():
+    before = len(jax.live_arrays())
+    make_task(_load("lumos_3b.py"))
+    assert len(jax.live_arrays()) <= before + 8

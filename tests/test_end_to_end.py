@@ -1,0 +1,217 @@
+"""The whole path in its smoke size, and what must hold of it: resuming, refusing, reproducing."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from lumos import cli
+from lumos import config as config_lib
+from lumos.data.records import RecordSource
+from lumos.errors import UserError
+from lumos.tokenizers import pretrained
+from lumos.tokenizers.tokenize import read_manifest, tokenize
+from lumos.training import metrics
+from lumos.training.loop import train
+
+REPO = Path(__file__).resolve().parents[1]
+ONE_DEVICE = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(REPO)}
+
+
+def lumos(*arguments, cwd, check=True):
+    """Run the command line in its own process, on one device as a user would."""
+    result = subprocess.run(
+        [sys.executable, "-m", "lumos", *map(str, arguments)], cwd=cwd, env=ONE_DEVICE, capture_output=True, text=True
+    )
+    if check:
+        assert result.returncode == 0, result.stderr[-3000:]
+    return result
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A finished smoke demo in an otherwise empty folder."""
+    folder = tmp_path_factory.mktemp("demo")
+    result = lumos("demo", "--workdir=demo", "--variant=smoke", cwd=folder)
+    assert "contact sheet:" in result.stdout
+    return folder / "demo"
+
+
+def test_the_demo_writes_its_summary_report_and_videos(demo):
+    summary = json.loads((demo / "summary.json").read_text())
+    assert set(summary) >= {"seconds", "peak_rss_gb", "tokenizer", "prompt_accuracy", "generate", "versions"}
+    assert set(summary["tokenizer"]) == {"psnr", "usage", "codebook_size"}
+    assert set(summary["prompt_accuracy"]) == {"num_prompts", "colour", "shape", "direction"}
+    assert summary["generate"]["tokens_per_s"] > 0
+    page = (demo / "report" / "index.html").read_text()
+    for video in (demo / "report" / "prompts").glob("*.mp4"):
+        assert f"prompts/{video.name}" in page
+    assert Image.open(demo / "report" / "prompts.png").width > 100
+    assert (demo / "transformer" / "samples" / "step_00000004" / "contact_sheet.png").exists()
+
+
+def test_generate_writes_every_kind_of_video(demo, tmp_path):
+    run = demo / "transformer"
+    lumos(
+        "generate", f"--workdir={run}", "--prompt=a red circle moves left", f"--out={tmp_path}/a.mp4", cwd=demo.parent
+    )
+    with av.open(str(tmp_path / "a.mp4")) as video:
+        assert video.streams.video[0].frames == 5
+        assert "a red circle moves left" in video.metadata["comment"]
+    lumos("generate", f"--workdir={run}", "--prompt=a", f"--out={tmp_path}/a.png", "--frames=1", cwd=demo.parent)
+    assert Image.open(tmp_path / "a.png").size == (32, 32)
+    lumos(
+        "generate", f"--workdir={run}", "--prompt=a", "--prompt=b", f"--out={tmp_path}/two", "--frames=9",
+        f"--image={tmp_path}/a.png", cwd=demo.parent,
+    )  # fmt: skip
+    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == ["000.mp4", "001.mp4"]
+    with av.open(str(tmp_path / "two" / "000.mp4")) as video:
+        assert video.streams.video[0].frames == 9
+    lumos(
+        "generate",
+        f"--workdir={run}",
+        f"--video={tmp_path}/a.mp4",
+        f"--out={tmp_path}/c.gif",
+        "--frames=13",
+        cwd=demo.parent,
+    )
+    assert Image.open(tmp_path / "c.gif").n_frames == 13
+
+
+def test_evaluating_again_gives_the_same_numbers(demo, tmp_path):
+    lumos("evaluate", f"--workdir={demo / 'transformer'}", f"--out={tmp_path}", cwd=demo.parent)
+    again = json.loads((tmp_path / "results.jsonl").read_text())
+    first = json.loads((demo / "report" / "results.jsonl").read_text())
+    for key in ("reconstruction", "masked_cross_entropy", "prompt_accuracy"):
+        assert again[key] == first[key]
+
+
+def test_tokenizing_resumes_without_loss_or_duplicates(demo, tmp_path):
+    config = config_lib.load(str(demo / "tokenizer" / "config.json"))
+    tokenizer = pretrained.load(str(demo / "tokenizer"))
+
+    def run(out, process_index=0, process_count=1):
+        tokenize(config, tokenizer, out, clips_per_shard=5, process_index=process_index, process_count=process_count)
+
+    run(tmp_path / "whole")
+    # A killed run leaves finished shards and a partial file; two processes then share what is missing.
+    run(tmp_path / "parts", 0, 2)
+    with pytest.raises(UserError, match="unfinished"):
+        read_manifest(tmp_path / "parts")
+    done = sorted((tmp_path / "parts").glob("*.array_record"))
+    done[-1].rename(str(done[-1]) + ".partial")
+    run(tmp_path / "parts", 1, 2)
+    run(tmp_path / "parts", 0, 2)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "parts").glob("*.array_record")}
+    run(tmp_path / "parts")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "parts").glob("*.array_record")} == before
+
+    def records(folder):
+        return [r for r in RecordSource(sorted(folder.glob("train-*-of-*.array_record")))]
+
+    whole, parts = records(tmp_path / "whole"), records(tmp_path / "parts")
+    assert len(whole) == config.shapes.num_train == len({r["id"] for r in whole})
+    for a, b in zip(whole, parts, strict=True):
+        assert a["id"] == b["id"] and a["caption"] == b["caption"]
+        np.testing.assert_array_equal(a["tokens"], b["tokens"])
+
+
+def test_tokens_of_another_tokenizer_are_refused(demo, tmp_path):
+    config = config_lib.load(str(demo / "tokenizer" / "config.json"), {"seed": "5", "train.num_steps": "1"})
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(demo / "moving_shapes")))
+    train(config, tmp_path / "other")
+    wrong = config_lib.load(
+        "configs/demo.py:transformer,smoke",
+        {"data.path": str(demo / "tokens"), "tokenizer_workdir": str(tmp_path / "other")},
+    )
+    with pytest.raises(UserError, match="was made by tokenizer"):
+        train(wrong, tmp_path / "run")
+    with pytest.raises(UserError, match="holds other tokens"):
+        tokenize(config, pretrained.load(str(tmp_path / "other")), demo / "tokens")
+
+
+def test_tokens_of_another_grid_are_refused(demo, tmp_path):
+    wrong = config_lib.load(
+        "configs/demo.py:transformer,smoke",
+        {"data.path": str(demo / "tokens"), "tokenizer_workdir": "", "sequence.grid": "(3, 4, 4)"},
+    )
+    with pytest.raises(UserError, match="set it to"):
+        train(wrong, tmp_path / "run")
+
+
+@pytest.mark.parametrize("task", ["transformer", "tokenizer"])
+def test_a_killed_run_resumes_bit_for_bit(demo, tmp_path, task):
+    """40 steps at once, and 20 + kill -9 + the rest, log identical losses at every step."""
+    data = demo / ("tokens" if task == "transformer" else "moving_shapes")
+    flags = [
+        f"--config=configs/demo.py:{task},smoke", f"--config.data.path={data}", f"--config.tokenizer_workdir={demo / 'tokenizer'}",
+        "--config.train.num_steps=40", "--config.train.log_every=1", "--config.train.checkpoint_every=20",
+        "--config.train.eval_every=100", "--config.train.num_samples=1",
+    ]  # fmt: skip
+    lumos("train", *flags, f"--workdir={tmp_path}/whole", cwd=demo.parent)
+    command = [sys.executable, "-m", "lumos", "train", *flags, f"--workdir={tmp_path}/parts"]
+    process = subprocess.Popen(command, cwd=demo.parent, env=ONE_DEVICE, stderr=subprocess.DEVNULL)
+    checkpoint = tmp_path / "parts" / "checkpoints" / "20"
+    deadline = time.monotonic() + 300
+    while not checkpoint.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    lumos("train", *flags, f"--workdir={tmp_path}/parts", cwd=demo.parent)
+
+    def losses(folder):
+        return [(line["step"], line["loss"], line["grad_norm"]) for line in metrics.read(tmp_path / folder, "train")]
+
+    assert len(losses("whole")) == 40
+    assert losses("whole") == losses("parts")
+
+
+def test_errors_are_one_line_with_exit_code_2(tmp_path):
+    for arguments, message in (
+        (["train"], "must have a value"),
+        (["trian"], "commands: demo"),
+        (
+            ["train", "--config=configs/demo.py", "--workdir=w", "--config.model.num_layer=2"],
+            "did you mean 'num_layers'",
+        ),
+        (["generate", "--workdir=nowhere", "--out=a.mp4"], "not a training workdir"),
+        (["train", "--config=configs/demo.py:transformer,smoke", "--workdir=w"], "demo/tokens"),
+        (["evaluate", "stray", "--workdir=w", "--out=o"], "stray"),
+    ):
+        result = lumos(*arguments, cwd=tmp_path, check=False)
+        assert result.returncode == 2, result.stderr
+        assert message in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+
+
+def test_flags_are_frozen(capsys):
+    """A new flag is a decision: most settings belong into the config."""
+    flags = {}
+    for verb in cli._VERBS:
+        assert cli.main([*verb.split(), "--help"]) == 0
+        text = capsys.readouterr().out
+        flags[verb] = sorted(
+            line.strip()[2:].split(":")[0]
+            for line in text.split("absl.flags")[0].splitlines()
+            if line.startswith("  --")
+        )
+    assert flags == {
+        "demo": ["config", "variant", "workdir"],
+        "data index": ["config", "input", "out"],
+        "data shapes": ["config"],
+        "data vocab": ["config", "manifest", "out"],
+        "train": ["config", "workdir"],
+        "tokenize": ["config", "out", "splits", "workdir"],
+        "generate": ["frames", "image", "out", "prompt", "seed", "video", "workdir"],
+        "evaluate": ["out", "seed", "workdir"],
+    }

@@ -1,0 +1,179 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from lumos import sharding
+from lumos.config import MeshConfig
+from lumos.errors import UserError
+from lumos.training import flops
+from lumos.training.optimizer import make_optimizer, make_schedule
+from lumos.training.state import create_state, state_shardings
+from lumos.training.step import make_train_step
+from lumos.training.transformer_task import TransformerTask
+
+
+def _losses(config, num_devices=1, steps=3, task_class=TransformerTask):
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:num_devices])
+    task = task_class(config)
+    optimizer = make_optimizer(config.optimizer, 100)
+    with jax.set_mesh(mesh):
+        state = create_state(task.definition, optimizer, mesh, seed=0, ema=True)
+        step = make_train_step(task, optimizer, config, mesh)
+        losses = []
+        for s in range(steps):
+            state, metrics = step(state, sharding.put_batch(mesh, tiny.token_batch(config, seed=s)))
+            losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return _losses(tiny.transformer(optimizer__learning_rate=1e-2))
+
+
+@pytest.mark.parametrize(
+    "shape", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"replica": 2, "fsdp": 4}, {"fsdp": 4, "context": 2}]
+)
+def test_eight_devices_give_the_losses_of_one(reference, shape):
+    config = tiny.transformer(optimizer__learning_rate=1e-2, model__num_kv_heads=2)
+    one, _ = _losses(config)
+    config = dataclasses.replace(config, mesh=MeshConfig(**{"fsdp": 1, **shape}))
+    eight, state = _losses(config, num_devices=8)
+    np.testing.assert_allclose(eight, one, atol=1e-5)
+    q_proj = state.params["layers"]["self_attn"]["q_proj"]["kernel"]
+    assert q_proj.addressable_shards[0].data.size < q_proj.size
+
+
+def test_no_state_is_silently_replicated():
+    config = tiny.transformer()
+    mesh = sharding.make_mesh(MeshConfig(fsdp=8), jax.devices())
+    task, optimizer = TransformerTask(config), make_optimizer(config.optimizer, 10)
+    places = state_shardings(task.definition, optimizer, mesh, ema=True)
+    shapes = jax.eval_shape(optimizer.init, task.definition.abstract)
+    large = [
+        (leaf.shape, place)
+        for leaf, place in zip(jax.tree.leaves(shapes), jax.tree.leaves(places.opt_state))
+        if leaf.ndim >= 2 and leaf.shape[-1] != config.model.head_dim
+    ]
+    assert len(large) > 10
+    assert all(not place.is_fully_replicated for _, place in large)
+    assert places.ema == places.params
+
+
+def test_accumulation_equals_one_large_batch():
+    """Weights differ between microbatches (each row masks its own number of codes), so this tests the weighting too."""
+
+    class FixedNoise(TransformerTask):
+        def loss(self, params, batch, key):
+            del key
+            mask = (batch["tokens"] % 3 == 0).reshape(*batch["tokens"].shape[:2], -1)
+            hidden, model, ids, mask_BL = self._forward(self.layout, params, batch, mask, None)
+            ce = self._cross_entropy(self.layout, model, hidden, ids, mask_BL.astype(jnp.float32))
+            return ce.loss.sum(), mask_BL.sum().astype(jnp.float32), {}
+
+    config = tiny.transformer(optimizer__learning_rate=1e-2)
+    whole, _ = _losses(config, task_class=FixedNoise)
+    parts = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulation=4))
+    np.testing.assert_allclose(_losses(parts, task_class=FixedNoise)[0], whole, rtol=1e-5)
+
+
+def test_scanned_and_unrolled_layers_and_remat_agree(reference):
+    for changes in ({"model__scan_layers": False}, {"model__remat": "full"}, {"model__remat": "dots"}):
+        losses, _ = _losses(tiny.transformer(optimizer__learning_rate=1e-2, **changes))
+        np.testing.assert_allclose(losses, reference[0], rtol=1e-5)
+
+
+def test_training_overfits_one_batch():
+    config = tiny.transformer(optimizer__learning_rate=3e-3, optimizer__warmup_steps=5, optimizer__schedule="constant")
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    task, optimizer = TransformerTask(config), make_optimizer(config.optimizer, 150)
+    with jax.set_mesh(mesh):
+        state = create_state(task.definition, optimizer, mesh, seed=0, ema=False)
+        step = make_train_step(
+            task,
+            optimizer,
+            dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, ema_decay=0.0)),
+            mesh,
+        )
+        batch = sharding.put_batch(mesh, tiny.token_batch(config))
+        for _ in range(150):
+            state, metrics = step(state, batch)
+    assert metrics["loss"] < 0.75 * np.log(30)
+
+
+def test_text_loss_is_reported_and_trains_the_text_head():
+    config = tiny.transformer(loss__text_weight=1.0)
+    task = TransformerTask(config)
+    params = task.definition.init(jax.random.key(0))
+    batch = tiny.token_batch(config)
+    grads, metrics = jax.grad(
+        lambda p: (lambda t, w, m: (t / w, m))(*task.loss(p, batch, jax.random.key(0))), has_aux=True
+    )(params)
+    assert metrics["text_nll"] > 0
+    assert np.abs(grads["lm_head"]["kernel"][:, : config.model.text_vocab]).max() > 0
+
+
+def test_frame_cross_entropy_is_binned_by_true_frame():
+    config = tiny.transformer()
+    task = TransformerTask(config)
+    sums = task.evaluate_batch(task.definition.init(jax.random.key(0)), tiny.token_batch(config))
+    summary = task.summarize(jax.tree.map(np.asarray, sums))
+    np.testing.assert_array_equal(sums["count"], [8 * round(0.7 * 16)] * 3)
+    np.testing.assert_allclose(np.mean(summary["frame_nll"]), summary["nll"], rtol=1e-6)
+    np.testing.assert_allclose(summary["nll"], np.log(30), rtol=0.1)
+
+
+def test_flop_formula_equals_the_jaxpr():
+    """The dense oracle computes every pair, so count every pair in the formula too."""
+    config = tiny.transformer(model__attention="dense")
+    task = TransformerTask(config)
+    batch = tiny.token_batch(config)
+    counted = flops.count_matmul_flops(lambda p: task.loss(p, batch, jax.random.key(0))[0], task.definition.abstract)
+    formula = 8 * flops.forward_flops(config.model, task.layout, config.model.visual_vocab)
+    from lumos.sequence.attention import count_pairs
+
+    m, plan = config.model, task.layout
+    invisible = plan.length**2 - count_pairs(plan)
+    formula += 8 * 4 * m.num_layers * m.num_heads * m.head_dim * invisible
+    np.testing.assert_allclose(counted, formula, rtol=1e-6)
+
+
+def test_schedules():
+    from lumos.config import OptimizerConfig
+
+    for name, last in (("cosine", 0.1), ("wsd", 0.1), ("constant", 1.0)):
+        schedule = make_schedule(OptimizerConfig(learning_rate=1.0, schedule=name, warmup_steps=10), 100)
+        assert 0 < schedule(0) < 0.2 and np.isclose(schedule(10), 1.0)
+        np.testing.assert_allclose(schedule(100), last, atol=1e-6)
+    wsd = make_schedule(OptimizerConfig(learning_rate=1.0, schedule="wsd", warmup_steps=10, decay_fraction=0.2), 100)
+    assert wsd(79) == 1.0 and wsd(85) < 1.0
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon", "sgd", "adafactor"])
+def test_optimizers_by_name_take_a_step(name):
+    config = tiny.transformer(optimizer__name=name)
+    losses, _ = _losses(config, steps=2)
+    assert np.isfinite(losses).all()
+
+
+def test_unknown_optimizer_is_a_user_error():
+    config = tiny.transformer(optimizer__name="adamv")
+    with pytest.raises(UserError, match="did you mean"):
+        make_optimizer(config.optimizer, 10)
+
+
+def test_mesh_errors_say_what_to_change():
+    with pytest.raises(UserError, match="does not fit 8 devices"):
+        sharding.make_mesh(MeshConfig(fsdp=3), jax.devices())
+    with pytest.raises(UserError, match="at most one may be -1"):
+        sharding.make_mesh(MeshConfig(fsdp=-1, tensor=-1), jax.devices())
+    config = tiny.transformer(model__model_dim=36)
+    task = TransformerTask(config)
+    with pytest.raises(UserError, match="not divisible"):
+        sharding.param_shardings(
+            sharding.make_mesh(MeshConfig(fsdp=8), jax.devices()), task.definition.axes, task.definition.abstract
+        )
