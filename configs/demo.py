@@ -22,13 +22,20 @@ def get_config(variant: str = "transformer"):
     config.sequence.text_length = 16
     config.shapes.level = "easy"
     config.tokenizer_workdir = "demo/tokenizer"
+    config.tokenizer.channels = 32
+    config.tokenizer.channel_mult = (1, 2)
+    config.tokenizer.mid_attention = False
+    config.tokenizer.l1_weight, config.tokenizer.l2_weight = 0.2, 1.0
     if task == "tokenizer":
         config.data.path = "demo/moving_shapes"
         config.data.batch_size = 8
         config.optimizer.learning_rate = 3e-3
+        config.optimizer.warmup_steps = 50
         config.optimizer.weight_decay = 0.01
-        config.train.num_steps = 1000
-        config.train.eval_every = 250
+        config.optimizer.final_fraction = 0.02
+        config.optimizer.ema_decay = 0.995
+        config.train.num_steps = 800
+        config.train.eval_every = 200
     else:
         config.data.source = "tokens"
         config.data.path = "demo/tokens"
@@ -38,11 +45,17 @@ def get_config(variant: str = "transformer"):
         config.model.mlp_dim = 384
         config.model.num_heads = 2
         config.model.num_kv_heads = 2
+        config.model.code_levels = (8, 5, 5, 5)
         config.model.scan_layers = False
-        config.optimizer.learning_rate = 2e-3
-        config.train.num_steps = 800
-        config.train.eval_every = 200
-        config.train.checkpoint_every = 400
+        # Muon needs about half the steps of AdamW here (docs/results.md).
+        config.optimizer.name = "muon"
+        config.optimizer.learning_rate = 3e-3
+        config.optimizer.final_fraction = 0.02
+        config.optimizer.ema_decay = 0.995
+        config.train.num_steps = 900
+        config.train.eval_every = 300
+        config.train.checkpoint_every = 450
+        config.generate.guidance = 4.0
     if size == "smoke":
         config.shapes.num_train = config.shapes.num_validation = config.shapes.num_test = 16
         config.data.buckets = ((5, 32, 32),)

@@ -99,6 +99,8 @@ class ModelConfig:
     head_dim: int = 64
     text_vocab: int = 0  # 0 = size of the sentencepiece model
     visual_vocab: int = 0  # 0 = codebook of the tokenizer
+    # FSQ levels of the codebook: codes that share a digit then share part of their embedding and head; () = off
+    code_levels: tuple[int, ...] = ()
     qk_norm: str = "layer"  # none | rms | layer (Lumos-1: LayerNorm with weight and bias per head)
     post_norm: bool = False  # norm on the branch output (Chameleon "swin_norm") instead of its input
     attention_bias: bool = False
@@ -155,8 +157,8 @@ class TrainConfig:
     log_every: int = 20
     eval_every: int = 500
     eval_batches: int = 4
-    sample_every: int = 0  # 0 = only at the end
-    num_samples: int = 4
+    sample_every: int = 0  # 0 = only at the end of training
+    num_samples: int = 4  # 0 = never
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
 

@@ -53,7 +53,7 @@ def test_parameter_counts_of_the_released_sizes(name, billions):
     layout = make_layout(config)
     assert layout.vocabulary.size == 129_536
     assert layout.frame_length == 32 * 57 + 4
-    count = make_definition(config.model, layout.vocabulary.size).num_params
+    count = make_definition(config.model, layout.vocabulary).num_params
     assert math.isclose(count / 1e9, billions, abs_tol=1e-3)
 
 
@@ -133,3 +133,10 @@ def test_no_devices_are_needed_to_describe_a_large_model():
     before = len(jax.live_arrays())
     make_task(_load("lumos_3b.py"))
     assert len(jax.live_arrays()) <= before + 8
+
+
+def test_the_config_reference_is_up_to_date():
+    from lumos import config_docs
+
+    page = Path(lumos.__file__).parents[1] / "docs" / "config.md"
+    assert page.read_text() == config_docs.render(), "run: python -m lumos.config_docs > docs/config.md"

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from lumos import sharding
 from lumos.config import ModelConfig
+from lumos.errors import UserError
 from lumos.model import rope
 from lumos.model.definition import Definition, param, scan, stack
 from lumos.model.layers import Block, Linear, RMSNorm
 from lumos.sequence.attention import KeyRange
 from lumos.sequence.layout import Positions
+from lumos.sequence.vocabulary import Vocabulary
 
 
 class Past(NamedTuple):
@@ -26,19 +30,24 @@ class Past(NamedTuple):
 
 
 class Transformer(nnx.Module):
-    def __init__(self, config: ModelConfig, vocab_size: int, rngs: nnx.Rngs):
-        self.config = c = config
+    def __init__(self, config: ModelConfig, vocabulary: Vocabulary, rngs: nnx.Rngs):
+        self.config, self._vocabulary, vocab_size = config, vocabulary, vocabulary.size
+        c = config
         table = c.init_std * jax.random.normal(rngs.params(), (vocab_size, c.model_dim), jnp.dtype(c.param_dtype))
         self.embed_tokens = param(table, ("vocab", "embed"))
         self.layers = stack(lambda r: Block(c, r), c.num_layers, rngs)
         self.norm = RMSNorm(c.model_dim, "embed", c)
         self.lm_head = Linear(rngs, (c.model_dim, vocab_size), ("embed", "vocab"), c)
+        if c.code_levels:
+            # Zero at the start: the shared digits only add to what the tables say.
+            self.digit_embed = param(jnp.zeros((sum(c.code_levels), c.model_dim), c.param_dtype), (None, "embed"))
+            self.digit_head = param(jnp.zeros((c.model_dim, sum(c.code_levels)), c.param_dtype), ("embed", None))
 
     def __call__(self, ids_BQ: jax.Array, positions: Positions, keys: KeyRange, past: Past | None = None):
         """Return final hidden states [B, Q, D] and own (k, v) before rotation, each [layers, B, Q, K, A]."""
         c = self.config
         cos, sin = rope.mm_rope(positions, c.head_dim, c.rope_theta, c.rope)
-        x_BQD = self.embed_tokens[...].astype(c.dtype)[ids_BQ]
+        x_BQD = self._table()[ids_BQ]
         x_BQD = sharding.constrain(x_BQD, ("batch", "length", None))
         past_kv = () if past is None else (past.k, past.v)
 
@@ -56,7 +65,26 @@ class Transformer(nnx.Module):
 
     def head(self, first: int, last: int) -> jax.Array:
         """Return the head's columns for token ids [first, last), [D, last - first], in compute dtype."""
-        return self.lm_head.kernel[...][:, first:last].astype(self.config.dtype)
+        columns = self.lm_head.kernel[...][:, first:last]
+        if self.config.code_levels:
+            columns = columns + (self.digit_head[...] @ self._digits().T)[:, first:last]
+        return columns.astype(self.config.dtype)
+
+    def _table(self) -> jax.Array:
+        table = self.embed_tokens[...]
+        if self.config.code_levels:
+            table = table + self._digits() @ self.digit_embed[...]
+        return table.astype(self.config.dtype)
+
+    def _digits(self) -> np.ndarray:
+        """Return which digits each token id has, 0/1 float32 [V, sum of levels]; zero rows outside the codebook."""
+        v, levels = self._vocabulary, self.config.code_levels
+        digits = np.zeros((v.size, sum(levels)), np.float32)
+        code, offset = np.arange(v.visual_size), 0
+        for level in levels:
+            digits[v.visual_start + np.arange(v.visual_size), offset + code % level] = 1
+            code, offset = code // level, offset + level
+        return digits
 
 
 def _remat(policy: str):
@@ -66,9 +94,14 @@ def _remat(policy: str):
     return lambda body: jax.checkpoint(body, policy=saved, prevent_cse=False)
 
 
-def make_definition(config: ModelConfig, vocab_size: int) -> Definition:
-    """Describe the transformer for a vocabulary of `vocab_size` ids."""
-    return Definition(lambda rngs: Transformer(config, vocab_size, rngs))
+def make_definition(config: ModelConfig, vocabulary: Vocabulary) -> Definition:
+    """Describe the transformer for a vocabulary."""
+    if config.code_levels and math.prod(config.code_levels) != vocabulary.visual_size:
+        raise UserError(
+            f"config.model.code_levels={config.code_levels} has {math.prod(config.code_levels)} codes, but the codebook has "
+            f"{vocabulary.visual_size}; give the tokenizer's levels, or () to switch it off"
+        )
+    return Definition(lambda rngs: Transformer(config, vocabulary, rngs))
 
 
 def rotate_cache(k_LBSKA: jax.Array, positions: Positions, config: ModelConfig) -> jax.Array:

@@ -84,7 +84,7 @@ class _Run:
                 pending = (done, metrics, meter.take()) if done % c.log_every == 0 or done == total else None
                 if done % c.eval_every == 0 or done == total:
                     results = self.evaluate(done)
-                if done == total or (c.sample_every and done % c.sample_every == 0):
+                if c.num_samples and (done == total or (c.sample_every and done % c.sample_every == 0)):
                     self.sample(done)
                 if done % c.checkpoint_every == 0 or done == total:
                     self.checkpointer.save(done, self.state, {"data_step": done})

@@ -35,13 +35,22 @@ def state_shardings(definition: Definition, optimizer: optax.GradientTransformat
     """Return the sharding of every leaf: moments and EMA lie as their parameter does, scalars are replicated."""
     params = sharding.param_shardings(mesh, definition.axes, definition.abstract)
     everywhere = sharding.replicated(mesh)
-    opt_state = optax.tree_map_params(
-        optimizer,
-        lambda _, like: like,
-        jax.eval_shape(optimizer.init, definition.abstract),
-        params,
-        transform_non_params=lambda _: everywhere,
-    )
+    by_path = {
+        path: (leaf.shape, place)
+        for (path, leaf), place in zip(
+            jax.tree_util.tree_leaves_with_path(definition.abstract), jax.tree.leaves(params), strict=True
+        )
+    }
+
+    def place_of(path, leaf):
+        # Moments lie in copies of the parameter tree, so their paths end in the path of their parameter.
+        for start in range(len(path)):
+            shape, place = by_path.get(path[start:], (None, None))
+            if shape == leaf.shape:
+                return place
+        return everywhere
+
+    opt_state = jax.tree_util.tree_map_with_path(place_of, jax.eval_shape(optimizer.init, definition.abstract))
     return TrainState(step=everywhere, params=params, opt_state=opt_state, ema=params if ema else None)
 
 

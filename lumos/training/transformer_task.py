@@ -19,7 +19,7 @@ class TransformerTask:
     def __init__(self, config: Config):
         self.config = config
         self.layout = make_layout(config)  # of sequence.grid; batches of other buckets get their own
-        self.definition = transformer.make_definition(config.model, self.layout.vocabulary.size)
+        self.definition = transformer.make_definition(config.model, self.layout.vocabulary)
 
     def loss(self, params, batch, key):
         """Return (loss sum, number of masked codes, metric sums). Batch: tokens [B,T,H,W], text [B,P], text_length [B]."""
@@ -71,7 +71,7 @@ class TransformerTask:
         seen_BJ = (where.source[None] >= first_B[:, None]) & ~dropped_B[:, None]
         ce = linear_cross_entropy(
             hidden_BLD[:, where.source].reshape(-1, hidden_BLD.shape[-1]),
-            model.head(0, self.layout.vocabulary.size),
+            model.head(0, self.layout.vocabulary),
             ids_BL[:, where.target].reshape(-1),
             seen_BJ.astype(jnp.float32).reshape(-1),
             chunk=self.config.loss.chunk,
