@@ -49,7 +49,7 @@ def get_config(variant: str = "transformer"):
         config.model.scan_layers = False
         # Muon needs about half the steps of AdamW here (docs/results.md).
         config.optimizer.name = "muon"
-        config.optimizer.learning_rate = 3e-3
+        config.optimizer.learning_rate = 5e-3
         config.optimizer.final_fraction = 0.02
         config.optimizer.ema_decay = 0.995
         config.train.num_steps = 900

@@ -25,9 +25,10 @@ class DataConfig:
     # What a training example is: "moving_shapes" (a prepared TFDS folder), "clips" (a manifest written by
     # `lumos data index`) or "tokens" (shards written by `lumos tokenize`).
     source: str = "moving_shapes"
-    path: str = ""  # folder (moving_shapes, tokens) or manifest file (clips)
-    split: str = "train"
-    eval_split: str = "validation"
+    # Folder (moving_shapes, tokens) or manifest file (clips); several with weights: "a.jsonl=3,b.jsonl".
+    path: str = ""
+    split: str = "train"  # split to train on
+    eval_split: str = "validation"  # split of evaluations during training
     batch_size: int = 8  # clips per step over all processes, in the first bucket
     # Static shapes of one clip, (frames, height, width) in pixels. With several buckets each clip goes to the
     # one nearest in aspect ratio and length, and batch sizes shrink so that tokens per step stay equal.
@@ -45,9 +46,9 @@ class ShapesConfig:
     """The moving_shapes generator (lumos/data/moving_shapes.py)."""
 
     level: str = "easy"  # easy | medium | hard
-    num_train: int = 4096
-    num_validation: int = 128
-    num_test: int = 128
+    num_train: int = 4096  # clips of each split
+    num_validation: int = 128  # clips of the validation split
+    num_test: int = 128  # clips of the test split
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,21 +61,20 @@ class TextConfig:
 class TokenizerConfig:
     """The causal 3D VAE (tokenizers/causal_vae.py). Defaults are the XS net of small runs."""
 
-    channels: int = 16
-    channel_mult: tuple[int, ...] = (1, 2, 2)
-    num_res_blocks: int = 1
+    channels: int = 16  # width of the first level
+    channel_mult: tuple[int, ...] = (1, 2, 2)  # width of each level, as a multiple of channels
+    num_res_blocks: int = 1  # residual blocks per level (the decoder has one more)
     patch_size: int = 4  # Haar patcher, in time and space
-    spatial_compression: int = 8
-    temporal_compression: int = 4
-    z_channels: int = 16
+    spatial_compression: int = 8  # pixels per latent cell, along rows and columns
+    temporal_compression: int = 4  # frames per latent frame (the first frame has its own)
+    z_channels: int = 16  # width before and after the quantiser's projection
     levels: tuple[int, ...] = (8, 5, 5, 5)  # FSQ levels; their product is the codebook size
     quantizer: str = "fsq"
     outer_norm: bool = False  # norms before the bottleneck and the output (the Cosmos shape has them)
-    mid_attention: bool = True
+    mid_attention: bool = True  # spatial and causal temporal attention at the latent resolution
     dtype: str = "float32"
-    l1_weight: float = 1.0
-    l2_weight: float = 0.5
-    perceptual_weight: float = 0.0
+    l1_weight: float = 1.0  # absolute error, pixels in [-1, 1]
+    l2_weight: float = 0.5  # squared error; more of it raises PSNR
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,36 +84,36 @@ class SequenceConfig:
     style: str = "compact"  # compact | lumos1
     text_length: int = 24  # text slots, right-aligned against the video
     grid: tuple[int, int, int] = (5, 8, 8)  # latent frames, rows, columns
-    fps: int = 12  # lumos1 style only: frames per second and seconds written into the sequence
-    duration: int = 2
+    fps: int = 12  # lumos1 style only: frames per second written into the sequence
+    duration: int = 2  # lumos1 style only: seconds written into the sequence
     size_unit: int = 4  # lumos1 style only: latent cells per unit of the size tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    num_layers: int = 6
-    model_dim: int = 256
-    mlp_dim: int = 704
-    num_heads: int = 4
-    num_kv_heads: int = 2
-    head_dim: int = 64
+    num_layers: int = 6  # transformer blocks
+    model_dim: int = 256  # width of the residual stream
+    mlp_dim: int = 704  # hidden width of the SwiGLU
+    num_heads: int = 4  # query heads
+    num_kv_heads: int = 2  # key/value heads; fewer than num_heads is grouped-query attention
+    head_dim: int = 64  # multiple of 32; at least 64 keeps low frequencies for time in MM-RoPE
     text_vocab: int = 0  # 0 = size of the sentencepiece model
     visual_vocab: int = 0  # 0 = codebook of the tokenizer
     # FSQ levels of the codebook: codes that share a digit then share part of their embedding and head; () = off
     code_levels: tuple[int, ...] = ()
     qk_norm: str = "layer"  # none | rms | layer (Lumos-1: LayerNorm with weight and bias per head)
     post_norm: bool = False  # norm on the branch output (Chameleon "swin_norm") instead of its input
-    attention_bias: bool = False
-    mlp_bias: bool = False
+    attention_bias: bool = False  # biases of the attention projections
+    mlp_bias: bool = False  # biases of the MLP projections
     rope: str = "mm"  # mm (Lumos-1) | 3d (contiguous channels) | 1d
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0  # base of the rotary frequencies
+    norm_eps: float = 1e-5  # of the RMSNorms
     dtype: str = "float32"  # compute
     param_dtype: str = "float32"
     attention: str = "flash"  # flash | dense (the test oracle)
     remat: str = "none"  # none | dots | full
     scan_layers: bool = True  # False compiles every layer on its own: slower to compile, faster to run on CPU
-    init_std: float = 0.02
+    init_std: float = 0.02  # standard deviation of initial weights; branch outputs start smaller by sqrt(2 layers)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,47 +130,47 @@ class CorruptionConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
     chunk: int = 1024  # masked positions per chunk of the linear cross-entropy
-    z_loss: float = 0.0
-    label_smoothing: float = 0.0
+    z_loss: float = 0.0  # weight of log(Z)^2
+    label_smoothing: float = 0.0  # share of the target spread over all codes
     text_weight: float = 0.0  # weight of next-token loss on the text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     name: str = "adamw"  # any optimizer of optax or optax.contrib
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-3  # peak
     schedule: str = "cosine"  # cosine | wsd | constant
-    warmup_steps: int = 100
+    warmup_steps: int = 100  # linear
     decay_fraction: float = 0.2  # share of the run that decays (wsd)
     final_fraction: float = 0.1  # last learning rate as a share of the peak
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
+    beta1: float = 0.9  # first moment decay
+    beta2: float = 0.95  # second moment decay
+    weight_decay: float = 0.1  # decoupled, on every parameter
+    clip_norm: float = 1.0  # global gradient norm; 0 = off
     ema_decay: float = 0.999  # 0 = no EMA
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    num_steps: int = 1000
+    num_steps: int = 1000  # updates in all
     accumulation: int = 1  # microbatches per step
-    log_every: int = 20
-    eval_every: int = 500
-    eval_batches: int = 4
+    log_every: int = 20  # steps between lines of metrics
+    eval_every: int = 500  # steps between evaluations
+    eval_batches: int = 4  # batches per evaluation
     sample_every: int = 0  # 0 = only at the end of training
     num_samples: int = 4  # 0 = never
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
+    checkpoint_every: int = 500  # steps between checkpoints
+    keep_checkpoints: int = 2  # newest checkpoints to keep
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
     """Devices along each mesh axis; one axis may be -1 (all that remain)."""
 
-    replica: int = 1
-    fsdp: int = -1
-    context: int = 1
-    tensor: int = 1
+    replica: int = 1  # data parallel across slices or nodes
+    fsdp: int = -1  # data parallel with sharded parameters
+    context: int = 1  # along the sequence
+    tensor: int = 1  # along heads, mlp and vocabulary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,18 +185,18 @@ class GenerateConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    split: str = "test"
-    num_prompts: int = 64
-    num_clips: int = 64
-    batch_size: int = 16
-    mask_ratio: float = 0.7
+    split: str = "test"  # held-out split
+    num_prompts: int = 64  # prompts to generate and check
+    num_clips: int = 64  # clips for reconstruction and cross-entropy
+    batch_size: int = 16  # clips per batch
+    mask_ratio: float = 0.7  # of the fixed evaluation mask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    name: str = "unnamed"
+    name: str = "unnamed"  # of the run, in logs and reports
     task: str = "transformer"  # what `lumos train` trains: transformer | tokenizer
-    seed: int = 0
+    seed: int = 0  # of initialisation, data order and masks
     tokenizer_workdir: str = ""  # transformer runs: where the tokenizer was trained
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     shapes: ShapesConfig = dataclasses.field(default_factory=ShapesConfig)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos.config import Config
-from lumos.errors import UserError
 from lumos.model.definition import Params
 from lumos.tokenizers.causal_vae import make_definition
 from lumos.tokenizers.losses import reconstruction_losses, total_loss
@@ -24,11 +23,6 @@ class TokenizerTask:
     """Train the causal VAE to reproduce its input. `loss` and `evaluate_batch` are pure, for the caller to jit."""
 
     def __init__(self, config: Config):
-        if config.tokenizer.perceptual_weight:
-            raise UserError(
-                f"config.tokenizer.perceptual_weight={config.tokenizer.perceptual_weight}: there is no perceptual "
-                "loss; set it to 0"
-            )
         self.config = config
         self.definition = make_definition(config.tokenizer)
         self.codebook_size = self.definition.bind(self.definition.abstract).quantizer.codebook_size

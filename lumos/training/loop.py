@@ -70,28 +70,28 @@ class _Run:
             self.workdir, total_steps=total, start_step=self.start, name=self.config.name, active=self.main_process
         )
         batches, pending, results = iter(pipeline), None, {}
-        meter = _Meter(self.task.flops_per_step())
+        self.meter = _Meter(self.task.flops_per_step(), self.start)
         try:
             for step in range(self.start, total):
                 batch = sharding.put_batch(self.mesh, next(batches))
-                meter.data_wait(pipeline.wait_ms)
                 self.state, metrics = self.train_step(self.state, batch)
-                meter.step(_num_positions(batch))
+                self.meter.count(_num_positions(batch), pipeline.wait_ms)
                 self.writer.advance()
                 if pending:  # metrics of the step before: fetching them does not hold up the device
                     self._log(*pending)
-                done = step + 1
-                pending = (done, metrics, meter.take()) if done % c.log_every == 0 or done == total else None
-                if done % c.eval_every == 0 or done == total:
-                    results = self.evaluate(done)
-                if c.num_samples and (done == total or (c.sample_every and done % c.sample_every == 0)):
-                    self.sample(done)
-                if done % c.checkpoint_every == 0 or done == total:
-                    self.checkpointer.save(done, self.state, {"data_step": done})
-                if done % c.eval_every == 0 or done % c.checkpoint_every == 0:
-                    meter.pause()
-            if pending:
-                self._log(*pending)
+                done, pending = step + 1, None
+                if done % c.log_every == 0 or done == total:
+                    pending = (done, metrics)
+                due = [
+                    work for work, every in self._schedule_of_work() if done == total or (every and done % every == 0)
+                ]
+                if due:
+                    if pending:
+                        self._log(*pending)
+                        pending = None
+                    for work in due:
+                        results = work(done) or results
+                    self.meter.restart(done)
             self.checkpointer.wait()
             if self.start >= total:
                 results = self.evaluate(total)
@@ -101,9 +101,22 @@ class _Run:
             self.checkpointer.close()
         return results
 
-    def _log(self, step: int, metrics: dict[str, jax.Array], speed: dict[str, float]) -> None:
+    def _schedule_of_work(self):
+        """What is done between steps, with its interval (0 = only at the end), in this order."""
+        c = self.config.train
+        yield self.evaluate, c.eval_every
+        if c.num_samples:
+            yield self.sample, c.sample_every
+        yield self.save, c.checkpoint_every
+
+    def _log(self, step: int, metrics: dict[str, jax.Array]) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        speed = self.meter.take(step)
         self.writer.write(step, "train", values | {"learning_rate": float(self.schedule(step - 1))} | speed)
+
+    def save(self, step: int) -> None:
+        """Start an asynchronous checkpoint."""
+        self.checkpointer.save(step, self.state, {"data_step": step})
 
     def evaluate(self, step: int) -> dict[str, Any]:
         """Average `eval_batches` batches of the evaluation split, with the EMA weights where there are any."""
@@ -153,30 +166,33 @@ def _num_positions(batch: dict[str, jax.Array]) -> int:
 
 
 class _Meter:
-    """Speed between two log lines: step time, data wait, throughput, mask-exact MFU."""
+    """Speed between two log lines: step time, data wait, throughput, mask-exact MFU.
 
-    def __init__(self, flops_per_step: float):
+    Times are taken where metrics arrive from the device, so they are those of finished steps.
+    """
+
+    def __init__(self, flops_per_step: float, step: int):
         self._flops = flops_per_step
-        self.pause()
+        self.restart(step)
 
-    def pause(self) -> None:
-        """Start a new window: time spent on evaluation and saving is not step time."""
-        self._start, self._steps, self._wait, self._positions = time.perf_counter(), 0, 0.0, 0
+    def restart(self, step: int) -> None:
+        """Start a new window after `step`: time spent on evaluation and saving is not step time."""
+        self._start, self._step = time.perf_counter(), step
+        self._count, self._wait, self._positions = 0, 0.0, 0
 
-    def data_wait(self, milliseconds: float) -> None:
-        self._wait += milliseconds
+    def count(self, positions: int, wait_ms: float) -> None:
+        """Count a dispatched step."""
+        self._count, self._wait, self._positions = self._count + 1, self._wait + wait_ms, self._positions + positions
 
-    def step(self, positions: int) -> None:
-        self._steps, self._positions = self._steps + 1, self._positions + positions
-
-    def take(self) -> dict[str, float]:
-        steps, seconds = self._steps, time.perf_counter() - self._start
+    def take(self, step: int) -> dict[str, float]:
+        """Return the averages since the last window and start the next one."""
+        steps, seconds = step - self._step, time.perf_counter() - self._start
         peak = flops.peak_flops_per_device() * jax.device_count()
         speed = {
             "step_time_ms": 1e3 * seconds / steps,
-            "data_wait_ms": self._wait / steps,
-            "positions_per_s": self._positions / seconds,
+            "data_wait_ms": self._wait / self._count,
+            "positions_per_s": self._positions / self._count * steps / seconds,
             "mfu": self._flops * steps / seconds / peak,
         }
-        self.pause()
+        self.restart(step)
         return speed

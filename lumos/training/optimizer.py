@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 
+import jax
 import optax
 
 from lumos.config import OptimizerConfig
@@ -56,11 +57,13 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
 
 
 def _muon_dimensions(params):
-    """Orthogonalise the matrices of the layer stack; embeddings, head, norms and convolutions run Adam."""
-    import jax
+    """Orthogonalise the kernels of layers and convolutions as [inputs, outputs]; the rest (tables, head, norms) runs Adam."""
 
     def one(path, leaf):
-        stacked_matrix = leaf.ndim == 3 and any(getattr(k, "key", None) == "layers" for k in path)
-        return optax.contrib.MuonDimensionNumbers(1, 2) if stacked_matrix else None
+        names = [getattr(key, "key", None) for key in path]
+        first = int("layers" in names)  # stacked layers: one matrix each
+        if names[-1] != "kernel" or "lm_head" in names or leaf.ndim < first + 2:
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), leaf.ndim - 1)
 
     return jax.tree_util.tree_map_with_path(one, params)
