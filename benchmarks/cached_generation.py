@@ -34,7 +34,9 @@ def main():
     programs = {}
     for name, use_cache in (("cached", True), ("recomputed", False)):
         decoder = Decoder(task.definition, task.layout, config.generate, config.loss.chunk, use_cache)
-        programs[name] = jax.jit(lambda params, key, decoder=decoder: decoder(params, text, jnp.array([16]), empty, key, 0))
+        programs[name] = jax.jit(
+            lambda params, key, decoder=decoder: decoder(params, text, jnp.array([16]), empty, key, 0)
+        )
     key, tokens, seconds, cpu = jax.random.key(1), {}, {}, {}
     for name, program in programs.items():
         tokens[name] = np.asarray(program(params, key))  # compiles

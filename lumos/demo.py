@@ -29,7 +29,8 @@ def demo(workdir: str | Path, config_file: str = "configs/demo.py", variant: str
     """
     from lumos.data import moving_shapes
 
-    start, workdir = time.perf_counter(), Path(workdir)
+    # Absolute, because the runs' configs name each other's folders.
+    start, workdir = time.perf_counter(), Path(workdir).absolute()
     suffix = f",{variant}" if variant else ""
     tokenizer_run = config_lib.load(f"{config_file}:tokenizer{suffix}")
     transformer_run = config_lib.load(f"{config_file}:transformer{suffix}")

@@ -392,9 +392,3 @@ def test_samples_show_the_original_on_the_left(task):
     assert shown.shape == (2, 5, 16, 32, 3) and shown.dtype == np.uint8 and len(labels) == 2
     np.testing.assert_array_equal(shown[:, :, :, :16], batch["video"])
     assert not np.array_equal(shown[:, :, :, 16:], batch["video"])
-
-
-def test_a_missing_perceptual_loss_is_refused():
-    config = Config(tokenizer=dataclasses.replace(TINY, perceptual_weight=0.1), data=DataConfig(buckets=((5, 16, 16),)))
-    with pytest.raises(UserError, match="perceptual_weight"):
-        TokenizerTask(config)

@@ -1,6 +1,5 @@
 """The whole path in its smoke size, and what must hold of it: resuming, refusing, reproducing."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -126,9 +125,11 @@ def test_tokenizing_resumes_without_loss_or_duplicates(demo, tmp_path):
 
 
 def test_tokens_of_another_tokenizer_are_refused(demo, tmp_path):
-    config = config_lib.load(str(demo / "tokenizer" / "config.json"), {"seed": "5", "train.num_steps": "1"})
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(demo / "moving_shapes")))
-    train(config, tmp_path / "other")
+    lumos(
+        "train", f"--config={demo / 'tokenizer' / 'config.json'}", f"--workdir={tmp_path / 'other'}", "--config.seed=5",
+        "--config.train.num_steps=1", cwd=demo.parent,
+    )  # fmt: skip
+    config = config_lib.load(str(demo / "tokenizer" / "config.json"))
     wrong = config_lib.load(
         "configs/demo.py:transformer,smoke",
         {"data.path": str(demo / "tokens"), "tokenizer_workdir": str(tmp_path / "other")},

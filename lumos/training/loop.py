@@ -178,21 +178,21 @@ class _Meter:
     def restart(self, step: int) -> None:
         """Start a new window after `step`: time spent on evaluation and saving is not step time."""
         self._start, self._step = time.perf_counter(), step
-        self._count, self._wait, self._positions = 0, 0.0, 0
+        self._dispatched: list[tuple[int, float]] = []
 
     def count(self, positions: int, wait_ms: float) -> None:
         """Count a dispatched step."""
-        self._count, self._wait, self._positions = self._count + 1, self._wait + wait_ms, self._positions + positions
+        self._dispatched.append((positions, wait_ms))
 
     def take(self, step: int) -> dict[str, float]:
-        """Return the averages since the last window and start the next one."""
-        steps, seconds = step - self._step, time.perf_counter() - self._start
+        """Return the averages over the steps from the last window to `step`, and start the next one."""
+        now, steps = time.perf_counter(), step - self._step
+        window, self._dispatched = self._dispatched[:steps], self._dispatched[steps:]
+        seconds, self._start, self._step = now - self._start, now, step
         peak = flops.peak_flops_per_device() * jax.device_count()
-        speed = {
+        return {
             "step_time_ms": 1e3 * seconds / steps,
-            "data_wait_ms": self._wait / self._count,
-            "positions_per_s": self._positions / self._count * steps / seconds,
+            "data_wait_ms": sum(wait for _, wait in window) / steps,
+            "positions_per_s": sum(positions for positions, _ in window) / seconds,
             "mfu": self._flops * steps / seconds / peak,
         }
-        self.restart(step)
-        return speed

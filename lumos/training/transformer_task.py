@@ -71,7 +71,7 @@ class TransformerTask:
         seen_BJ = (where.source[None] >= first_B[:, None]) & ~dropped_B[:, None]
         ce = linear_cross_entropy(
             hidden_BLD[:, where.source].reshape(-1, hidden_BLD.shape[-1]),
-            model.head(0, self.layout.vocabulary),
+            model.head(0, self.layout.vocabulary.size),
             ids_BL[:, where.target].reshape(-1),
             seen_BJ.astype(jnp.float32).reshape(-1),
             chunk=self.config.loss.chunk,
