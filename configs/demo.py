@@ -29,13 +29,14 @@ def get_config(variant: str = "transformer"):
     if task == "tokenizer":
         config.data.path = "demo/moving_shapes"
         config.data.batch_size = 8
+        config.optimizer.name = "muon"
         config.optimizer.learning_rate = 3e-3
         config.optimizer.warmup_steps = 50
         config.optimizer.weight_decay = 0.01
         config.optimizer.final_fraction = 0.02
         config.optimizer.ema_decay = 0.995
-        config.train.num_steps = 800
-        config.train.eval_every = 200
+        config.train.num_steps = 700
+        config.train.eval_every = 175
     else:
         config.data.source = "tokens"
         config.data.path = "demo/tokens"
@@ -56,6 +57,7 @@ def get_config(variant: str = "transformer"):
         config.train.eval_every = 300
         config.train.checkpoint_every = 450
         config.generate.guidance = 4.0
+        config.generate.temperature = 3.0
     if size == "smoke":
         config.shapes.num_train = config.shapes.num_validation = config.shapes.num_test = 16
         config.data.buckets = ((5, 32, 32),)

@@ -39,6 +39,10 @@ SPLITS = ("train", "validation", "test")
 SIZES = {"small": (0.28, 0.33), "medium": (0.35, 0.40), "large": (0.42, 0.50)}  # diameter, in frame sides
 SPEEDS = {"slow": (0.018, 0.024), "normal": (0.024, 0.038), "fast": (0.042, 0.055)}  # in frame sides per frame
 TEXTURES = ("striped", "dotted", "checkered")
+# Aligned levels, in frame sides: positions in steps of a cell, and a speed of one cell in four frames. With 64-pixel
+# frames a tokenizer of 4x8x8 compression then sees the same few patterns again and again, and a small model learns
+# shapes and motion in minutes.
+CELL, ALIGNED_DIAMETER, ALIGNED_SPEED = 1 / 8, 0.46, 1 / 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +60,13 @@ class Level:
     contrast: float  # of the background, in 8-bit levels
     camera: float  # its fastest motion, in frame sides per frame
     any_depth: bool  # may another object pass in front of the main one
+    aligned: bool  # one size, one speed, and paths on a coarse grid (CELL)
 
 
 LEVELS = {
-    "easy": Level(4, (1, 1), ("large",), ("normal",), 0.0, 0.0, 3, (1.0, 2.5), 14.0, 0.0, False),
-    "medium": Level(8, (1, 2), tuple(SIZES), tuple(SPEEDS), 0.3, 0.0, 8, (0.3, 1.0), 14.0, 0.0, False),
-    "hard": Level(8, (1, 3), tuple(SIZES), tuple(SPEEDS), 0.3, 0.75, 16, (0.12, 0.6), 28.0, 0.025, True),
+    "easy": Level(4, (1, 1), ("large",), ("normal",), 0.0, 0.0, 3, (1.0, 2.5), 14.0, 0.0, False, True),
+    "medium": Level(8, (1, 2), tuple(SIZES), tuple(SPEEDS), 0.3, 0.0, 8, (0.3, 1.0), 14.0, 0.0, False, False),
+    "hard": Level(8, (1, 3), tuple(SIZES), tuple(SPEEDS), 0.3, 0.75, 16, (0.12, 0.6), 28.0, 0.025, True, False),
 }
 
 
@@ -168,7 +173,8 @@ def sample_scene(level: str, clip_shape: tuple[int, int, int], seed: int, split:
         free = [c for c in choices if c.colour not in {w.colour for w in wanted}]
         wanted.append(free[rng.integers(len(free))])
     size = settings.sizes[rng.integers(len(settings.sizes))]
-    radius = rng.uniform(*SIZES[size]) * min(clip_shape[1:]) / 2
+    diameter = ALIGNED_DIAMETER if settings.aligned else rng.uniform(*SIZES[size])
+    radius = diameter * min(clip_shape[1:]) / 2
     main = _sample_object(rng, settings, clip_shape, wanted[0], size, radius)
     # The others are clearly smaller: the main object is the one that a viewer would name first.
     others = [
@@ -230,11 +236,12 @@ def _sample_object(
     # Late enough that the direction in the caption is that of most of the clip.
     bounce_time = rng.uniform(0.72, 0.86) * last
 
-    low = 1.1 * radius
+    side = min(height, width)
+    low = 2 * CELL * side if level.aligned else 1.1 * radius
     high_2 = np.array([width, height]) - low
     limit = min((high_2[a] - low) / (abs(direction_2[a]) * (bounce_time if a == bounce_axis else last)) for a in moving)
     speed_name = level.speeds[rng.integers(len(level.speeds))]
-    speed = rng.uniform(*SPEEDS[speed_name]) * min(height, width)
+    speed = (ALIGNED_SPEED if level.aligned else rng.uniform(*SPEEDS[speed_name])) * side
     if speed > limit:  # long clips: slow down rather than leave the frame
         speed_name, speed = "normal", limit
 
@@ -247,7 +254,12 @@ def _sample_object(
             centre_F2[:, a] = wall - velocity * np.abs(time_F - bounce_time)
         else:
             travel = velocity * last
-            start = low - min(travel, 0.0) + rng.random() * (high_2[a] - low - abs(travel))
+            free = high_2[a] - low - abs(travel)
+            if level.aligned:
+                offset = rng.integers(int(free / (CELL * side) + 1e-6) + 1) * CELL * side
+            else:
+                offset = rng.random() * free
+            start = low - min(travel, 0.0) + offset
             centre_F2[:, a] = start + velocity * time_F
     look = {"size": size, "speed": speed_name, "texture": texture, "bounces": bounces, "radius": radius}
     return ShapeObject(**dataclasses.asdict(combination), **look, centre_F2=centre_F2)
