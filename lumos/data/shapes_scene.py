@@ -61,12 +61,13 @@ class Level:
     camera: float  # its fastest motion, in frame sides per frame
     any_depth: bool  # may another object pass in front of the main one
     aligned: bool  # one size, one speed, and paths on a coarse grid (CELL)
+    num_backgrounds: int  # drawn from that many; 0 = each clip has its own
 
 
 LEVELS = {
-    "easy": Level(4, (1, 1), ("large",), ("normal",), 0.0, 0.0, 3, (1.0, 2.5), 14.0, 0.0, False, True),
-    "medium": Level(8, (1, 2), tuple(SIZES), tuple(SPEEDS), 0.3, 0.0, 8, (0.3, 1.0), 14.0, 0.0, False, False),
-    "hard": Level(8, (1, 3), tuple(SIZES), tuple(SPEEDS), 0.3, 0.75, 16, (0.12, 0.6), 28.0, 0.025, True, False),
+    "easy": Level(4, (1, 1), ("large",), ("normal",), 0.0, 0.0, 3, (1.0, 2.5), 14.0, 0.0, False, True, 8),
+    "medium": Level(8, (1, 2), tuple(SIZES), tuple(SPEEDS), 0.3, 0.0, 8, (0.3, 1.0), 14.0, 0.0, False, False, 0),
+    "hard": Level(8, (1, 3), tuple(SIZES), tuple(SPEEDS), 0.3, 0.75, 16, (0.12, 0.6), 28.0, 0.025, True, False, 0),
 }
 
 
@@ -267,6 +268,8 @@ def _sample_object(
 
 def _sample_background(rng: np.random.Generator, level: Level, clip_shape: tuple[int, int, int]) -> Background:
     side = min(clip_shape[1:])
+    if level.num_backgrounds:
+        rng = np.random.default_rng(rng.integers(level.num_backgrounds))
     brightness = rng.uniform(45, 85) if rng.random() < 0.5 else rng.uniform(150, 195)
     angle_K = rng.uniform(0, 2 * np.pi, level.num_waves)
     wavelength_K = side * np.exp(rng.uniform(*np.log(level.wavelength), level.num_waves))
