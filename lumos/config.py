@@ -12,6 +12,7 @@ import difflib
 import importlib.util
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,11 @@ class TrainConfig:
     sample_every: int = 0  # 0 = only at the end of training
     num_samples: int = 4  # 0 = never
     checkpoint_every: int = 500  # steps between checkpoints
-    keep_checkpoints: int = 2  # newest checkpoints to keep
+    keep_checkpoints: int = 2  # newest checkpoints to keep; the last good one is kept beside them
+    keep_every: int = 0  # checkpoints at multiples of so many steps are kept for ever; 0 = none
+    on_bad_steps: str = "stop"  # stop | rewind, when steps in a row are not finite or spike (training/health.py)
+    # Seconds that start, restore, compile, step, save, evaluate may take; then the watchdog ends the process. 0 = no limit
+    deadlines: tuple[float, ...] = (1800.0, 1800.0, 1800.0, 900.0, 1800.0, 1800.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -220,8 +225,10 @@ class Config:
         return dataclasses.asdict(self)
 
     def save(self, path: str | Path) -> None:
-        """Write the resolved config as JSON (stored beside every checkpoint)."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        """Write the resolved config as JSON (stored beside every checkpoint), atomically."""
+        partial = Path(f"{path}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        os.replace(partial, path)
 
     @property
     def codebook_size(self) -> int:
@@ -364,6 +371,7 @@ _CHOICES = {
     "corruption.temporal": ("shared", "independent"),
     "corruption.spatial": ("tube", "frame", "clip"),
     "optimizer.schedule": ("cosine", "wsd", "constant"),
+    "train.on_bad_steps": ("stop", "rewind"),
 }
 
 
@@ -388,6 +396,13 @@ def _validate(config: Config) -> None:
     for dotted, value in positive.items():
         if value < 1:
             raise UserError(f"config.{dotted}={value} must be at least 1")
+    if len(config.train.deadlines) != 6 or min(config.train.deadlines) < 0:
+        raise UserError(f"config.train.deadlines={config.train.deadlines} must be six numbers of seconds, none negative")
+    if config.train.keep_checkpoints < 1 or config.train.keep_every < 0:
+        raise UserError(
+            f"config.train.keep_checkpoints={config.train.keep_checkpoints} must be at least 1, and config.train.keep_every="
+            f"{config.train.keep_every} at least 0"
+        )
     if not 0 <= config.evaluate.num_given < config.sequence.grid[0]:
         raise UserError(
             f"config.evaluate.num_given={config.evaluate.num_given} must lie in [0, {config.sequence.grid[0] - 1}]: "
