@@ -60,9 +60,9 @@ def get_config(variant: str = "transformer"):
         config.corruption.spatial = "frame"
         config.corruption.level = "uniform"
         config.corruption.floor = 0.0
-        config.train.num_steps = 1600
-        config.train.eval_every = 400
-        config.train.checkpoint_every = 800
+        config.train.num_steps = 1500
+        config.train.eval_every = 500
+        config.train.checkpoint_every = 750
         config.generate.history_ratio = 0.0
         config.generate.guidance = 1.5
     # Codes in use are counted on 20 tokens for each entry of the codebook.

@@ -70,7 +70,7 @@ class Level:
 
 
 LEVELS = {
-    "easy": Level(4, (1, 1), ("large",), ("normal",), 0.0, 0.0, 3, (1.0, 2.5), 12.0, 0.0, False, True, 6),
+    "easy": Level(4, (1, 1), ("large",), ("normal",), 0.0, 0.0, 3, (1.0, 2.5), 14.0, 0.0, False, True, 8),
     "medium": Level(8, (1, 2), tuple(SIZES), tuple(SPEEDS), 0.3, 0.0, 8, (0.3, 1.0), 14.0, 0.0, False, False, 0),
     "hard": Level(8, (1, 3), tuple(SIZES), tuple(SPEEDS), 0.3, 0.75, 16, (0.12, 0.6), 28.0, 0.025, True, False, 0),
 }
