@@ -51,8 +51,7 @@ class Checkpointer:
         # Host memory of writing and reading: at most a quarter of the machine's in flight, beside the state itself.
         limit = max(1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4 // 2**30)
         arrays = {
-            name: ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit, restore_concurrent_gb=limit)
-            for name in _ARRAYS
+            name: ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit, restore_concurrent_gb=limit) for name in _ARRAYS
         }
         policies = [preserve.LatestN(keep), _LastGood(self)]
         if keep_every:

@@ -12,7 +12,10 @@ import difflib
 import importlib.util
 import json
 import math
+import operator
 import os
+import traceback
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,7 @@ class DataConfig:
     prefetch: int = 4  # batches prepared ahead
     max_pixels: int = 4096 * 2304  # larger frames are refused by `lumos data index`
     max_seconds: float = 3600.0  # longer files are refused by `lumos data index`
+    max_gigabytes: float = 20.0  # larger files are refused by `lumos data index`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -254,16 +258,26 @@ def load(spec: str, overrides: dict[str, Any] | None = None) -> Config:
     path_text, _, variant = str(spec).partition(":")
     path = _find(path_text)
     if path.suffix == ".json":
-        config = parse(json.loads(path.read_text()))
-        tree = _to_config_dict(config)
-    else:
+        try:
+            values = json.loads(path.read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path} is not the JSON of a config: {_one_line(error)}") from error
+        tree = _to_config_dict(parse(values))
+    elif path.suffix == ".py":
         module_spec = importlib.util.spec_from_file_location(f"lumos_config_{path.stem}", path)
         module = importlib.util.module_from_spec(module_spec)
-        module_spec.loader.exec_module(module)
         try:
+            module_spec.loader.exec_module(module)
             tree = module.get_config(variant) if variant else module.get_config()
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path_text}: {_one_line(error)}") from error
+        except UserError:
+            raise
+        except Exception as error:  # whatever the user's code raises
+            line = next(
+                (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), 0
+            )
+            raise UserError(f"{path_text}:{line}: {type(error).__name__}: {_one_line(error)}") from error
+    else:
+        raise UserError(f"{path_text} is no config: the suffix must be .py or .json")
     for key, value in (overrides or {}).items():
         tree = _override(tree, key, value)
     return parse(tree)
@@ -296,9 +310,10 @@ def _override(tree: ml_collections.ConfigDict, dotted: str, text: Any) -> ml_col
         literal = {"true": "True", "false": "False"}.get(text.lower(), text)
         try:
             value = ast.literal_eval(literal)
-        except (ValueError, SyntaxError) as error:
+        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
             raise UserError(f"--config.{dotted}={text}: expected {type(old).__name__} like {old!r}") from error
-    node[leaf] = _coerce(type(old), value, f"config.{dotted}")
+    with node.ignore_type():  # `parse` checks it
+        node[leaf] = value
     return tree
 
 
@@ -323,35 +338,63 @@ def _to_config_dict(config: Config) -> ml_collections.ConfigDict:
 
 
 def _from_dict(cls, values: dict[str, Any], where: str):
+    if not isinstance(values, dict):
+        raise UserError(f"{where} must be a section with fields, got {type(values).__name__} {_short(values)}")
+    kinds = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
             raise UserError(f"unknown field {where}.{name}{_suggest(name, sorted(fields))}")
     kwargs = {}
     for name, value in values.items():
-        default = _default_of(fields[name])
-        if dataclasses.is_dataclass(default):
-            kwargs[name] = _from_dict(type(default), value, f"{where}.{name}")
-        else:
-            kwargs[name] = _coerce(type(default), value, f"{where}.{name}")
+        read = _from_dict if dataclasses.is_dataclass(kinds[name]) else _coerce
+        kwargs[name] = read(kinds[name], value, f"{where}.{name}")
     return cls(**kwargs)
 
 
-def _default_of(field: dataclasses.Field):
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    return field.default_factory()
-
-
-def _coerce(kind: type, value: Any, where: str) -> Any:
+def _coerce(kind: Any, value: Any, where: str) -> Any:
     """Return value as `kind`; int becomes float and lists become tuples, nothing else changes silently."""
-    if kind is tuple and isinstance(value, (list, tuple)):
-        return tuple(_coerce(tuple, item, where) if isinstance(item, (list, tuple)) else item for item in value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if typing.get_origin(kind) is tuple and isinstance(value, (list, tuple)):
+        kinds = typing.get_args(kind)
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(value)
+        if len(kinds) != len(value):
+            raise UserError(f"{where} must have {len(kinds)} entries, got {_short(value)}")
+        return tuple(_coerce(kind, item, where) for kind, item in zip(kinds, value))
+    if type(value) is int and abs(value) >= _INT_LIMIT:
+        raise UserError(f"{where}={_short(value)} is too large")
+    if kind is float and type(value) is int:
         return float(value)
     if type(value) is kind:
+        if kind is float and not math.isfinite(value):
+            raise UserError(f"{where}={value} must be finite")
         return value
-    raise UserError(f"{where} must be {kind.__name__}, got {type(value).__name__} {value!r}")
+    name = "tuple" if typing.get_origin(kind) is tuple else kind.__name__
+    raise UserError(f"{where} must be {name}, got {type(value).__name__} {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+_INT_LIMIT = 2**31
+
+# The least value of numbers; what is not here may be negative. In tuples every entry counts.
+_AT_LEAST = {
+    1: """data.batch_size data.buckets data.max_pixels shapes.num_train shapes.num_validation shapes.num_test
+        text.vocab_size tokenizer.channels tokenizer.channel_mult tokenizer.z_channels sequence.grid sequence.text_length
+        sequence.size_unit model.num_layers model.model_dim model.mlp_dim model.num_heads model.num_kv_heads
+        model.head_dim loss.chunk train.num_steps train.accumulation train.log_every train.eval_batches
+        train.keep_checkpoints generate.steps evaluate.num_prompts evaluate.num_clips evaluate.batch_size""",
+    0: """seed data.fps data.num_threads data.prefetch data.max_seconds data.max_gigabytes tokenizer.num_res_blocks tokenizer.l1_weight
+        tokenizer.l2_weight sequence.fps sequence.duration model.text_vocab model.visual_vocab model.rope_theta
+        model.norm_eps model.init_std loss.z_loss loss.label_smoothing loss.text_weight optimizer.learning_rate
+        optimizer.warmup_steps optimizer.decay_fraction optimizer.final_fraction optimizer.beta1 optimizer.beta2
+        optimizer.weight_decay optimizer.clip_norm optimizer.ema_decay train.eval_every train.sample_every
+        train.num_samples train.checkpoint_every train.keep_every train.deadlines generate.temperature generate.top_k
+        generate.fps evaluate.num_given""",
+}
 
 
 _CHOICES = {
@@ -377,32 +420,19 @@ _CHOICES = {
 
 def _validate(config: Config) -> None:
     for dotted, allowed in _CHOICES.items():
-        value = config
-        for name in dotted.split("."):
-            value = getattr(value, name)
+        value = operator.attrgetter(dotted)(config)
         if value not in allowed:
             raise UserError(f"config.{dotted}={value!r}{_suggest(str(value), list(allowed))}")
+    for least, names in _AT_LEAST.items():
+        for dotted in names.split():
+            value = operator.attrgetter(dotted)(config)
+            if any(number < least for number in _numbers(value)):
+                raise UserError(f"config.{dotted}={_short(value)} must be at least {least}")
     _validate_model(config.model)
     _validate_tokenizer(config.tokenizer)
     _validate_data(config)
-    positive = {
-        "data.batch_size": config.data.batch_size,
-        "train.num_steps": config.train.num_steps,
-        "train.accumulation": config.train.accumulation,
-        "train.log_every": config.train.log_every,
-        "generate.steps": config.generate.steps,
-        "loss.chunk": config.loss.chunk,
-    }
-    for dotted, value in positive.items():
-        if value < 1:
-            raise UserError(f"config.{dotted}={value} must be at least 1")
-    if len(config.train.deadlines) != 6 or min(config.train.deadlines) < 0:
-        raise UserError(f"config.train.deadlines={config.train.deadlines} must be six numbers of seconds, none negative")
-    if config.train.keep_checkpoints < 1 or config.train.keep_every < 0:
-        raise UserError(
-            f"config.train.keep_checkpoints={config.train.keep_checkpoints} must be at least 1, and config.train.keep_every="
-            f"{config.train.keep_every} at least 0"
-        )
+    if len(config.train.deadlines) != 6:
+        raise UserError(f"config.train.deadlines={_short(config.train.deadlines)} must be six numbers of seconds")
     if not 0 <= config.evaluate.num_given < config.sequence.grid[0]:
         raise UserError(
             f"config.evaluate.num_given={config.evaluate.num_given} must lie in [0, {config.sequence.grid[0] - 1}]: "
@@ -422,6 +452,10 @@ def _validate(config: Config) -> None:
     }.items():
         if not 0.0 <= value <= 1.0:
             raise UserError(f"config.{dotted}={value} must lie in [0, 1]")
+
+
+def _numbers(value: Any) -> list[float]:
+    return [number for item in value for number in _numbers(item)] if isinstance(value, tuple) else [value]
 
 
 def _validate_model(model: ModelConfig) -> None:
@@ -457,10 +491,7 @@ def _validate_tokenizer(tokenizer: TokenizerConfig) -> None:
 
 def _validate_data(config: Config) -> None:
     tokenizer = config.tokenizer
-    for bucket in config.data.buckets:
-        if len(bucket) != 3:
-            raise UserError(f"config.data.buckets: {bucket} must be (frames, height, width)")
-        frames, height, width = bucket
+    for frames, height, width in config.data.buckets:
         check_clip_shape(frames, height, width, tokenizer)
     if not config.data.buckets:
         raise UserError("config.data.buckets is empty; give at least one (frames, height, width)")

@@ -33,16 +33,24 @@ def describe(config: Config) -> dict[str, Any]:
     }
 
 
-def of_file(config: Config, workdir: str | Path, step: int | None = None) -> dict[str, str]:
-    """Return the short form that goes into the metadata of a generated file."""
-    facts = {"run": Path(workdir).name, "step": step, "config": fingerprint(config), "commit": commit()}
-    return {name: str(value) for name, value in facts.items() if value is not None} | {"lumos": lumos.__version__}
+def of_file(config: Config, workdir: str | Path, **more: Any) -> dict[str, str]:
+    """Return the short form that goes into the metadata of a file made by the run in `workdir`; `more` may say the step."""
+    try:
+        data = json.loads((Path(workdir) / "runs.jsonl").read_text().splitlines()[-1])["data"]
+    except (OSError, ValueError, LookupError):  # weights that lumos has not trained
+        data = ""
+    facts = {"run": Path(workdir).name, "seed": config.seed, "config": fingerprint(config), "data": data}
+    versions = {"commit": commit(), "lumos": lumos.__version__, "jax": jax.__version__}
+    return {name: str(value) for name, value in (facts | versions | more).items()}
 
 
 def record(path: Path, facts: dict[str, Any]) -> None:
     """Append one line to a JSONL file: every start of a run leaves its own."""
+    torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")  # killed while writing a line
     with path.open("a") as file:
-        file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts}) + "\n")
+        file.write(
+            "\n" * torn + json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts}) + "\n"
+        )
 
 
 def fingerprint(config: Config) -> str:

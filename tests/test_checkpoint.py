@@ -60,9 +60,7 @@ def plain(tmp_path_factory):
 
 
 def test_newest_multiples_and_the_last_good_checkpoint_are_kept(tmp_path):
-    checkpointer, _ = save(
-        tmp_path, Saved(), steps=range(1, 9), good=lambda step: step <= 5, keep=2, keep_every=3
-    )
+    checkpointer, _ = save(tmp_path, Saved(), steps=range(1, 9), good=lambda step: step <= 5, keep=2, keep_every=3)
     assert sorted(checkpointer._manager.all_steps()) == [3, 5, 6, 7, 8]
     assert (checkpointer.latest_step(), checkpointer.last_good_step()) == (8, 5)
     again = Checkpointer(tmp_path, read_only=True)

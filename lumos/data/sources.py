@@ -134,9 +134,11 @@ class TokensSource:
         if not shards:
             found = sorted({shard.name.split("-")[0] for shard in folder.glob("*-*-of-*.array_record")})
             raise UserError(f"{path}: no shards of split {split!r}; there are: {', '.join(found) or 'none'}")
-        promised = int(shards[0].stem.rsplit("-", 1)[-1])
-        if len(shards) != promised:
-            raise UserError(f"{path}: {len(shards)} of {promised} shards of split {split!r}; finish `lumos tokenize` first")
+        promised = shards[0].stem.rsplit("-", 1)[-1]
+        if promised != f"{len(shards):05d}":
+            raise UserError(
+                f"{path}: {len(shards)} of {promised} shards of split {split!r}; finish `lumos tokenize` first"
+            )
         self._records, self._codebook = RecordSource(shards), vocabulary
         time, space = config.tokenizer.temporal_compression, config.tokenizer.spatial_compression
         size = functools.cache(lambda shape: (1 + (shape[0] - 1) * time, shape[1] * space, shape[2] * space))
@@ -148,7 +150,7 @@ class TokensSource:
         for length in filter(None, self._records.lengths):
             places = range(start, start + length)
             first, last = (self._shape_of(place) for place in (places[0], places[-1]))
-            if first == last:
+            if first and first == last:
                 yield from itertools.repeat(first, length)
             else:  # the border between two sizes, or damage, which shows when it is read in training
                 known = [shape for shape in map(self._shape_of, places) if shape]

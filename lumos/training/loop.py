@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lumos import provenance, sharding
+from lumos import processes, provenance, sharding
 from lumos.checkpoint import Checkpointer
 from lumos.config import Config
 from lumos.data.pipeline import make_pipeline
@@ -62,9 +62,11 @@ def train(
     """
     watchdog = watchdog or Watchdog()
     with watchdog:
-        config, workdir = resolve(config), Path(workdir)
+        workdir = Path(workdir)
+        watchdog.configure(config.train.deadlines, workdir)
+        processes.join()
+        config = resolve(config)
         workdir.mkdir(parents=True, exist_ok=True)
-        watchdog.configure(config.train.deadlines, workdir / f"stacks-{jax.process_index()}.txt")
         mesh = sharding.make_mesh(config.mesh)
         if config.data.batch_size % (sharding.num_batch_shards(mesh) * config.train.accumulation):
             raise UserError(
@@ -193,6 +195,7 @@ class _Run:
             done = item.step + 1
             if done % self.config.train.log_every == 0 or done == self.config.train.num_steps:
                 extra = {"learning_rate": float(self.schedule(item.step)), "bad_steps": self.health.num_bad}
+                extra["replaced_clips"] = self.pipeline.num_replaced
                 self.writer.write(done, "train", values | extra | self.meter.take(done))
         return wish
 
@@ -242,7 +245,7 @@ class _Run:
         folder = self._samples(step)
         folder.mkdir(parents=True, exist_ok=True)
         for i, (video, caption) in enumerate(zip(videos, captions)):
-            facts = {"prompt": caption} | provenance.of_file(self.config, self.workdir, step)
+            facts = {"prompt": caption} | provenance.of_file(self.config, self.workdir, step=step)
             write_video(folder / f"{i:02d}.mp4", video, self.config.generate.fps, facts)
         contact_sheet(videos, captions).save(folder / "contact_sheet.png")
 

@@ -40,7 +40,9 @@ def write_dump(workdir: Path, config, checkpointer: Checkpointer, item, values: 
         _log.warning("%s holds %d dumps; no more are written", folder.parent, MAX_DUMPS)
         return
     folder.mkdir(exist_ok=True)
-    save_file({k: np.ascontiguousarray(v) for k, v in item.batch.items()}, folder / f"batch-{jax.process_index()}.safetensors")
+    save_file(
+        {k: np.ascontiguousarray(v) for k, v in item.batch.items()}, folder / f"batch-{jax.process_index()}.safetensors"
+    )
     if jax.process_index():
         return
     from_step = checkpointer.latest_step()
@@ -78,14 +80,15 @@ def replay(folder: str | Path) -> dict[str, Any]:
     mesh, task = sharding.make_mesh(config.mesh), make_task(config)
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     with jax.set_mesh(mesh):
-        state, batch_number = _state_before(folder, dump, config, task, optimizer, mesh)
+        state = _state_before(folder, dump, config, task, optimizer, mesh)
         step = make_train_step(task, optimizer, config, mesh)
         pipeline = make_pipeline(
             config,
             config.data.split,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            start_step=batch_number,
+            # Batches follow each other from the checkpoint on, wherever a rewind has moved their beginning to.
+            start_step=dump["batch_number"] - (dump["step"] - (dump["from_step"] or 0)),
             divisor=sharding.num_batch_shards(mesh) * config.train.accumulation,
         )
         with pipeline:
@@ -107,13 +110,12 @@ def replay(folder: str | Path) -> dict[str, Any]:
 
 
 def _state_before(folder: Path, dump: dict, config, task, optimizer, mesh):
-    """Return the state of the checkpoint in the dump (or the initial one), and the number of the batch that follows."""
+    """Return the state of the checkpoint in the dump, or the initial one."""
     if dump["from_step"] is None:
         has_ema = config.optimizer.ema_decay > 0
-        return create_state(task.definition, optimizer, mesh, seed=config.seed, ema=has_ema), 0
+        return create_state(task.definition, optimizer, mesh, seed=config.seed, ema=has_ema)
     checkpointer = Checkpointer(folder, read_only=True)
     try:
-        state, meta = initial_state(config, task.definition, optimizer, mesh, checkpointer)
-        return state, meta["data_step"]
+        return initial_state(config, task.definition, optimizer, mesh, checkpointer)[0]
     finally:
         checkpointer.close()

@@ -7,7 +7,6 @@ it, and every process decides the same at the same step.
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import time
@@ -52,7 +51,6 @@ class Requests:
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame) -> None:
-        if self._stop:
-            os._exit(128 + number)
         self._stop = True
+        signal.signal(number, signal.SIG_DFL)  # the second one ends the process, whatever it is doing
         _log.warning("%s: saving, then leaving; once more to leave at once", signal.Signals(number).name)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import socket
 import sys
 import threading
 import time
@@ -39,10 +40,10 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
-    def configure(self, deadlines: Sequence[float], report: str | Path) -> None:
-        """Set the seconds of each of PHASES (0 = no limit), and the file that stacks go to beside stderr."""
+    def configure(self, deadlines: Sequence[float], folder: str | Path) -> None:
+        """Set the seconds of each of PHASES (0 = no limit), and the folder that stacks go to beside stderr."""
         self._deadlines = dict(zip(PHASES, deadlines, strict=True))
-        self._report = Path(report)
+        self._report = Path(folder) / f"stacks-{socket.gethostname()}-{os.getpid()}.txt"
 
     def enter(self, phase: str, detail: str = "") -> None:
         """Say what the main thread does from now on; its deadline starts anew."""
