@@ -2,9 +2,8 @@
 
 import copy
 import json
-import sys
-from pathlib import Path
 
+import fuzz_videos
 import jax
 import numpy as np
 import pytest
@@ -22,8 +21,6 @@ from lumos.training import loop
 from lumos.training.optimizer import make_optimizer, make_schedule
 from lumos.training.state import abstract_state
 from lumos.training.tasks import make_task, resolve
-
-sys.path.append(str(Path(__file__).parent))
 
 FUZZ = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -66,8 +63,7 @@ def test_200_fuzzed_configs_end_in_one_line_or_in_a_model(tmp_path, capsys, monk
     monkeypatch.setattr(loop, "train", build)
     codes = []
 
-    @FUZZ
-    @settings(max_examples=200)
+    @settings(FUZZ, max_examples=200)
     @given(st.lists(st.tuples(st.sampled_from(names), _values), min_size=1, max_size=2))
     def run(changes):
         tree = copy.deepcopy(base)
@@ -120,8 +116,7 @@ def test_100_damaged_shards_give_their_records_or_an_error_that_names_them(shard
     whole, originals = shard.read_bytes(), [record["tokens"] for record in RecordSource([shard])]
     path, refused = tmp_path / "damaged.array_record", []
 
-    @FUZZ
-    @settings(max_examples=100)
+    @settings(FUZZ, max_examples=100)
     @given(
         st.lists(st.tuples(st.integers(0, len(whole) - 1), st.binary(max_size=40)), max_size=4),
         st.one_of(st.none(), st.integers(0, len(whole))),
@@ -167,8 +162,7 @@ def test_100_strange_records_are_tokens_with_a_caption_or_refused(tmp_path):
     good = {"tokens": np.zeros((3, 4, 4), np.uint32), "caption": "fine", "id": "x"}
     refused = []
 
-    @FUZZ
-    @settings(max_examples=100)
+    @settings(FUZZ, max_examples=100)
     @given(_records)
     def run(record):
         with RecordWriter(tmp_path / "train-00000-of-00001.array_record") as writer:
@@ -189,3 +183,13 @@ def test_100_strange_records_are_tokens_with_a_caption_or_refused(tmp_path):
 def test_tiny_is_the_base_of_the_fuzz():
     """The unchanged config builds: what the fuzz refuses, it refuses for its changes."""
     build(tiny.transformer(data__source="clips"), None)
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def test_damaged_video_files_get_a_place_or_a_reason(tmp_path):
+    """The short form of `python tests/fuzz_videos.py --files=1000`."""
+    report = fuzz_videos.fuzz(tmp_path, 40, seed=0, real=False)
+    assert report["problems"] == [] and report["rejected"] + report["decoded"] + report["failed in decoding"] == 40
+    assert report["rejected"] > 5 and report["decoded"] > 5

@@ -13,21 +13,24 @@ from lumos.checkpoint import Checkpointer
 from lumos.errors import EXIT_PREEMPTED, EXIT_STUCK
 from lumos.training import metrics
 
-DEADLINE = 6.0  # seconds of a step in the test of a stuck peer
+DEADLINE = 8.0  # seconds of a step where a peer is stuck or dead
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     """A run that would not end for hours, and a cache of its compiled programs."""
     folder = tmp_path_factory.mktemp("run")
-    config = run_config(
-        write_tokens(folder / "tokens"),
-        train__num_steps=10**6,
-        train__checkpoint_every=10**6,
-        train__deadlines=(600.0, 600.0, 600.0, DEADLINE, 600.0, 600.0),
-    )
+    config = run_config(write_tokens(folder / "tokens"), train__num_steps=10**6, train__checkpoint_every=10**6)
     config.save(folder / "config.json")
     return {"config": str(folder / "config.json"), "cache": folder / "cache"}
+
+
+def with_deadlines(job, folder, deadlines):
+    """Return the job with other deadlines (of start, restore, compile, step, save, evaluate)."""
+    config = json.loads(Path(job["config"]).read_text())
+    config["train"]["deadlines"] = deadlines
+    (folder / "config.json").write_text(json.dumps(config))
+    return job | {"config": str(folder / "config.json")}
 
 
 def launch(job, workdir, count=1, **trouble):
@@ -83,20 +86,27 @@ def test_a_second_sigterm_ends_the_process_at_once(job, tmp_path):
 
 def test_a_stuck_peer_takes_no_one_hostage(job, tmp_path):
     """Process 1 hangs: both processes dump their stacks and leave within the deadline and 10 seconds."""
+    job = with_deadlines(job, tmp_path, [600.0, 600.0, 600.0, DEADLINE, 600.0, 600.0])
     processes = launch(job, tmp_path / "run", 2, stuck_at=8)
-    wait_for_steps(tmp_path / "run", processes)
-    codes, texts = finish(processes, DEADLINE + 10 + 5)  # 5 for the steps before the one that hangs
+    wait_for_steps(tmp_path / "run", processes, num=6)
+    codes, texts = finish(processes, DEADLINE + 10)
     assert EXIT_STUCK in codes and 0 not in codes, (codes, texts[0][-2000:])
     assert "no progress for" in texts[1] and "in stuck" in texts[1] and "phase 'step'" in texts[1]
     stacks = list((tmp_path / "run").glob("stacks-*.txt"))
     assert len(stacks) == codes.count(EXIT_STUCK)
 
 
+def test_a_dead_peer_takes_no_one_hostage(job, tmp_path):
+    job = with_deadlines(job, tmp_path, [600.0, 600.0, 600.0, DEADLINE, 600.0, 600.0])
+    first, second = launch(job, tmp_path / "run", 2)
+    wait_for_steps(tmp_path / "run", [first, second])
+    second.kill()
+    codes, texts = finish([first, second], DEADLINE + 10)
+    assert codes[0] not in (0, None) and codes[1] == -signal.SIGKILL, texts[0][-2000:]
+
+
 def test_a_peer_that_never_comes_is_not_waited_for(job, tmp_path):
-    config = json.loads(Path(job["config"]).read_text())
-    config["train"]["deadlines"] = [8.0, 600.0, 600.0, 600.0, 600.0, 600.0]
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    first, second = launch(job | {"config": str(tmp_path / "config.json")}, tmp_path / "run", 2)
+    first, second = launch(with_deadlines(job, tmp_path, [DEADLINE] + 5 * [600.0]), tmp_path / "run", 2)
     second.kill()
     codes, texts = finish([first], 60)
     assert codes == [EXIT_STUCK] and "phase 'start'" in texts[0] and "processes.py" in texts[0], texts[0][-2000:]

@@ -7,7 +7,7 @@ import av
 import jax
 import numpy as np
 import pytest
-from tokens import run_config, write_tokens
+from tokens import one_device, run_config, write_tokens  # noqa: F401
 
 import lumos
 from lumos import config as config_lib
@@ -22,7 +22,7 @@ from lumos.training.tasks import make_task, resolve
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, one_device):  # noqa: F811
     """The same run twice, each with data of its own making."""
     folder = tmp_path_factory.mktemp("runs")
     tokens = write_tokens(folder / "tokens")

@@ -128,7 +128,8 @@ class _Run:
             while step < total:
                 self.watchdog.enter("step", f"step {step + 1}")
                 number, rows = self.pipeline.step, next(self.pipeline)
-                if (shape := tuple(rows[name].shape for name in sorted(rows))) not in shapes:
+                shape = tuple(rows[name].shape for name in sorted(rows))
+                if new := shape not in shapes:
                     shapes.add(shape)
                     self.watchdog.enter("compile", f"step {step + 1}")
                 batch = sharding.put_batch(self.mesh, rows)
@@ -138,7 +139,9 @@ class _Run:
                 self.writer.advance()
                 step += 1
                 self.checkpointer.check()
-                wish = self._settle(leave=1)  # the step before: the device works on this one meanwhile
+                # Read the step before: the device works on this one meanwhile. A new shape is waited for, as other
+                # processes may take longer to compile it.
+                wish = self._settle(leave=0 if new else 1)
                 work = self._due(step, wish)
                 if work:
                     self._settle(leave=0)

@@ -23,6 +23,7 @@ from lumos.errors import EXIT_STUCK
 PHASES = ("start", "restore", "compile", "step", "save", "evaluate")
 _START_SECONDS = 1800.0  # until the config is read
 _BACKSTOP_SECONDS = 5.0
+_stderr = sys.__stderr__  # a file descriptor, whatever a notebook or a test has put in the place of sys.stderr
 
 
 class Watchdog:
@@ -70,16 +71,16 @@ class Watchdog:
             waited = time.monotonic() - began
             if waited > limit:
                 self._expire(phase, detail, waited)
-            faulthandler.dump_traceback_later(limit - waited + _BACKSTOP_SECONDS, exit=True)
+            faulthandler.dump_traceback_later(limit - waited + _BACKSTOP_SECONDS, exit=True, file=_stderr)
 
     def _expire(self, phase: str, detail: str, waited: float) -> None:
         text = (
             f"lumos: watchdog: no progress for {waited:.1f} s in phase {phase!r}{detail and ' of ' + detail} (deadline "
             f"{self._deadlines[phase]:g} s); the stacks of all threads follow, then exit code {EXIT_STUCK}\n"
         )
-        sys.stderr.write(text)
-        sys.stderr.flush()
-        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        _stderr.write(text)
+        _stderr.flush()
+        faulthandler.dump_traceback(file=_stderr, all_threads=True)
         if self._report:
             try:
                 with self._report.open("a") as file:
@@ -87,5 +88,5 @@ class Watchdog:
                     file.flush()
                     faulthandler.dump_traceback(file=file, all_threads=True)
             except OSError as error:
-                sys.stderr.write(f"lumos: watchdog: cannot write {self._report}: {error}\n")
+                _stderr.write(f"lumos: watchdog: cannot write {self._report}: {error}\n")
         os._exit(EXIT_STUCK)
