@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 import shutil
 
 import jax
@@ -9,18 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from tokens import run_config, write_tokens
+from tokens import one_device, run_config, write_tokens  # noqa: F401
 
 from lumos import sharding
 from lumos.checkpoint import Checkpointer, fingerprint
 from lumos.config import MeshConfig
 from lumos.errors import UserError
-from lumos.training import metrics
+from lumos.training import metrics, requests
 from lumos.training.initialize import initial_state
 from lumos.training.loop import train
 from lumos.training.optimizer import make_optimizer
 from lumos.training.state import abstract_state, create_state
 from lumos.training.transformer_task import TransformerTask
+
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 class Saved:
@@ -198,6 +202,23 @@ def test_an_asynchronous_save_that_fails_stops_the_run_and_leaves_the_one_before
     monkeypatch.undo()
     train(dataclasses.replace(config, train=dataclasses.replace(config.train, num_steps=4)), tmp_path / "run")
     assert [line["step"] for line in metrics.read(tmp_path / "run", "train")][-1] >= 4
+
+
+def test_the_clock_asks_for_checkpoints_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(requests, "SAVE_SECONDS", 0.0)
+    config = run_config(write_tokens(tmp_path / "tokens"), train__checkpoint_every=10**6, train__keep_checkpoints=9)
+    train(config, tmp_path / "run")
+    # Wishes are read a step later, so not before the second step.
+    assert {3, 4, 5, 6} <= set(Checkpointer(tmp_path / "run", read_only=True)._manager.all_steps())
+
+
+def test_every_save_logs_its_size_and_the_host_memory(tmp_path, caplog):
+    logging.getLogger("lumos").propagate = True
+    with caplog.at_level(logging.INFO, logger="lumos"):
+        save(tmp_path, Saved())
+    (line,) = [text for text in caplog.messages if text.startswith("saving step 1")]
+    size, memory = (float(word) for word in re.findall(r"([\d.]+) GB", line))
+    assert size >= 0 and 0.1 < memory < 100
 
 
 def test_init_from_takes_weights_and_starts_at_step_0(tmp_path):
