@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import zlib
@@ -166,6 +167,17 @@ decoder._serve()
             assert decoder.read_clip(tmp_path / "good.mp4", num_frames=5, height=32, width=32).shape == (5, 32, 32, 3)
     finally:
         decoder.close()
+
+
+def test_workers_outlive_a_signal_to_all_processes(tmp_path):
+    """SIGTERM asks the run to save: until it ends, no clip may be missed, or the losses would be others."""
+    write_video(tmp_path / "good.mp4", numbered_video(5), 8)
+    decoder.close()
+    decoder.read_clip(tmp_path / "good.mp4", num_frames=5, height=32, width=32)
+    (worker,) = decoder._started
+    worker._process.send_signal(signal.SIGTERM)
+    assert decoder.read_clip(tmp_path / "good.mp4", num_frames=5, height=32, width=32).shape == (5, 32, 32, 3)
+    assert decoder._started == [worker]
 
 
 def test_a_run_replaces_bad_clips_and_counts_them(tmp_path, caplog):

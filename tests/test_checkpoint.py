@@ -23,7 +23,6 @@ from lumos.training.optimizer import make_optimizer
 from lumos.training.state import abstract_state, create_state
 from lumos.training.transformer_task import TransformerTask
 
-
 pytestmark = pytest.mark.usefixtures("one_device")
 
 
