@@ -46,6 +46,6 @@ setup(
         "parquet": ["pyarrow"],
         "gpu": ["jax[cuda13]>=0.10,<0.12"],
         "tpu": ["jax[tpu]>=0.10,<0.12"],
-        "dev": ["hypothesis", "pyarrow", "pytest", "ruff", "tokenizers", "transformers"],
+        "dev": ["hypothesis", "pyarrow", "pytest", "pytest-xdist", "ruff", "tokenizers", "transformers"],
     },
 )

@@ -35,6 +35,7 @@ class DataConfig:
     buckets: tuple[tuple[int, int, int], ...] = ((17, 64, 64),)
     fps: float = 0.0  # target frame rate of decoded clips; 0 keeps the rate of the file
     image_fraction: float = 0.0  # share of steps whose batch is single frames (joint image/video training)
+    cache_gb: float = 2.0  # source "clips": the first clips of the manifest that fit are decoded once and kept
     num_threads: int = 2  # grain read threads
     prefetch: int = 4  # batches prepared ahead
     max_pixels: int = 4096 * 2304  # larger frames are refused by `lumos data index`
