@@ -87,6 +87,10 @@ class SequenceConfig:
     fps: int = 12  # lumos1 style only: frames per second written into the sequence
     duration: int = 2  # lumos1 style only: seconds written into the sequence
     size_unit: int = 4  # lumos1 style only: latent cells per unit of the size tokens
+    visual_start: int = 65_536  # lumos1 style only: token id of visual code 0
+    number_zero: int = 8_804  # lumos1 style only: token id of the number 0 (sizes, duration, fps)
+    # lumos1 style only: ids of image_start, image_end, new_line, separator, video_start, video_end, mask; () = released
+    special_tokens: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +106,7 @@ class ModelConfig:
     # FSQ levels of the codebook: codes that share a digit then share part of their embedding and head; () = off
     code_levels: tuple[int, ...] = ()
     qk_norm: str = "layer"  # none | rms | layer (Lumos-1: LayerNorm with weight and bias per head)
+    qk_norm_groups: int = 1  # qk_norm "layer": sets of weight and bias, each for an equal run of heads
     post_norm: bool = False  # norm on the branch output (Chameleon "swin_norm") instead of its input
     attention_bias: bool = False  # biases of the attention projections
     mlp_bias: bool = False  # biases of the MLP projections
@@ -180,6 +185,7 @@ class GenerateConfig:
     temperature: float = 1.0  # of the Gumbel noise on the confidence (annealed to 0 within a frame)
     history_ratio: float = 0.7  # share of a finished frame that is re-masked before it enters the cache
     top_k: int = 0  # 0 = all
+    mode: str = "paper"  # paper | reference (the released Lumos-1 sampler, decision by decision, quirks included)
     fps: float = 8.0  # of written videos
 
 
@@ -362,6 +368,7 @@ _CHOICES = {
     "corruption.level": ("cosine", "uniform", "constant", "normal", "full"),
     "corruption.temporal": ("shared", "independent"),
     "corruption.spatial": ("tube", "frame", "clip"),
+    "generate.mode": ("paper", "reference"),
     "optimizer.schedule": ("cosine", "wsd", "constant"),
 }
 
@@ -413,6 +420,10 @@ def _validate_model(model: ModelConfig) -> None:
         raise UserError(
             f"config.model.num_heads={model.num_heads} must be a multiple of config.model.num_kv_heads={model.num_kv_heads}"
         )
+    if model.qk_norm_groups < 1 or model.num_kv_heads % model.qk_norm_groups:
+        raise UserError(
+            f"config.model.qk_norm_groups={model.qk_norm_groups} must divide config.model.num_kv_heads={model.num_kv_heads}"
+        )
 
 
 def _validate_tokenizer(tokenizer: TokenizerConfig) -> None:
@@ -444,6 +455,11 @@ def _validate_data(config: Config) -> None:
     if not config.data.buckets:
         raise UserError("config.data.buckets is empty; give at least one (frames, height, width)")
     if config.sequence.style == "lumos1":
+        if len(config.sequence.special_tokens) not in (0, 7):
+            raise UserError(
+                f"config.sequence.special_tokens={config.sequence.special_tokens} must hold 7 ids (image_start, image_end, "
+                "new_line, separator, video_start, video_end, mask), or none for those of the released models"
+            )
         unit = config.sequence.size_unit
         _, height, width = config.sequence.grid
         if height % unit or width % unit:

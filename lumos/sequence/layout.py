@@ -171,6 +171,7 @@ def make_layout(config: Config, grid: tuple[int, int, int] | None = None) -> Lay
     if not config.model.visual_vocab or not (config.model.text_vocab or c.style == "lumos1"):
         raise ValueError("model.text_vocab and model.visual_vocab must be resolved before a layout is built")
     if c.style == "lumos1":
-        v = vocabulary.lumos1(config.model.visual_vocab)
+        special = dict(zip(vocabulary.RELEASED_SPECIAL, c.special_tokens)) or vocabulary.RELEASED_SPECIAL
+        v = vocabulary.lumos1(config.model.visual_vocab, c.visual_start, c.number_zero, special)
         return lumos1(v, c.text_length, grid, fps=c.fps, duration=c.duration, size_unit=c.size_unit)
     return compact(vocabulary.compact(config.model.text_vocab, config.model.visual_vocab), c.text_length, grid)
