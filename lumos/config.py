@@ -72,6 +72,7 @@ class TokenizerConfig:
     quantizer: str = "fsq"
     outer_norm: bool = False  # norms before the bottleneck and the output (the Cosmos shape has them)
     mid_attention: bool = True  # spatial and causal temporal attention at the latent resolution
+    temporal_window: int = 0  # latent frames that temporal attention sees, itself included; 0 = all before
     dtype: str = "float32"
     l1_weight: float = 1.0  # absolute error, pixels in [-1, 1]
     l2_weight: float = 0.5  # squared error; more of it raises PSNR
