@@ -12,6 +12,7 @@ import difflib
 import importlib.util
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,10 @@ class ShapesConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    model: str = ""  # sentencepiece model file; "" = the small one that ships with lumos
+    # sentencepiece model or Hugging Face tokenizer.json (needs lumos-video[lumos1]); "" = the small one that ships
+    model: str = ""
+    # What surrounds a caption: text with {caption} and optionally {width} {height} {frames} {fps}; "" = nothing
+    template: str = ""
     vocab_size: int = 512  # used by `lumos data vocab`
 
 
@@ -263,7 +267,16 @@ def load(spec: str, overrides: dict[str, Any] | None = None) -> Config:
             tree = module.get_config(variant) if variant else module.get_config()
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path_text}: {_one_line(error)}") from error
-    for key, value in (overrides or {}).items():
+    return _apply(tree, overrides or {})
+
+
+def override(config: Config, overrides: dict[str, Any]) -> Config:
+    """Return the config with dotted overrides applied. Raises UserError."""
+    return _apply(_to_config_dict(config), overrides)
+
+
+def _apply(tree: ml_collections.ConfigDict, overrides: dict[str, Any]) -> Config:
+    for key, value in overrides.items():
         tree = _override(tree, key, value)
     return parse(tree)
 
@@ -455,6 +468,14 @@ def _validate_data(config: Config) -> None:
         check_clip_shape(frames, height, width, tokenizer)
     if not config.data.buckets:
         raise UserError("config.data.buckets is empty; give at least one (frames, height, width)")
+    if config.text.template:
+        found = re.findall(r"{(\w*)}", config.text.template)
+        unknown = set(found) - {"caption", "width", "height", "frames", "fps"}
+        if unknown or found.count("caption") != 1:
+            raise UserError(
+                f"config.text.template={config.text.template!r} must hold {{caption}} once, and beside it only {{width}}, "
+                "{height}, {frames} and {fps}"
+            )
     if config.sequence.style == "lumos1":
         if len(config.sequence.special_tokens) not in (0, 7):
             raise UserError(

@@ -183,8 +183,7 @@ class Lumos1:
         Every tensor is written in the dtype that it was stored in, so that an unchanged model is written bit for bit as it
         was read; `dtype` ("float32", "bfloat16") overrides that.
         """
-        dtypes = self.spec.dtypes if dtype is None else dict.fromkeys(self.spec.dtypes, dtype)
-        tensors = lumos1_weights.export(self.params, self.spec.definition, dtypes)
+        tensors = lumos1_weights.export(self.params, self.spec.definition, dtype or self.spec.dtypes)
         safetensors_files.write(directory, tensors, max_bytes=max_shard_bytes)
         official = dict(self.spec.official) | ({"torch_dtype": dtype} if dtype else {})
         (Path(directory) / "config.json").write_text(json.dumps(official, indent=1) + "\n")

@@ -117,11 +117,11 @@ def _some(names: list[str]) -> str:
 
 
 def export(
-    params: Any, definition: Definition, dtypes: Mapping[str, str] | None = None
+    params: Any, definition: Definition, dtypes: Mapping[str, str] | str | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (official name, tensor) of parameters, or of gradients, one at a time.
 
-    Tensors that `dtypes` names are cast to it; others keep the dtype of the parameter.
+    `dtypes` is the dtype to cast to, of all tensors or of those it names; others keep that of the parameter.
     """
     flat = {tuple(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     for path, abstract in _leaves(definition):
@@ -129,4 +129,5 @@ def export(
         for i, (name, shape) in enumerate(_tensors(path, abstract.shape)):
             tensor = np.asarray(leaf[i] if path[0] == "layers" else leaf)
             tensor = (tensor.T if transposed else tensor).reshape(shape)
-            yield name, tensor.astype((dtypes or {}).get(name, tensor.dtype), copy=False)
+            wanted = dtypes if isinstance(dtypes, str) else (dtypes or {}).get(name, tensor.dtype)
+            yield name, tensor.astype(wanted, copy=False)
