@@ -13,6 +13,7 @@ import numpy as np
 from lumos.sequence.attention import KeyRange
 
 _BLOCK = 512  # queries and keys per block
+_CPU_BLOCK = 128  # there a tile of logits must stay in the cache of a core
 _NEVER = -1e30  # logit of an invisible key; finite, so that rows without keys stay finite
 
 
@@ -62,7 +63,12 @@ def _pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
 
 
 def _block_size(length: int) -> int:
-    return min(_BLOCK, length)
+    """Return a block size for a length: equal blocks of at most _BLOCK, rounded up to 8, so that little is padding."""
+    most = min(_BLOCK, _CPU_BLOCK) if jax.default_backend() == "cpu" else _BLOCK
+    if length <= most:
+        return length
+    num_blocks = -(-length // most)
+    return min(-(-length // (8 * num_blocks)) * 8, most)
 
 
 class _Blocks:
