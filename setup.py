@@ -36,6 +36,7 @@ setup(
         "orbax-checkpoint>=0.11.30",
         "pillow",
         "safetensors",
+        "scipy",
         "sentencepiece",
         "tensorboardX",
         "tensorflow-datasets",

@@ -21,7 +21,7 @@ def get_config(variant: str = "transformer"):
         config.train.eval_every = 1000
         config.train.checkpoint_every = 1000
     else:
-        config.train.num_steps = 3600
-        config.train.eval_every = 600
-        config.train.checkpoint_every = 600
+        config.train.num_steps = 5000
+        config.train.eval_every = 1000
+        config.train.checkpoint_every = 1000
     return config

@@ -200,6 +200,7 @@ class EvaluateConfig:
     num_prompts: int = 64  # prompts to generate and check
     num_clips: int = 64  # clips for reconstruction and cross-entropy
     batch_size: int = 16  # clips per batch
+    num_given: int = 0  # latent frames given when clips are continued; 0 = that is not evaluated
     mask_ratio: float = 0.7  # of the fixed evaluation mask
 
 
@@ -408,6 +409,11 @@ def _validate(config: Config) -> None:
     for dotted, value in positive.items():
         if value < 1:
             raise UserError(f"config.{dotted}={value} must be at least 1")
+    if not 0 <= config.evaluate.num_given < config.sequence.grid[0]:
+        raise UserError(
+            f"config.evaluate.num_given={config.evaluate.num_given} must lie in [0, {config.sequence.grid[0] - 1}]: "
+            "at least one latent frame is generated"
+        )
     if config.data.batch_size % config.train.accumulation:
         raise UserError(
             f"config.data.batch_size={config.data.batch_size} is not divisible by config.train.accumulation="

@@ -39,10 +39,15 @@ SPLITS = ("train", "validation", "test")
 SIZES = {"small": (0.28, 0.33), "medium": (0.35, 0.40), "large": (0.42, 0.50)}  # diameter, in frame sides
 SPEEDS = {"slow": (0.018, 0.024), "normal": (0.024, 0.038), "fast": (0.042, 0.055)}  # in frame sides per frame
 TEXTURES = ("striped", "dotted", "checkered")
-# Aligned levels, in frame sides: positions in steps of a cell, and a speed of one cell in four frames. With 64-pixel
-# frames a tokenizer of 4x8x8 compression then sees the same few patterns again and again, and a small model learns
-# shapes and motion in minutes.
-CELL, ALIGNED_DIAMETER, ALIGNED_SPEED = 1 / 8, 0.46, 1 / 32
+# Aligned levels: positions and speeds come in steps of a cell of 8 pixels (in frames of about 64), one cell in four frames.
+# A tokenizer of 4x8x8 compression then sees the same few patterns again and again, and a small model learns shapes and
+# motion in minutes.
+ALIGNED_DIAMETER = 0.46  # in frame sides
+
+
+def aligned_cell(side: int) -> int:
+    """Return the cell of aligned levels in pixels."""
+    return 8 * max(1, round(side / 64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Level:
     contrast: float  # of the background, in 8-bit levels
     camera: float  # its fastest motion, in frame sides per frame
     any_depth: bool  # may another object pass in front of the main one
-    aligned: bool  # one size, one speed, and paths on a coarse grid (CELL)
+    aligned: bool  # one size, one speed, and paths on a coarse grid
     num_backgrounds: int  # drawn from that many; 0 = each clip has its own
 
 
@@ -238,11 +243,12 @@ def _sample_object(
     bounce_time = rng.uniform(0.72, 0.86) * last
 
     side = min(height, width)
-    low = 2 * CELL * side if level.aligned else 1.1 * radius
+    cell = aligned_cell(side)
+    low = np.ceil(2 * radius / cell) * cell / 2 if level.aligned else 1.1 * radius
     high_2 = np.array([width, height]) - low
     limit = min((high_2[a] - low) / (abs(direction_2[a]) * (bounce_time if a == bounce_axis else last)) for a in moving)
     speed_name = level.speeds[rng.integers(len(level.speeds))]
-    speed = (ALIGNED_SPEED if level.aligned else rng.uniform(*SPEEDS[speed_name])) * side
+    speed = cell / 4 if level.aligned else rng.uniform(*SPEEDS[speed_name]) * side
     if speed > limit:  # long clips: slow down rather than leave the frame
         speed_name, speed = "normal", limit
 
@@ -257,7 +263,7 @@ def _sample_object(
             travel = velocity * last
             free = high_2[a] - low - abs(travel)
             if level.aligned:
-                offset = rng.integers(int(free / (CELL * side) + 1e-6) + 1) * CELL * side
+                offset = rng.integers(int(free / cell + 1e-6) + 1) * cell
             else:
                 offset = rng.random() * free
             start = low - min(travel, 0.0) + offset

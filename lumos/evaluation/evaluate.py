@@ -22,6 +22,7 @@ from lumos.evaluation import report
 from lumos.evaluation.contact_sheet import contact_sheet
 from lumos.generation.generate import Generator
 from lumos.tokenizers import pretrained
+from lumos.tokenizers.metrics import frame_psnr
 from lumos.tokenizers.task import TokenizerTask
 from lumos.training.step import Task
 from lumos.training.transformer_task import TransformerTask
@@ -35,7 +36,8 @@ def evaluate(
     """Evaluate a training workdir into `out`: `results.jsonl`, videos, contact sheets and `index.html`.
 
     A tokenizer run gets reconstruction metrics. A transformer run gets those of its tokenizer, its masked
-    cross-entropy per latent frame, samples, and, on moving_shapes, how well held-out prompts are followed.
+    cross-entropy per latent frame, samples, on moving_shapes how well held-out prompts are followed, and, where
+    `evaluate.num_given` says so, how well clips are continued.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -54,6 +56,8 @@ def evaluate(
         results["masked_cross_entropy"] = _masked_cross_entropy(generator)
         if tokenizer_config.data.source == "moving_shapes":
             results |= _prompt_following(generator, tokenizer_config.shapes.level, out, seed)
+        if config.evaluate.num_given:
+            results["continuation"] = _continuation(generator, tokenizer_config, out, seed)
         runs = {"tokenizer": tokenizer_workdir, "transformer": Path(workdir)}
     with open(out / "results.jsonl", "a") as file:
         file.write(json.dumps(results) + "\n")
@@ -131,6 +135,36 @@ def _prompt_following(generator: Generator, level: str, out: Path, seed: int) ->
     return {
         "prompt_accuracy": {"num_prompts": len(prompts), **accuracy},
         "generate": {"tokens_per_s": num_tokens / min(seconds), "batch_size": c.batch_size},
+    }
+
+
+def _continuation(generator: Generator, tokenizer_config: Config, out: Path, seed: int) -> dict[str, Any]:
+    """Give the first latent frames of real clips and compare what follows with the truth, by pixel frame.
+
+    The first new frame can be judged against the truth; later ones may rightly take another course.
+    """
+    c = generator.config.evaluate
+    data = dataclasses.replace(tokenizer_config.data, batch_size=min(c.batch_size, c.num_clips))
+    config = dataclasses.replace(tokenizer_config, data=data)
+    num_known = 1 + (c.num_given - 1) * generator.tokenizer.config.temporal_compression
+    psnr_NF, shown, labels = [], [], []
+    with make_pipeline(config, c.split, process_index=0, process_count=1, train=False) as pipeline:
+        for _, batch in zip(range(max(1, c.num_clips // data.batch_size)), pipeline):
+            truth = batch["video"]
+            captions = [generator.text.decode(ids) for ids in batch["text"]]
+            made = generator.generate(captions, seed=seed, given=truth[:, :num_known], num_frames=truth.shape[1])
+            psnr_NF.append(np.asarray(frame_psnr(truth, made.videos)))
+            if not shown:
+                shown = list(np.concatenate([truth, made.videos], axis=3)[:6])
+                labels = [f"{caption}   [truth | continued after {num_known} frames]" for caption in captions[:6]]
+    _write_videos(out, "continuation", shown, labels, generator.config)
+    psnr_F = np.concatenate(psnr_NF).mean(axis=0)
+    _log.info("continuation: first new frame %.2f dB", psnr_F[num_known])
+    return {
+        "num_clips": sum(map(len, psnr_NF)),
+        "num_known_frames": num_known,
+        "psnr_first_new_frame": float(psnr_F[num_known]),
+        "psnr_frames": [float(x) for x in psnr_F],
     }
 
 

@@ -30,6 +30,7 @@ def write(out: Path, results: dict[str, Any], runs: dict[str, Path]) -> Path:
     for title, key in (
         ("Prompt following", "prompt_accuracy"),
         ("Reconstruction", "reconstruction"),
+        ("Continuation", "continuation"),
         ("Masked cross-entropy (nats)", "masked_cross_entropy"),
         ("Generation", "generate"),
         ("Versions", "versions"),
@@ -38,8 +39,8 @@ def write(out: Path, results: dict[str, Any], runs: dict[str, Path]) -> Path:
             parts.append(f"<h2>{title}</h2>" + _table(results[key]))
         if key == "prompt_accuracy":
             parts.append(_clips(out, "prompts"))
-        if key == "reconstruction":
-            parts.append(_clips(out, "reconstruction", wide=True))
+        if key in ("reconstruction", "continuation"):
+            parts.append(_clips(out, key, wide=True))
     curves = _curves(out, runs)
     if curves:
         parts.append(f'<h2>Training</h2><img src="{curves.name}" alt="training curves">')

@@ -165,6 +165,7 @@ class _Run:
             process_count=jax.process_count(),
             start_step=start_step,
             train=train,
+            divisor=sharding.num_batch_shards(self.mesh) * (self.config.train.accumulation if train else 1),
         )
 
 
