@@ -58,6 +58,10 @@ class Checkpointer:
         number = jax.device_put(jax.numpy.asarray(step, jax.numpy.int32), abstract.step.sharding)
         return TrainState(number, out["params"], out["opt_state"], out.get("ema")), out["meta"]
 
+    def has_optimizer(self) -> bool:
+        """Return whether the latest checkpoint can be resumed: converted weights come without optimizer state."""
+        return (self.directory / str(self._resolve(None)) / "opt_state").exists()
+
     def restore_params(self, abstract_params: Any, step: int | None = None) -> Any:
         """Return only the weights to use (the EMA where there is one)."""
         step = self._resolve(step)

@@ -9,7 +9,8 @@ each source gives that share of the training clips, whatever its size.
     tokens          folder written by `lumos tokenize`: manifest.json and    its tokens
                     shards <split>-00000-of-00004.array_record with the
                     records {tokens uint32 [T, H, W], caption, id}
-                    sorted by size
+                    sorted by size; {text_ids int32 [P]} if the
+                    text was tokenized too
 """
 
 from __future__ import annotations
@@ -163,7 +164,10 @@ class TokensSource:
         tokens_THW = record["tokens"][: bucket.latent_THW[0]]
         if tokens_THW.shape != bucket.latent_THW:
             raise UserError(f"{self.name}: tokens {tokens_THW.shape} do not fill the bucket's {bucket.latent_THW}")
-        return {"tokens": tokens_THW.astype(np.int32)}, record["caption"]
+        arrays = {"tokens": tokens_THW.astype(np.int32)}
+        if "text_ids" in record:  # the text was tokenized with the video
+            arrays["text_ids"] = record["text_ids"]
+        return arrays, record["caption"]
 
 
 def _rows_of_split(rows: list[dict], split: str, path: str) -> list[dict]:

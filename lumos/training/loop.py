@@ -52,6 +52,14 @@ class _Run:
         if self.checkpointer.latest_step() is None:
             self.state = create_state(self.task.definition, optimizer, mesh, seed=config.seed, ema=has_ema)
             self.start = 0
+        elif not self.checkpointer.has_optimizer():
+            abstract = abstract_state(self.task.definition, optimizer, mesh, ema=False).params
+            params = self.checkpointer.restore_params(abstract)
+            self.state = create_state(
+                self.task.definition, optimizer, mesh, seed=config.seed, ema=has_ema, params=params
+            )
+            self.start = 0
+            _log.info("fine-tuning the weights in %s", workdir)
         else:
             abstract = abstract_state(self.task.definition, optimizer, mesh, ema=has_ema)
             self.state, meta = self.checkpointer.restore(abstract)

@@ -55,18 +55,26 @@ def state_shardings(definition: Definition, optimizer: optax.GradientTransformat
 
 
 def create_state(
-    definition: Definition, optimizer: optax.GradientTransformation, mesh: Mesh, *, seed: int, ema: bool
+    definition: Definition,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    seed: int,
+    ema: bool,
+    params: Any = None,
 ) -> TrainState:
-    """Initialise the state inside jit, straight into its shards."""
+    """Initialise the state inside jit, straight into its shards; around `params`, where they are given (fine-tuning)."""
 
-    def init():
-        params = definition.init(jax.random.key(seed))
+    def init(params):
+        if params is None:
+            params = definition.init(jax.random.key(seed))
         # EMA starts as a copy; without one, donating the state would donate the same buffer twice.
         copy = jax.tree.map(jnp.copy, params) if ema else None
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), copy)
 
     with jax.set_mesh(mesh):
-        return jax.jit(init, out_shardings=state_shardings(definition, optimizer, mesh, ema=ema))()
+        places = state_shardings(definition, optimizer, mesh, ema=ema)
+        return jax.jit(init, out_shardings=places, donate_argnums=0)(params)
 
 
 def abstract_state(definition: Definition, optimizer, mesh: Mesh, *, ema: bool) -> TrainState:
