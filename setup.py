@@ -44,8 +44,10 @@ setup(
     ],
     extras_require={
         "parquet": ["pyarrow"],
+        "lumos1": ["tokenizers"],  # the text tokenizer of the released Lumos-1 models
+        "convert": ["torch"],  # reads the TorchScript archives of the released Cosmos tokenizers
         "gpu": ["jax[cuda13]>=0.10,<0.12"],
         "tpu": ["jax[tpu]>=0.10,<0.12"],
-        "dev": ["hypothesis", "pyarrow", "pytest", "ruff", "tokenizers", "transformers"],
+        "dev": ["hypothesis", "pyarrow", "pytest", "pytest-xdist", "ruff", "tokenizers", "transformers"],
     },
 )

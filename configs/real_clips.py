@@ -1,4 +1,4 @@
-"""Your own folder of clips, end to end on a CPU: 64x64, 17 frames at 10 fps, overfitting a small collection.
+"""Your own folder of clips, end to end on a CPU: 64x64, 17 frames at 12 fps, overfitting a small collection.
 
 Runs:      lumos data index --input=CLIPS --out=real/clips.jsonl
            lumos train      --config=configs/real_clips.py:tokenizer   --workdir=real/tokenizer
@@ -18,7 +18,7 @@ def get_config(variant: str = "transformer"):
     config = lumos_config.default()
     config.name, config.task = f"real clips {task}", task
     config.data.buckets = ((17, 64, 64),)
-    config.data.fps = 10.0
+    config.data.fps = 12.0
     config.sequence.grid = (5, 8, 8)
     config.sequence.text_length = 32
     config.tokenizer_workdir = "real/tokenizer"
@@ -57,7 +57,7 @@ def get_config(variant: str = "transformer"):
         config.corruption.floor = 0.0
         config.generate.history_ratio = 0.0
         config.generate.guidance = 1.0
-        config.generate.fps = 10.0
+        config.generate.fps = 12.0
     # A collection this small is learnt by heart: continuation is judged on the clips themselves.
     config.evaluate.split, config.evaluate.num_given = "train", 2
     config.evaluate.num_clips, config.evaluate.batch_size = 16, 8

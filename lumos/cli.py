@@ -23,6 +23,7 @@ _USAGE = """usage: lumos <verb> [flags]
   tokenize         clips -> shards of tokens
   generate         prompts (and first frames) -> videos
   evaluate         a training workdir -> results.jsonl and an HTML report
+  convert          released Lumos-1 and Cosmos weights and tokens -> workdirs and token folders, and back
 
 `lumos <verb> --help` lists the flags of a verb. Config fields are set with --config.section.field=value.
 """
@@ -53,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
             rest = values([f"lumos {verb}", *arguments])[1:]
         except flags.Error as error:
             raise UserError(f"lumos {verb}: {' '.join(str(error).split())}; see lumos {verb} --help") from error
+        if verb == "convert" and len(rest) == 1 and not values["input"].value:
+            values["input"].value = rest.pop()
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}; flags are --name=value")
         _start_logging()
@@ -233,6 +236,15 @@ def _evaluate(values, overrides):
     print(results["report"])
 
 
+def _convert(values, overrides):
+    from lumos.interop.convert import Options, convert
+
+    if not values["input"].value:
+        raise UserError("lumos convert: what to convert? lumos convert --from=KIND PATH --to=PATH")
+    options = Options(**{name: values[name].value for name in ("dtype", "tokenizer", "text", "ids")})
+    print(convert(values["from"].value, values["input"].value, values["to"].value, options, overrides))
+
+
 _VERBS: dict[str, tuple[Callable, Callable]] = {
     "demo": (
         _flags(
@@ -289,6 +301,18 @@ _VERBS: dict[str, tuple[Callable, Callable]] = {
             _number("seed", 0, "random seed"),
         ),
         _generate,
+    ),
+    "convert": (
+        _flags(
+            _text("from", None, "lumos1 | cosmos (weights), lumos (a workdir), lumos1-tokens (pickles)", required=True),
+            _text("input", "", "what to convert; may also stand without the flag"),
+            _text("to", None, "workdir or folder to write", required=True),
+            _text("dtype", "", "float32 | bfloat16; by default lumos1 loads float32 and lumos writes what it has"),
+            _text("tokenizer", "", "workdir of the converted Cosmos tokenizer: of the run, or of the tokens"),
+            _text("text", "", "tokenizer.json of the text; by default the one beside the weights"),
+            _text("ids", "", "JSON file with the token ids of another vocabulary (docs/released_weights.md)"),
+        ),
+        _convert,
     ),
     "evaluate": (
         _flags(_WORKDIR, _text("out", None, "folder of the report", required=True), _number("seed", 0, "random seed")),

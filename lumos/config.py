@@ -14,6 +14,7 @@ import json
 import math
 import operator
 import os
+import re
 import traceback
 import typing
 from pathlib import Path
@@ -39,6 +40,7 @@ class DataConfig:
     buckets: tuple[tuple[int, int, int], ...] = ((17, 64, 64),)
     fps: float = 0.0  # target frame rate of decoded clips; 0 keeps the rate of the file
     image_fraction: float = 0.0  # share of steps whose batch is single frames (joint image/video training)
+    cache_gb: float = 2.0  # source "clips": the first clips of the manifest that fit are decoded once and kept
     num_threads: int = 2  # grain read threads
     prefetch: int = 4  # batches prepared ahead
     max_pixels: int = 4096 * 2304  # larger frames are refused by `lumos data index`
@@ -58,7 +60,10 @@ class ShapesConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    model: str = ""  # sentencepiece model file; "" = the small one that ships with lumos
+    # sentencepiece model or Hugging Face tokenizer.json (needs lumos-video[lumos1]); "" = the small one that ships
+    model: str = ""
+    # What surrounds a caption: text with {caption} and optionally {width} {height} {frames} {fps}; "" = nothing
+    template: str = ""
     vocab_size: int = 512  # used by `lumos data vocab`
 
 
@@ -77,6 +82,7 @@ class TokenizerConfig:
     quantizer: str = "fsq"
     outer_norm: bool = False  # norms before the bottleneck and the output (the Cosmos shape has them)
     mid_attention: bool = True  # spatial and causal temporal attention at the latent resolution
+    temporal_window: int = 0  # latent frames that temporal attention sees, itself included; 0 = all before
     dtype: str = "float32"
     l1_weight: float = 1.0  # absolute error, pixels in [-1, 1]
     l2_weight: float = 0.5  # squared error; more of it raises PSNR
@@ -92,6 +98,10 @@ class SequenceConfig:
     fps: int = 12  # lumos1 style only: frames per second written into the sequence
     duration: int = 2  # lumos1 style only: seconds written into the sequence
     size_unit: int = 4  # lumos1 style only: latent cells per unit of the size tokens
+    visual_start: int = 65_536  # lumos1 style only: token id of visual code 0
+    number_zero: int = 8_804  # lumos1 style only: token id of the number 0 (sizes, duration, fps)
+    # lumos1 style only: ids of image_start, image_end, new_line, separator, video_start, video_end, mask; () = released
+    special_tokens: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,6 +117,7 @@ class ModelConfig:
     # FSQ levels of the codebook: codes that share a digit then share part of their embedding and head; () = off
     code_levels: tuple[int, ...] = ()
     qk_norm: str = "layer"  # none | rms | layer (Lumos-1: LayerNorm with weight and bias per head)
+    qk_norm_groups: int = 1  # qk_norm "layer": sets of weight and bias, each for an equal run of heads
     post_norm: bool = False  # norm on the branch output (Chameleon "swin_norm") instead of its input
     attention_bias: bool = False  # biases of the attention projections
     mlp_bias: bool = False  # biases of the MLP projections
@@ -189,6 +200,7 @@ class GenerateConfig:
     temperature: float = 1.0  # of the Gumbel noise on the confidence (annealed to 0 within a frame)
     history_ratio: float = 0.7  # share of a finished frame that is re-masked before it enters the cache
     top_k: int = 0  # 0 = all
+    mode: str = "paper"  # paper | reference (the released Lumos-1 sampler, decision by decision, quirks included)
     fps: float = 8.0  # of written videos
 
 
@@ -278,7 +290,16 @@ def load(spec: str, overrides: dict[str, Any] | None = None) -> Config:
             raise UserError(f"{path_text}:{line}: {type(error).__name__}: {_one_line(error)}") from error
     else:
         raise UserError(f"{path_text} is no config: the suffix must be .py or .json")
-    for key, value in (overrides or {}).items():
+    return _apply(tree, overrides or {})
+
+
+def override(config: Config, overrides: dict[str, Any]) -> Config:
+    """Return the config with dotted overrides applied. Raises UserError."""
+    return _apply(_to_config_dict(config), overrides)
+
+
+def _apply(tree: ml_collections.ConfigDict, overrides: dict[str, Any]) -> Config:
+    for key, value in overrides.items():
         tree = _override(tree, key, value)
     return parse(tree)
 
@@ -413,6 +434,7 @@ _CHOICES = {
     "corruption.level": ("cosine", "uniform", "constant", "normal", "full"),
     "corruption.temporal": ("shared", "independent"),
     "corruption.spatial": ("tube", "frame", "clip"),
+    "generate.mode": ("paper", "reference"),
     "optimizer.schedule": ("cosine", "wsd", "constant"),
     "train.on_bad_steps": ("stop", "rewind"),
 }
@@ -468,6 +490,10 @@ def _validate_model(model: ModelConfig) -> None:
         raise UserError(
             f"config.model.num_heads={model.num_heads} must be a multiple of config.model.num_kv_heads={model.num_kv_heads}"
         )
+    if model.qk_norm_groups < 1 or model.num_kv_heads % model.qk_norm_groups:
+        raise UserError(
+            f"config.model.qk_norm_groups={model.qk_norm_groups} must divide config.model.num_kv_heads={model.num_kv_heads}"
+        )
 
 
 def _validate_tokenizer(tokenizer: TokenizerConfig) -> None:
@@ -495,7 +521,20 @@ def _validate_data(config: Config) -> None:
         check_clip_shape(frames, height, width, tokenizer)
     if not config.data.buckets:
         raise UserError("config.data.buckets is empty; give at least one (frames, height, width)")
+    if config.text.template:
+        found = re.findall(r"{(\w*)}", config.text.template)
+        unknown = set(found) - {"caption", "width", "height", "frames", "fps"}
+        if unknown or found.count("caption") != 1:
+            raise UserError(
+                f"config.text.template={config.text.template!r} must hold {{caption}} once, and beside it only {{width}}, "
+                "{height}, {frames} and {fps}"
+            )
     if config.sequence.style == "lumos1":
+        if len(config.sequence.special_tokens) not in (0, 7):
+            raise UserError(
+                f"config.sequence.special_tokens={config.sequence.special_tokens} must hold 7 ids (image_start, image_end, "
+                "new_line, separator, video_start, video_end, mask), or none for those of the released models"
+            )
         unit = config.sequence.size_unit
         _, height, width = config.sequence.grid
         if height % unit or width % unit:

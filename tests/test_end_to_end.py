@@ -216,4 +216,5 @@ def test_flags_are_frozen(capsys):
         "tokenize": ["config", "out", "splits", "workdir"],
         "generate": ["frames", "image", "out", "prompt", "seed", "video", "workdir"],
         "evaluate": ["out", "seed", "workdir"],
+        "convert": ["dtype", "from", "ids", "input", "text", "to", "tokenizer"],
     }

@@ -286,7 +286,17 @@ def test_clips_are_cut_at_random_times_in_training_and_in_the_middle_otherwise(c
     assert min(starts) >= 0 and max(starts) <= 14 and len(starts) > 4
     assert_same(batches, run(dataclasses.replace(config, data=dataclasses.replace(config.data, num_threads=0)), 6))
     (batch,) = run(config, 1, train=False)
-    assert frame_numbers(batch["video"][0]) == [7, 9, 11, 13, 15]
+    assert frame_numbers(batch["video"][0]) == [8, 10, 12, 14, 16]
+
+
+@pytest.mark.parametrize("fps", [0.0, 5.0, 16.0])
+def test_clips_kept_in_memory_equal_clips_decoded_anew(clips, fps):
+    """With a budget for no clip, for three of them, and for all."""
+    budgets = (0.0, 3 * 24 * 32 * 48 * 3 / 1e9, 1.0)
+    runs = [run(make_config("clips", clips, fps=fps, cache_gb=gb), 4) for gb in budgets]
+    for batches in zip(*runs, strict=True):
+        for batch in batches[1:]:
+            np.testing.assert_array_equal(batch["video"], batches[0]["video"])
 
 
 def test_held_out_clips(clips):
@@ -341,7 +351,7 @@ def test_a_clip_that_fails_gives_way_to_the_next(clips):
 
 
 def test_a_systematic_fault_reaches_the_consumer_and_can_be_retried(clips):
-    config = make_config("clips", clips)
+    config = make_config("clips", clips, cache_gb=0.0)
     good = run(config, 3)
     files = sorted(clips.parent.glob("*.mp4"))
     with make_pipeline(config, "train", process_index=0, process_count=1) as pipeline:

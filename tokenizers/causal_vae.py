@@ -28,6 +28,7 @@ from lumos.errors import UserError
 from lumos.model.definition import Definition
 from lumos.tokenizers.layers import Attention, Dense, Downsample, FactorizedConv, FrameNorm, ResidualBlock, Upsample
 from lumos.tokenizers.quantizers import make_quantizer
+from lumos.tokenizers.streaming import Stream
 from lumos.tokenizers.wavelet import haar_patch, haar_unpatch
 
 
@@ -38,29 +39,30 @@ class Stage(nnx.Module):
         dims = [in_dim] + [out_dim] * num_blocks
         self.block = _numbered(ResidualBlock(dims[i], out_dim, rngs) for i in range(num_blocks))
 
-    def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
+    def __call__(self, x_BTHWC: jax.Array, stream: Stream | None = None) -> jax.Array:
         for block in _in_order(self.block):
-            x_BTHWC = block(x_BTHWC)
+            x_BTHWC = block(x_BTHWC, stream)
         for resample in ("downsample", "upsample"):
             if hasattr(self, resample):
-                x_BTHWC = getattr(self, resample)(x_BTHWC)
+                x_BTHWC = getattr(self, resample)(x_BTHWC, stream)
         return x_BTHWC
 
 
 class Middle(nnx.Module):
     """Residual block, spatial and temporal attention (optional), residual block, at the latent resolution."""
 
-    def __init__(self, dim: int, attention: bool, rngs: nnx.Rngs):
+    def __init__(self, dim: int, config: TokenizerConfig, rngs: nnx.Rngs):
         self.block_1 = ResidualBlock(dim, dim, rngs)
-        if attention:
-            self.attn_1 = nnx.Dict(space=Attention(dim, rngs, over="space"), time=Attention(dim, rngs, over="time"))
+        if config.mid_attention:
+            space = Attention(dim, rngs, over="space")
+            self.attn_1 = nnx.Dict(space=space, time=Attention(dim, rngs, over="time", window=config.temporal_window))
         self.block_2 = ResidualBlock(dim, dim, rngs)
 
-    def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
-        x = self.block_1(x_BTHWC)
+    def __call__(self, x_BTHWC: jax.Array, stream: Stream | None = None) -> jax.Array:
+        x = self.block_1(x_BTHWC, stream)
         if hasattr(self, "attn_1"):
-            x = self.attn_1["time"](self.attn_1["space"](x))
-        return self.block_2(x)
+            x = self.attn_1["time"](self.attn_1["space"](x), stream)
+        return self.block_2(x, stream)
 
 
 class Encoder(nnx.Module):
@@ -81,19 +83,21 @@ class Encoder(nnx.Module):
             self.down[str(level)].downsample = Downsample(
                 dims[level + 1], rngs, space=level < num_space, time=level < num_time
             )
-        self.mid = Middle(dims[-1], config.mid_attention, rngs)
+        self.mid = Middle(dims[-1], config, rngs)
         if config.outer_norm:
             self.norm_out = FrameNorm(dims[-1])
         self.conv_out = FactorizedConv(dims[-1], config.z_channels, rngs, axis=None)
 
-    def __call__(self, video_BFYXC: jax.Array) -> jax.Array:
-        x = self.conv_in(haar_patch(video_BFYXC, self.patch_size))
+    def __call__(self, video_BFYXC: jax.Array, stream: Stream | None = None) -> jax.Array:
+        stream = stream or Stream()
+        bands = haar_patch(video_BFYXC, self.patch_size, first=stream.first)
+        x = self.conv_in(bands, stream) if isinstance(self.conv_in, FactorizedConv) else self.conv_in(bands)
         for stage in _in_order(self.down):
-            x = stage(x)
-        x = self.mid(x)
+            x = stage(x, stream)
+        x = self.mid(x, stream)
         if hasattr(self, "norm_out"):
             x = jax.nn.silu(self.norm_out(x))
-        return self.conv_out(x)
+        return self.conv_out(x, stream)
 
 
 class Decoder(nnx.Module):
@@ -106,7 +110,7 @@ class Decoder(nnx.Module):
         top = len(config.channel_mult) - 1
         bands = 3 * config.patch_size**3
         self.conv_in = FactorizedConv(config.z_channels, dims[-1], rngs)
-        self.mid = Middle(dims[-1], config.mid_attention, rngs)
+        self.mid = Middle(dims[-1], config, rngs)
         self.up = _numbered(
             Stage(dims[level + 1], dims[level], config.num_res_blocks + 1, rngs) for level in range(top + 1)
         )
@@ -131,13 +135,15 @@ class Decoder(nnx.Module):
         conv_out = FactorizedConv if config.outer_norm else Dense
         self.conv_out = conv_out(dims[0], bands, rngs, axis=None, gain=config.patch_size**-1.5)
 
-    def __call__(self, z_BTHWC: jax.Array) -> jax.Array:
-        x = self.mid(self.conv_in(z_BTHWC))
+    def __call__(self, z_BTHWC: jax.Array, stream: Stream | None = None) -> jax.Array:
+        stream = stream or Stream()
+        x = self.mid(self.conv_in(z_BTHWC, stream), stream)
         for stage in reversed(_in_order(self.up)):
-            x = stage(x)
+            x = stage(x, stream)
         if hasattr(self, "norm_out"):
             x = jax.nn.silu(self.norm_out(x))
-        return haar_unpatch(self.conv_out(x), self.patch_size)
+        bands = self.conv_out(x, stream) if isinstance(self.conv_out, FactorizedConv) else self.conv_out(x)
+        return haar_unpatch(bands, self.patch_size, first=stream.first)
 
 
 class CausalVAE(nnx.Module):
@@ -153,9 +159,14 @@ class CausalVAE(nnx.Module):
 
     def latents(self, video_BFYXC: jax.Array) -> jax.Array:
         """Return what the quantiser rounds, float32 [B, T, H, W, d], for a video in [-1, 1]."""
-        check_clip_shape(*video_BFYXC.shape[1:4], self.config)
-        features = self.encoder(video_BFYXC.astype(self.config.dtype))
-        return self.quant_conv(features).astype(jnp.float32)
+        return self.latents_of_chunk(video_BFYXC, Stream())[0]
+
+    def latents_of_chunk(self, video_BFYXC: jax.Array, stream: Stream) -> tuple[jax.Array, list]:
+        """Return the latents of a chunk of video and what the next chunk needs (see `streaming`)."""
+        frames, height, width = video_BFYXC.shape[1:4]
+        check_clip_shape(frames + (not stream.first), height, width, self.config)
+        features = self.encoder(video_BFYXC.astype(self.config.dtype), stream)
+        return self.quant_conv(features).astype(jnp.float32), stream.memory
 
     def encode(self, video_BFYXC: jax.Array) -> jax.Array:
         """Turn a video in [-1, 1] into int32 tokens [B, T, H, W]."""
@@ -163,16 +174,20 @@ class CausalVAE(nnx.Module):
 
     def decode(self, indices_BTHW: jax.Array) -> jax.Array:
         """Turn tokens into a float32 video [B, F, Y, X, 3], nominally in [-1, 1] (not clipped)."""
-        return self._decode_codes(self.quantizer.indices_to_codes(indices_BTHW))
+        return self.decode_chunk(indices_BTHW, Stream())[0]
+
+    def decode_chunk(self, indices_BTHW: jax.Array, stream: Stream) -> tuple[jax.Array, list]:
+        """Return the video of a chunk of tokens and what the next chunk needs (see `streaming`)."""
+        return self._decode_codes(self.quantizer.indices_to_codes(indices_BTHW), stream), stream.memory
 
     def reconstruct(self, video_BFYXC: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """Return (reconstruction, tokens, auxiliary losses); differentiable through the quantiser."""
         quantized = self.quantizer(self.latents(video_BFYXC))
         return self._decode_codes(quantized.codes), quantized.indices, quantized.losses
 
-    def _decode_codes(self, codes_BTHWC: jax.Array) -> jax.Array:
+    def _decode_codes(self, codes_BTHWC: jax.Array, stream: Stream | None = None) -> jax.Array:
         features = self.post_quant_conv(codes_BTHWC.astype(self.config.dtype))
-        return self.decoder(features).astype(jnp.float32)
+        return self.decoder(features, stream).astype(jnp.float32)
 
 
 def make_definition(config: TokenizerConfig) -> Definition:

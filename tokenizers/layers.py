@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lumos.model.definition import param
+from lumos.tokenizers.streaming import Stream
 
 _fan_in_normal = jax.nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
@@ -69,7 +70,7 @@ class SpatialConv(nnx.Module):
 class TemporalConv(nnx.Module):
     """Causal (3, 1, 1) convolution as three shifted matrix products. Kernel [3, in, out], the last tap is now.
 
-    The first frame is repeated 3 - stride times in front.
+    In front stand the last 3 - stride frames of the chunk before, or copies of the first frame.
     """
 
     def __init__(self, in_dim: int, out_dim: int, rngs: nnx.Rngs, *, stride: int = 1, axis: str | None = "channels"):
@@ -77,8 +78,8 @@ class TemporalConv(nnx.Module):
         self.kernel = param(_init((3, in_dim, out_dim), 1.0, rngs), (None, None, axis))
         self.bias = param(jnp.zeros(out_dim), (None,))
 
-    def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
-        padded = _repeat_first(x_BTHWC, 3 - self.stride)
+    def __call__(self, x_BTHWC: jax.Array, stream: Stream | None = None) -> jax.Array:
+        padded = (stream or Stream()).extend(x_BTHWC, 3 - self.stride)
         span = padded.shape[1] - 2
         kernel = self.kernel.astype(padded.dtype)
         taps = [padded[:, tap : tap + span : self.stride] @ kernel[tap] for tap in range(3)]
@@ -92,8 +93,8 @@ class FactorizedConv(nnx.Module):
         self.spatial = SpatialConv(in_dim, out_dim, rngs, axis=axis, gain=gain)
         self.temporal = TemporalConv(out_dim, out_dim, rngs, axis=axis)
 
-    def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
-        return self.temporal(self.spatial(x_BTHWC))
+    def __call__(self, x_BTHWC: jax.Array, stream: Stream | None = None) -> jax.Array:
+        return self.temporal(self.spatial(x_BTHWC), stream)
 
 
 class FrameNorm(nnx.Module):
@@ -125,9 +126,9 @@ class ResidualBlock(nnx.Module):
         if in_dim != out_dim:
             self.nin_shortcut = Dense(in_dim, out_dim, rngs)
 
-    def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
-        branch = self.conv1(jax.nn.silu(self.norm1(x_BTHWC)))
-        branch = self.conv2(jax.nn.silu(self.norm2(branch)))
+    def __call__(self, x_BTHWC: jax.Array, stream: Stream | None = None) -> jax.Array:
+        branch = self.conv1(jax.nn.silu(self.norm1(x_BTHWC)), stream)
+        branch = self.conv2(jax.nn.silu(self.norm2(branch)), stream)
         identity = self.nin_shortcut(x_BTHWC) if hasattr(self, "nin_shortcut") else x_BTHWC
         return identity + branch
 
@@ -135,21 +136,24 @@ class ResidualBlock(nnx.Module):
 class Attention(nnx.Module):
     """Pre-norm single-head attention with a residual: `over="space"` within a frame, `over="time"` causal per cell.
 
-    There is no position encoding and, in time, no limit on the history.
+    There is no position encoding. In time a frame sees the last `window` frames, itself included; 0 = all.
     """
 
-    def __init__(self, dim: int, rngs: nnx.Rngs, *, over: str):
-        self.over = over
+    def __init__(self, dim: int, rngs: nnx.Rngs, *, over: str, window: int = 0):
+        self.over, self.window = over, window
         self.norm = FrameNorm(dim)
         self.q = Dense(dim, dim, rngs)
         self.k = Dense(dim, dim, rngs)
         self.v = Dense(dim, dim, rngs)
         self.proj_out = Dense(dim, dim, rngs, gain=0.0)
 
-    def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
+    def __call__(self, x_BTHWC: jax.Array, stream: Stream | None = None) -> jax.Array:
         normed = self.norm(x_BTHWC)
         q, k, v = (self._to_sequences(layer(normed)) for layer in (self.q, self.k, self.v))
-        mixed = jax.nn.dot_product_attention(q, k, v, is_causal=self.over == "time")
+        if self.over == "time":
+            mixed = (stream or Stream()).attend(q, k, v, self.window)
+        else:
+            mixed = jax.nn.dot_product_attention(q, k, v)
         return x_BTHWC + self.proj_out(self._to_video(mixed, x_BTHWC.shape))
 
     def _to_sequences(self, x_BTHWC: jax.Array) -> jax.Array:
@@ -178,15 +182,16 @@ class Downsample(nnx.Module):
             self.conv2 = TemporalConv(dim, dim, rngs, stride=2)
         self.conv3 = Dense(dim, dim, rngs)
 
-    def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
-        x = x_BTHWC
+    def __call__(self, x_BTHWC: jax.Array, stream: Stream | None = None) -> jax.Array:
+        x, stream = x_BTHWC, stream or Stream()
         if hasattr(self, "conv1"):
             batch, frames, rows, columns, dim = x.shape
             pooled = x.reshape(batch, frames, rows // 2, 2, columns // 2, 2, dim).mean(axis=(3, 5))
             x = self.conv1(x) + pooled
         if hasattr(self, "conv2"):
-            x = _repeat_first(x, 1)
-            x = self.conv2(x) + (x[:, ::2] + x[:, 1::2]) / 2
+            if stream.first:
+                x = jnp.concatenate([x[:, :1], x], axis=1)
+            x = self.conv2(x, stream) + (x[:, ::2] + x[:, 1::2]) / 2
         return self.conv3(x)
 
 
@@ -203,17 +208,12 @@ class Upsample(nnx.Module):
             self.conv2 = SpatialConv(dim, dim, rngs)
         self.conv3 = Dense(dim, dim, rngs)
 
-    def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
-        x = x_BTHWC
+    def __call__(self, x_BTHWC: jax.Array, stream: Stream | None = None) -> jax.Array:
+        x, stream = x_BTHWC, stream or Stream()
         if hasattr(self, "conv1"):
-            x = jnp.repeat(x, 2, axis=1)[:, 1:]
-            x = x + self.conv1(x)
+            x = jnp.repeat(x, 2, axis=1)[:, int(stream.first) :]
+            x = x + self.conv1(x, stream)
         if hasattr(self, "conv2"):
             x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
             x = x + self.conv2(x)
         return self.conv3(x)
-
-
-def _repeat_first(x_BTHWC: jax.Array, times: int) -> jax.Array:
-    """Put `times` copies of the first frame in front."""
-    return jnp.concatenate([jnp.repeat(x_BTHWC[:, :1], times, axis=1), x_BTHWC], axis=1)

@@ -36,24 +36,26 @@ def haar_matrix(patch_size: int) -> np.ndarray:
     return bits.transpose(0, *order).reshape(patch_size**3, patch_size**3)
 
 
-def haar_patch(video_BFYXC: jax.Array, patch_size: int) -> jax.Array:
+def haar_patch(video_BFYXC: jax.Array, patch_size: int, *, first: bool = True) -> jax.Array:
     """Turn video [B, F, Y, X, C] with F = 1 + k * p into bands [B, 1 + k, Y / p, X / p, p**3 * C].
 
-    The channel index is `band * C + colour`. Band 0 is the mean of the block.
+    The channel index is `band * C + colour`. Band 0 is the mean of the block. Without `first` the frames continue a
+    video: F = k * p.
     """
     p = patch_size
     batch, frames, rows, columns, colours = video_BFYXC.shape
-    if (frames - 1) % p or rows % p or columns % p:
+    if (frames - int(first)) % p or rows % p or columns % p:
         raise ValueError(f"video of shape {video_BFYXC.shape} does not divide into patches of {p}")
-    first = jnp.repeat(video_BFYXC[:, :1], p - 1, axis=1)
-    video = jnp.concatenate([first, video_BFYXC], axis=1)
+    video = video_BFYXC
+    if first:
+        video = jnp.concatenate([jnp.repeat(video[:, :1], p - 1, axis=1), video], axis=1)
     blocks = video.reshape(batch, -1, p, rows // p, p, columns // p, p, colours)
     matrix = jnp.asarray(haar_matrix(p).reshape(-1, p, p, p), video.dtype)
     bands = jnp.einsum("BTtHyWxC,Ntyx->BTHWNC", blocks, matrix, precision="highest")
     return bands.reshape(*bands.shape[:4], -1)
 
 
-def haar_unpatch(bands_BTHWC: jax.Array, patch_size: int) -> jax.Array:
+def haar_unpatch(bands_BTHWC: jax.Array, patch_size: int, *, first: bool = True) -> jax.Array:
     """Invert `haar_patch`: bands [B, T, H, W, p**3 * C] -> video [B, 1 + (T - 1) * p, H * p, W * p, C]."""
     p = patch_size
     batch, _, rows, columns, channels = bands_BTHWC.shape
@@ -61,4 +63,4 @@ def haar_unpatch(bands_BTHWC: jax.Array, patch_size: int) -> jax.Array:
     inverse = jnp.asarray((p**3 * haar_matrix(p)).reshape(-1, p, p, p), bands.dtype)  # p**3 M^T inverts M
     blocks = jnp.einsum("BTHWNC,Ntyx->BTtHyWxC", bands, inverse, precision="highest")
     video = blocks.reshape(batch, -1, rows * p, columns * p, channels // p**3)
-    return video[:, p - 1 :]
+    return video[:, p - 1 :] if first else video

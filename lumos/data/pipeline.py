@@ -22,7 +22,7 @@ from absl import logging
 from lumos.config import Config
 from lumos.data.buckets import Bucket, assign, plan_buckets
 from lumos.data.sources import Source, open_sources
-from lumos.data.text import TextTokenizer
+from lumos.data.text import TextTokenizer, instruct
 from lumos.errors import UserError
 
 # Consecutive clips that may fail before the fault is taken for a systematic one.
@@ -228,7 +228,11 @@ class _Reader:
         def example(place: int, rng: np.random.Generator) -> Batch:
             where = rng.random() if self._train else 0.5
             arrays, caption = self._load(clips_N2, place, bucket, where)
-            text_P, length = self.text.encode(caption, self.config.sequence.text_length)
+            text_ids, slots = arrays.pop("text_ids", None), self.config.sequence.text_length
+            if text_ids is None:
+                text_P, length = self.text.encode(instruct(self.config, caption, bucket.latent_THW), slots)
+            else:
+                text_P, length = self.text.place(text_ids, slots)
             return {**arrays, "text": text_P, "text_length": np.int32(length)}
 
         return example

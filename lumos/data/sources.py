@@ -5,11 +5,12 @@ each source gives that share of the training clips, whatever its size.
 
     source          path                                                     a clip is
     moving_shapes   folder prepared by lumos.data.moving_shapes              the generated clip
-    clips           manifest written by `lumos data index`                   decoded on the fly
+    clips           manifest written by `lumos data index`                   decoded when needed, kept if memory allows
     tokens          folder written by `lumos tokenize`: manifest.json and    its tokens
                     shards <split>-00000-of-00004.array_record with the
                     records {tokens uint32 [T, H, W], caption, id}
-                    sorted by size
+                    sorted by size; {text_ids int32 [P]} if the
+                    text was tokenized too
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ class MovingShapesSource:
 
 
 class ClipsSource:
-    """Files of a manifest, decoded when they are needed."""
+    """Files of a manifest. The first ones that fit `data.cache_gb` are decoded once, whole, and kept; the others are
+    decoded whenever they are needed. Which is which depends on the manifest alone, so that batches stay reproducible.
+    """
 
     def __init__(self, config: Config, path: str, split: str):
         self.name = f"{path} ({split})"
@@ -101,20 +104,25 @@ class ClipsSource:
         facts = ("frames", "duration", "fps", "width", "height")
         self._infos = [VideoInfo(*(row[name] for name in facts), rotation=0, codec="") for row in self._rows]
         self.sizes = [(info.frames_at(self._fps), info.height, info.width) for info in self._infos]
+        frame_bytes = 3 * max(height * width for _, height, width in config.data.buckets)
+        clip_bytes = np.cumsum([frames * frame_bytes for frames, _, _ in self.sizes])
+        self._num_kept = int(np.searchsorted(clip_bytes, config.data.cache_gb * 1e9, side="right"))
+        self._kept = functools.lru_cache(maxsize=None)(self._decode_whole)
 
     def load(self, index: int, bucket: Bucket, where: float) -> tuple[dict[str, np.ndarray], str]:
-        row, info = self._rows[index], self._infos[index]
-        rate = self._fps or info.fps
-        latest = max(0.0, info.duration - bucket.frames / rate) if rate else 0.0
-        video_FYX3 = read_clip(
-            row["path"],
-            start=where * latest,
-            num_frames=bucket.frames,
-            fps=self._fps,
-            height=bucket.height,
-            width=bucket.width,
-        )
-        return {"video": video_FYX3}, row["caption"]
+        path, caption = self._rows[index]["path"], self._rows[index]["caption"]
+        first = round(where * (self.sizes[index][0] - bucket.frames))
+        if index >= self._num_kept:
+            size = {"num_frames": bucket.frames, "height": bucket.height, "width": bucket.width}
+            start = first / (self._fps or self._infos[index].fps or 1.0)
+            return {"video": read_clip(path, start=start, fps=self._fps, **size)}, caption
+        video_FYX3 = self._kept(index, bucket.height, bucket.width)[first : first + bucket.frames]
+        if len(video_FYX3) < bucket.frames:
+            raise UserError(f"{path}: only {first + len(video_FYX3)} of {self.sizes[index][0]} frames (cut short)")
+        return {"video": video_FYX3}, caption
+
+    def _decode_whole(self, index: int, height: int, width: int) -> np.ndarray:
+        return read_clip(self._rows[index]["path"], fps=self._fps, height=height, width=width)
 
 
 class TokensSource:
@@ -181,7 +189,10 @@ class TokensSource:
         tokens_THW = record["tokens"][: bucket.latent_THW[0]]
         if tokens_THW.shape != bucket.latent_THW:
             raise UserError(f"{self.name}: tokens {tokens_THW.shape} do not fill the bucket's {bucket.latent_THW}")
-        return {"tokens": tokens_THW.astype(np.int32)}, record["caption"]
+        arrays = {"tokens": tokens_THW.astype(np.int32)}
+        if "text_ids" in record:  # the text was tokenized with the video
+            arrays["text_ids"] = record["text_ids"]
+        return arrays, record["caption"]
 
 
 def _rows_of_split(rows: list[dict], split: str, path: str) -> list[dict]:

@@ -1,6 +1,8 @@
 """Captions to token ids: sentencepiece with byte fallback, so that every string has a code.
 
-Ids 0 to 3 are padding, unknown, beginning and end of text. The model that ships with lumos
+A model file that ends in .json is a Hugging Face tokenizer instead, as the released Lumos-1 models need.
+
+Of a sentencepiece model, ids 0 to 3 are padding, unknown, beginning and end of text. The model that ships with lumos
 (`default_text.model`, 512 pieces, 256 of them single bytes, 8 KB) was made by
 `train_vocab(default_corpus(), "lumos/data/default_text.model", 512)`: the captions of moving_shapes and words that are
 common in video captions. Train one on your own captions with `lumos data vocab`.
@@ -10,12 +12,14 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
+from absl import logging
 
+from lumos.config import Config
 from lumos.errors import UserError
 
 DEFAULT_MODEL = Path(__file__).with_name("default_text.model")
@@ -32,8 +36,13 @@ class TextTokenizer:
     pad_id, bos_id, eos_id = PAD_ID, BOS_ID, EOS_ID
 
     def __init__(self, model: str | Path = ""):
-        """Load a sentencepiece model file; "" is the one that ships. Raises UserError when it cannot be used."""
+        """Load a model file; "" is the one that ships. Raises UserError when it cannot be used."""
         path = Path(model) if model else DEFAULT_MODEL
+        self.num_truncated = 0
+        if path.suffix == ".json":
+            self._pieces = _HuggingFacePieces(path)
+            self.pad_id, self.bos_id, self.eos_id = (self._pieces.id(piece) for piece in ("<s>", "<s>", "</s>"))
+            return
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
         except (OSError, RuntimeError) as error:
@@ -42,7 +51,6 @@ class TextTokenizer:
         ids = tuple(getattr(self._pieces, name)() for name in ("pad_id", "unk_id", "bos_id", "eos_id"))
         if ids != (PAD_ID, UNK_ID, BOS_ID, EOS_ID):
             raise UserError(f"text model {path}: pad, unk, bos, eos must be ids 0, 1, 2, 3, got {ids}")
-        self.num_truncated = 0
 
     @property
     def vocab_size(self) -> int:
@@ -51,24 +59,77 @@ class TextTokenizer:
     def encode(self, text: str, length: int) -> tuple[np.ndarray, int]:
         """Return (int32 [length] ids with the padding on the left, number of ids that are not padding).
 
-        The first of them is the beginning-of-text id. A text that is too long loses its end, and is counted in
-        `num_truncated`.
+        The first of them is the beginning-of-text id. A text that is too long loses its end: the first one is
+        logged, all are counted in `num_truncated`.
         """
-        ids = [BOS_ID, *self._pieces.encode(text)]
+        return self.place([self.bos_id, *self._pieces.encode(text)], length)
+
+    def place(self, ids: Sequence[int], length: int) -> tuple[np.ndarray, int]:
+        """Return ids as a row of `encode`."""
         if len(ids) > length:
             self.num_truncated += 1
+            if self.num_truncated == 1:
+                logging.warning(
+                    "a text of %d tokens is cut to config.sequence.text_length=%d; others may be", len(ids), length
+                )
             ids = ids[:length]
-        row = np.full(length, PAD_ID, np.int32)
+        row = np.full(length, self.pad_id, np.int32)
         row[length - len(ids) :] = ids
         return row, len(ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of a row; padding, beginning and end are left out."""
-        return self._pieces.decode([int(i) for i in ids if i not in (PAD_ID, BOS_ID, EOS_ID)])
+        return self._pieces.decode([int(i) for i in ids if i not in (self.pad_id, self.bos_id, self.eos_id)])
 
     def pieces(self, text: str) -> list[str]:
         """Return the pieces that a text splits into, for people to look at."""
         return self._pieces.encode(text, out_type=str)
+
+
+class _HuggingFacePieces:
+    """The part of a sentencepiece processor that is used, on a tokenizer.json. Padding is the beginning id, as in Lumos-1."""
+
+    def __init__(self, path: Path):
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise UserError(
+                f"text model {path} needs the tokenizers package: pip install 'lumos-video[lumos1]'"
+            ) from error
+        if not path.is_file():
+            raise UserError(f"text model {path}: no such file")
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the Rust library raises nothing more specific
+            raise UserError(f"text model {path}: not a tokenizer.json ({error})") from error
+
+    def id(self, piece: str) -> int:
+        found = self._tokenizer.token_to_id(piece)
+        if found is None:
+            raise UserError(f"the text model has no {piece!r} token")
+        return found
+
+    def get_piece_size(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    def encode(self, text: str, out_type: type = int) -> list:
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoded.ids if out_type is int else encoded.tokens
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids)
+
+
+def instruct(config: Config, caption: str, grid: tuple[int, int, int]) -> str:
+    """Return the caption inside `text.template`, for a clip of this latent grid. A caption that is inside stays as it is."""
+    if not config.text.template:
+        return caption
+    fps, duration = (1, 1) if grid[0] == 1 else (config.sequence.fps, config.sequence.duration)
+    cell = config.tokenizer.spatial_compression
+    size = {"width": grid[2] * cell, "height": grid[1] * cell, "frames": fps * duration, "fps": fps}
+    before, _, after = config.text.template.partition("{caption}")
+    before, after = before.format(**size), after.format(**size)
+    return caption if caption.startswith(before.split("\n")[0]) else before + caption + after
 
 
 def train_vocab(captions: Iterable[str], out: str | Path, vocab_size: int) -> TextTokenizer:

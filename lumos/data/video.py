@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -85,7 +86,7 @@ def probe(path: str | Path, max_pixels: int = 0) -> VideoInfo:
 
 
 def read_clip(
-    path: str | Path, *, start: float = 0.0, num_frames: int, fps: float = 0.0, height: int, width: int
+    path: str | Path, *, start: float = 0.0, num_frames: int | None = None, fps: float = 0.0, height: int, width: int
 ) -> np.ndarray:
     """Decode a clip, resampled in time and fitted to a size.
 
@@ -95,6 +96,7 @@ def read_clip(
 
     Args:
       start: seconds after the first frame.
+      num_frames: length of the result; None takes all frames to the end of the file.
       fps: frames per second of the result; 0 keeps those of the file.
 
     Returns:
@@ -105,21 +107,22 @@ def read_clip(
     """
     path = Path(path)
     if is_image(path):
-        if num_frames > 1:
+        if (num_frames or 1) > 1:
             raise UserError(f"{path}: an image has one frame, {num_frames} are needed")
         image = ImageOps.fit(_open_image(path), (width, height), method=Image.Resampling.LANCZOS)
         return np.asarray(image)[None]
-    clip_FYX3 = np.empty((num_frames, height, width, 3), np.uint8)
-    count, previous = 0, None
+    clip, previous = [], None
     with _open(path) as (container, stream):
         fit = _Fit(height, width)
-        for frame in _select(_frames_from(container, stream, start), stream, start, num_frames, fps):
+        frames = _select(_frames_from(container, stream, start), stream, start, fps)
+        for frame in itertools.islice(frames, num_frames):
             # A rate above that of the file repeats frames: fit each one once.
-            clip_FYX3[count] = clip_FYX3[count - 1] if frame is previous else fit(frame)
-            previous, count = frame, count + 1
-            if count == num_frames:
-                return clip_FYX3
-    raise UserError(f"{path}: only {count} of {num_frames} frames from {start:.2f} s on (cut short, or start too late)")
+            clip.append(clip[-1] if frame is previous else fit(frame))
+            previous = frame
+    if len(clip) < (num_frames or 1):
+        wanted = "no frame" if num_frames is None else f"only {len(clip)} of {num_frames} frames"
+        raise UserError(f"{path}: {wanted} from {start:.2f} s on (cut short, or start too late)")
+    return np.stack(clip)
 
 
 def write_video(
@@ -247,24 +250,25 @@ def _frames_from(container, stream, start: float) -> Iterator[av.VideoFrame]:
     yield from _decode(container, stream)
 
 
-def _select(frames, stream, start: float, num_frames: int, fps: float) -> Iterator[av.VideoFrame]:
+def _select(frames, stream, start: float, fps: float) -> Iterator[av.VideoFrame]:
     """Yield the frame nearest to each wanted time; the last frame of the file lasts one period."""
     period = float(1 / stream.average_rate) if stream.average_rate else 0.0
     if fps == 0:
         yield from (frame for frame in frames if _time(frame, stream) >= start - period / 2)
         return
-    wanted = iter(start + np.arange(num_frames) / fps)
+    wanted = (start + i / fps for i in itertools.count())
     target, last = next(wanted), None
     for frame in frames:
         now = _time(frame, stream)
         while now >= target:
-            nearer_before = last is not None and target - _time(last, stream) <= now - target
+            # Ties go to the earlier frame, also when rounding splits them.
+            nearer_before = last is not None and target - _time(last, stream) <= now - target + 1e-6
             yield last if nearer_before else frame
-            target = next(wanted, math.inf)
+            target = next(wanted)
         last = frame
     while last is not None and target < _time(last, stream) + period - 1e-6:
         yield last
-        target = next(wanted, math.inf)
+        target = next(wanted)
 
 
 class _Fit:

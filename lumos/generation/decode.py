@@ -3,14 +3,20 @@
 Every frame: start fully masked; `steps` times predict, draw, keep the confident part; then run the finished frame
 once more with the history mask applied and keep the keys and values of that partly masked frame (Lumos-1 section
 3.4: history must look as it did in training). The cache stores keys before rotation; they are rotated once a frame.
+
+Mode "reference" is the released Lumos-1 sampler with its departures from the paper: the temperature shrinks
+cumulatively over steps and frames (so that only the first frame sees noise), given frames keep all their tokens, and
+ratio 0 still masks one history cell.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lumos.config import GenerateConfig
 from lumos.generation import order, sampler
@@ -29,6 +35,8 @@ class Decoder:
     config: GenerateConfig
     chunk: int = 1024
     use_cache: bool = True  # False recomputes the whole sequence at every step: the slow reference of the benchmark
+    # Recorded uniform numbers instead of random ones: see sampler.recorded.
+    uniform: Callable[[int, int], tuple[np.ndarray, np.ndarray]] | None = None
 
     def __call__(self, params, text_BP, text_length_B, given_BTHW, key, num_given: int):
         """Return codes int32 [B, T, H, W]; the first `num_given` latent frames of `given_BTHW` are kept."""
@@ -40,45 +48,66 @@ class Decoder:
         rows = jnp.tile(ids_BL, (2, 1)) if guided else ids_BL
         first_R = jnp.concatenate([first_B, jnp.full_like(first_B, layout.drop_to)]) if guided else first_B
         past = _Cached(self, model, first_R) if self.use_cache else _Recomputed(self, model, first_R)
-        state = past.prefill(self._forget(rows, num_given), num_given)
+        state = past.prefill(rows if self._is_reference else self._forget(rows, num_given), num_given)
+        head_DV = model.head(*self._visual)
 
-        def frame(carry, f):
-            state, ids_BL = carry
+        def frame(carry, slices):
+            (f, temperatures_S), (state, ids_BL) = slices, carry
             block_BQ = self._block(ids_BL, f)
-            codes_BJ = self._decode_frame(
-                past, state, model.head(*self._visual), block_BQ, f, jax.random.fold_in(key, f)
-            )
+            noise = lambda step: self._noise(key, f, num_given, step, block_BQ.shape[0], head_DV.shape[1])
+            codes_BJ = self._decode_frame(past, state, head_DV, block_BQ, f, temperatures_S, noise)
             block_BQ = self._with_codes(block_BQ, codes_BJ, jnp.ones_like(codes_BJ, bool))
             ids_BL = jax.lax.dynamic_update_slice_in_dim(ids_BL, block_BQ, self._start(f), axis=1)
             history = jnp.where(self._history_Q, layout.vocabulary.mask, block_BQ)
             return (past.commit(state, self._rows(history), f), ids_BL), None
 
         frames = jnp.arange(num_given, layout.grid[0])
-        (_, ids_BL), _ = jax.lax.scan(frame, (state, ids_BL), frames)
+        (_, ids_BL), _ = jax.lax.scan(frame, (state, ids_BL), (frames, self._temperatures(len(frames))))
         return layout.codes(ids_BL)
 
-    def _decode_frame(self, past, state, head_DV, block_BQ, f, key):
+    def _decode_frame(self, past, state, head_DV, block_BQ, f, temperatures_S, noise):
         """Unmask one frame; return its codes [B, cells]."""
-        c = self.config
-        num_cells = len(self._cells)
+        c, num_cells = self.config, len(self._cells)
         seen = past.open(state, f)
+        if self._is_reference:
+            draw, keep, counts = sampler.reference_draw, sampler.reference_keep, order.reference_targets
+        else:
+            draw, keep, counts = sampler.draw, sampler.keep_confident, order.cosine
 
         def step(carry, slices):
             codes_BJ, known_BJ = carry
-            num_unknown, temperature, step_key = slices
-            draw_key, keep_key = jax.random.split(step_key)
+            index, count, temperature = slices
             ids_BQ = self._with_codes(block_BQ, codes_BJ, known_BJ)
             hidden = past.hidden(seen, self._rows(ids_BQ), f)[:, self._cells]
-            drawn, log_p = sampler.draw(draw_key, hidden, head_DV, guidance=c.guidance, top_k=c.top_k, chunk=self.chunk)
+            step_noise = noise(index)
+            drawn, log_p = draw(step_noise, hidden, head_DV, guidance=c.guidance, top_k=c.top_k, chunk=self.chunk)
             codes_BJ = jnp.where(known_BJ, codes_BJ, drawn)
-            return (codes_BJ, sampler.keep_confident(keep_key, log_p, known_BJ, num_unknown, temperature)), None
+            return (codes_BJ, keep(step_noise, log_p, known_BJ, count, temperature)), None
 
-        counts = jnp.asarray(order.cosine(num_cells, c.steps))
-        temperatures = c.temperature * (1 - jnp.arange(1, c.steps + 1) / c.steps)
         shape = (block_BQ.shape[0], num_cells)
         init = (jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool))
-        (codes_BJ, _), _ = jax.lax.scan(step, init, (counts, temperatures, jax.random.split(key, c.steps)))
+        slices = (jnp.arange(c.steps), jnp.asarray(counts(num_cells, c.steps)), temperatures_S)
+        (codes_BJ, _), _ = jax.lax.scan(step, init, slices)
         return codes_BJ
+
+    @property
+    def _is_reference(self):
+        return self.config.mode == "reference"
+
+    def _temperatures(self, num_frames: int) -> jax.Array:
+        """Return the temperature of each step of each generated frame, [frames, steps]."""
+        remaining = 1.0 - np.arange(1, self.config.steps + 1) / self.config.steps
+        if self._is_reference:
+            shrinking = self.config.temperature * np.cumprod(np.tile(remaining, num_frames))
+            return jnp.asarray(shrinking.reshape(num_frames, -1), jnp.float32)
+        return jnp.broadcast_to(
+            jnp.asarray(self.config.temperature * remaining, jnp.float32), (num_frames, len(remaining))
+        )
+
+    def _noise(self, key, f, num_given, step, batch, num_codes) -> sampler.Noise:
+        if self.uniform is not None:
+            return sampler.recorded(self.uniform, (batch, len(self._cells), num_codes), f - num_given, step)
+        return sampler.seeded(jax.random.fold_in(jax.random.fold_in(key, f), step), batch, len(self._cells))
 
     @property
     def _visual(self):
@@ -93,7 +122,7 @@ class Decoder:
     @property
     def _history_Q(self):
         offsets = self.layout.content_index[0] - self.layout.prefix_length
-        masked = order.history_mask(len(offsets), self.config.history_ratio)
+        masked = order.history_mask(len(offsets), self.config.history_ratio, always=self._is_reference)
         return jnp.zeros(self.layout.frame_length, bool).at[offsets].set(masked)
 
     def _forget(self, ids_RL, num_given):
@@ -118,17 +147,29 @@ class Decoder:
         return jnp.tile(ids, (2, 1)) if self.config.guidance != 1.0 else ids
 
 
+def _row_positions(layout: Layout, first_R) -> Positions:
+    """Return positions [R, L] that count from the first visible token of each row, as if it stood there alone.
+
+    Attention depends on differences only, but float32 angles far from 0 are coarse: so the arithmetic is that of a
+    sequence without padding, and the unconditional rows start at 0 like the sequences they were trained as.
+    """
+    *places, is_content = (jnp.asarray(a) for a in layout.positions)
+    shifted = (a - first_R[:, None] for a in places)
+    return Positions(*shifted, jnp.broadcast_to(is_content, (len(first_R), layout.length)))
+
+
 class _Cached:
     """History as keys and values of earlier tokens: state = (k before rotation, v), each [layers, R, S, K, A]."""
 
     def __init__(self, decoder: Decoder, model, first_R):
         self.decoder, self.layout, self.model, self.first_R = decoder, decoder.layout, model, first_R
+        self.positions = _row_positions(self.layout, first_R)
 
     def prefill(self, ids_RL, num_given):
         length = int(self.layout.prefix_length + num_given * self.layout.frame_length)
         keys = layout_range(self.layout, self.first_R)
         keys = KeyRange(keys.start_BQ[:, :length], keys.end_BQ[:, :length])
-        _, kv = self.model(ids_RL[:, :length], self.layout.positions.at(slice(0, length)), keys)
+        _, kv = self.model(ids_RL[:, :length], self.positions.at(slice(0, length)), keys)
         spare = self.layout.length - length
         return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, spare), (0, 0), (0, 0))), kv)
 
@@ -139,16 +180,12 @@ class _Cached:
             jnp.broadcast_to(self.first_R[:, None], (len(self.first_R), length)),
             jnp.broadcast_to(self.decoder._start(f), (1, length)),
         )
-        return Past(rotate_cache(k, self.layout.positions, self.model.config), v, keys)
+        return Past(rotate_cache(k, self.positions, self.model.config), v, keys)
 
     def _run(self, seen, ids_RQ, f):
         length = self.layout.frame_length
-        positions = Positions(
-            *(
-                jax.lax.dynamic_slice_in_dim(jnp.asarray(a), self.decoder._start(f), length)
-                for a in self.layout.positions
-            )
-        )
+        start = self.decoder._start(f)
+        positions = Positions(*(jax.lax.dynamic_slice_in_dim(a, start, length, axis=1) for a in self.positions))
         own = KeyRange(jnp.zeros((1, length), jnp.int32), jnp.full((1, length), length, jnp.int32))
         return self.model(ids_RQ, positions, own, seen)
 
@@ -166,6 +203,7 @@ class _Recomputed:
 
     def __init__(self, decoder: Decoder, model, first_R):
         self.decoder, self.layout, self.model = decoder, decoder.layout, model
+        self.positions = _row_positions(self.layout, first_R)
         self.keys = KeyRange(
             first_R[:, None] + jnp.zeros((1, self.layout.length), jnp.int32),
             jnp.asarray(range_end(self.layout.group))[None],
@@ -179,7 +217,7 @@ class _Recomputed:
 
     def hidden(self, seen, ids_RQ, f):
         ids_RL = self.commit(seen, ids_RQ, f)
-        return self.decoder._block(self.model.hidden(ids_RL, self.layout.positions, self.keys), f)
+        return self.decoder._block(self.model.hidden(ids_RL, self.positions, self.keys), f)
 
     def commit(self, state, ids_RQ, f):
         return jax.lax.dynamic_update_slice_in_dim(state, ids_RQ, self.decoder._start(f), axis=1)

@@ -14,7 +14,7 @@ import numpy as np
 from lumos import config as config_lib
 from lumos.checkpoint import Checkpointer, read_config
 from lumos.config import Config, GenerateConfig
-from lumos.data.text import TextTokenizer
+from lumos.data.text import TextTokenizer, instruct
 from lumos.data.video import probe, read_clip
 from lumos.errors import UserError
 from lumos.generation.decode import Decoder
@@ -103,7 +103,9 @@ class Generator:
                     f"video to make: {num_given} of {latent_frames} latent frames"
                 )
             given_tokens[:, :num_given] = tokens
-        encoded = [self.text.encode(prompt, self.config.sequence.text_length) for prompt in prompts]
+        grid = (latent_frames, rows, columns)
+        texts = [instruct(self.config, prompt, grid) for prompt in prompts]
+        encoded = [self.text.encode(text, self.config.sequence.text_length) for text in texts]
         text_BP, length_B = np.stack([ids for ids, _ in encoded]), np.array([n for _, n in encoded], np.int32)
         program = self._programs(latent_frames, num_given, settings)
         start = time.perf_counter()

@@ -1,9 +1,57 @@
-"""Slot 6, sampler and guidance: draw a code for every unknown cell, keep the confident ones."""
+"""Slot 6, sampler and guidance: draw a code for every unknown cell, keep the confident ones.
+
+`draw` and `keep_confident` are the method of MaskGIT and Lumos-1; `reference_draw` and `reference_keep` make the same
+decisions as the released Lumos-1 code, number by number. Noise comes from outside, as Gumbel numbers.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+_SMALLEST = 1e-20  # the released code takes logarithms of no less
+
+
+class Noise(NamedTuple):
+    """Gumbel noise of one step. draw(first cell, cells, codes) -> [B, cells, codes]; keep() -> [B, J]."""
+
+    draw: Callable[[jax.Array, int, int], jax.Array]
+    keep: Callable[[], jax.Array]
+
+
+def seeded(key: jax.Array, batch: int, num_cells: int) -> Noise:
+    """Return the noise of a random key."""
+    draw_key, keep_key = jax.random.split(key)
+    return Noise(
+        lambda start, cells, codes: jax.random.gumbel(jax.random.fold_in(draw_key, start), (batch, cells, codes)),
+        lambda: jax.random.gumbel(keep_key, (batch, num_cells)),
+    )
+
+
+def recorded(
+    uniform: Callable[[int, int], tuple[np.ndarray, np.ndarray]], shape: tuple[int, int, int], frame, step
+) -> Noise:
+    """Return the noise of recorded uniform numbers, fetched from the host at each step.
+
+    `uniform(frame, step)` returns ([B, J, V] for the draw of the codes, [B, J] for the confidence), in (0, 1]; frame
+    counts generated frames. Code v of a cell is drawn with E = -log(u_v): argmax(p_v / E_v).
+    """
+
+    def host(frame, step):
+        parts = uniform(int(frame), int(step))
+        parts = [np.broadcast_to(np.asarray(part, np.float64), size) for part, size in zip(parts, (shape, shape[:2]))]
+        clip = lambda x: np.maximum(x, _SMALLEST)
+        return tuple((-np.log(clip(-np.log(clip(part))))).astype(np.float32) for part in parts)
+
+    out = tuple(jax.ShapeDtypeStruct(size, jnp.float32) for size in (shape, shape[:2]))
+    draw, keep = jax.pure_callback(host, out, frame, step)
+    # The last chunk of cells may reach past the frame: its surplus is never used.
+    padded = lambda cells: jnp.pad(draw, ((0, 0), (0, -shape[1] % cells), (0, 0)))
+    return Noise(lambda start, cells, codes: jax.lax.dynamic_slice_in_dim(padded(cells), start, cells, 1), lambda: keep)
 
 
 def guide(logits: jax.Array, scale: float) -> jax.Array:
@@ -15,12 +63,43 @@ def guide(logits: jax.Array, scale: float) -> jax.Array:
 
 
 def draw(
-    key: jax.Array, hidden_BJD: jax.Array, head_DV: jax.Array, *, guidance: float, top_k: int, chunk: int
+    noise: Noise, hidden_BJD: jax.Array, head_DV: jax.Array, *, guidance: float, top_k: int, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
     """Draw one code per cell and return (codes int32 [B, J], log-probability of the drawn code [B, J]).
 
     `hidden_BJD` has 2B rows under guidance. Logits exist for `chunk` cells at a time.
     """
+
+    def choose(logits, gumbel):
+        if top_k:
+            least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
+            logits = jnp.where(logits < least, -jnp.inf, logits)
+        codes = jnp.argmax(logits + gumbel, axis=-1)
+        return codes, _at(logits, codes) - jax.nn.logsumexp(logits, axis=-1)
+
+    return _in_chunks(choose, noise, hidden_BJD, head_DV, guidance, chunk)
+
+
+def reference_draw(
+    noise: Noise, hidden_BJD: jax.Array, head_DV: jax.Array, *, guidance: float, top_k: int, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+    """As `draw`, through float32 probabilities: argmax(p / E), log(max(p, 1e-20)). Saturated probabilities tie."""
+    if top_k:
+        raise ValueError("the released sampler draws from all codes: top_k must be 0")
+
+    def choose(logits, gumbel):
+        p = jax.nn.softmax(logits, axis=-1)
+        codes = jnp.argmax(p * jnp.exp(gumbel), axis=-1)
+        return codes, jnp.log(jnp.maximum(_at(p, codes), _SMALLEST))
+
+    return _in_chunks(choose, noise, hidden_BJD, head_DV, guidance, chunk)
+
+
+def _at(values, codes):
+    return jnp.take_along_axis(values, codes[..., None], axis=-1)[..., 0]
+
+
+def _in_chunks(choose, noise: Noise, hidden_BJD, head_DV, guidance: float, chunk: int):
     num = hidden_BJD.shape[1]
     chunk = min(chunk, num)
     padded = jnp.pad(hidden_BJD, ((0, 0), (0, -num % chunk), (0, 0)))
@@ -29,25 +108,39 @@ def draw(
     def one(slices):
         index, hidden = slices
         logits = guide(jnp.einsum("bjd,dv->bjv", hidden, head_DV, preferred_element_type=jnp.float32), guidance)
-        if top_k:
-            least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
-            logits = jnp.where(logits < least, -jnp.inf, logits)
-        codes = jnp.argmax(logits + jax.random.gumbel(jax.random.fold_in(key, index), logits.shape), axis=-1)
-        chosen = jnp.take_along_axis(logits, codes[..., None], axis=-1)[..., 0]
-        return codes.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
+        codes, log_p = choose(logits, noise.draw(index * chunk, chunk, logits.shape[-1]))
+        return codes.astype(jnp.int32), log_p
 
+    if chunks.shape[0] == 1:
+        return one((0, chunks[0]))
     codes, log_p = jax.lax.map(one, (jnp.arange(chunks.shape[0]), chunks))
     return tuple(jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :num] for x in (codes, log_p))
 
 
 def keep_confident(
-    key: jax.Array, log_p_BJ: jax.Array, known_BJ: jax.Array, num_unknown: jax.Array, temperature: jax.Array
+    noise: Noise, log_p_BJ: jax.Array, known_BJ: jax.Array, num_unknown: jax.Array, temperature: jax.Array
 ) -> jax.Array:
     """Return the new known mask: all but the `num_unknown` least confident cells (log p + temperature * Gumbel).
 
     Known cells stay known (MaskGIT; Lumos-1 section 3.4).
     """
-    confidence = log_p_BJ + temperature * jax.random.gumbel(key, log_p_BJ.shape)
+    confidence = log_p_BJ + temperature * noise.keep()
     confidence = jnp.where(known_BJ, jnp.inf, confidence)
     rank = jnp.argsort(jnp.argsort(confidence, axis=-1), axis=-1)
     return known_BJ | (rank >= num_unknown)
+
+
+def reference_keep(
+    noise: Noise, log_p_BJ: jax.Array, known_BJ: jax.Array, target: jax.Array, temperature: jax.Array
+) -> jax.Array:
+    """Return the new known mask as the released code decides it.
+
+    The number of unknown cells follows from how many there are, max(1, min(unknown - 1, target)), and cells that tie
+    with the first kept one are kept. Known cells enter with the largest float32 as their probability.
+    """
+    known_log_p = np.log(np.finfo(np.float32).max)
+    confidence = jnp.where(known_BJ, known_log_p, log_p_BJ) + temperature * noise.keep()
+    unknown_B1 = jnp.sum(~known_BJ, axis=-1, keepdims=True)
+    count_B1 = jnp.maximum(1, jnp.minimum(unknown_B1 - 1, target))
+    cut_B1 = jnp.take_along_axis(jnp.sort(confidence, axis=-1), count_B1, axis=-1)
+    return confidence >= cut_B1

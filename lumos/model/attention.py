@@ -13,7 +13,9 @@ import numpy as np
 from lumos.sequence.attention import KeyRange
 
 _BLOCK = 512  # queries and keys per block
+_CPU_BLOCK = 128  # there a tile of logits must stay in the cache of a core
 _NEVER = -1e30  # logit of an invisible key; finite, so that rows without keys stay finite
+_LEAST = -1e29  # subtracted from a logit in place of less: exp(_NEVER - _LEAST) is 0, so no second mask is needed
 
 
 def attend(q_BQNA: jax.Array, k_BSKA: jax.Array, v_BSKA: jax.Array, keys: KeyRange, kernel: str = "flash") -> jax.Array:
@@ -62,7 +64,12 @@ def _pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
 
 
 def _block_size(length: int) -> int:
-    return min(_BLOCK, length)
+    """Return a block size for a length: equal blocks of at most _BLOCK, rounded up to 8, so that little is padding."""
+    most = min(_BLOCK, _CPU_BLOCK) if jax.default_backend() == "cpu" else _BLOCK
+    if length <= most:
+        return length
+    num_blocks = -(-length // most)
+    return min(-(-length // (8 * num_blocks)) * 8, most)
 
 
 class _Blocks:
@@ -131,7 +138,7 @@ def _flash_forward(q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ):
             out, total, peak = carry
             s = blocks.logits(q, blocks.key_block(blocks.k, j), start, end, j)
             new_peak = jnp.maximum(peak, s.max(-1))
-            p = jnp.where(s > _NEVER, jnp.exp(s - new_peak[..., None]), 0.0)
+            p = jnp.exp(s - new_peak[..., None])
             keep = jnp.exp(peak - new_peak)
             v = blocks.key_block(blocks.v, j)
             out = out * keep[..., None] + jnp.einsum(
@@ -139,7 +146,7 @@ def _flash_forward(q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ):
             )
             return out, total * keep + p.sum(-1), new_peak
 
-        init = (jnp.zeros(q.shape, jnp.float32), jnp.zeros(q.shape[:-1]), jnp.full(q.shape[:-1], _NEVER))
+        init = (jnp.zeros(q.shape, jnp.float32), jnp.zeros(q.shape[:-1]), jnp.full(q.shape[:-1], _LEAST))
         out, total, peak = blocks.loop(blocks.bounds(start, end), body, init)
         lse = jnp.where(total > 0, peak + jnp.log(jnp.maximum(total, 1e-37)), _NEVER)
         return (out / jnp.maximum(total, 1e-37)[..., None]).astype(q.dtype), lse
@@ -167,7 +174,8 @@ def _flash_bwd(saved, dout_BQNA):
         return blocks.split_queries(_group(_pad(x_BQN_, 1, blocks.bq), kv_heads)[0])
 
     delta_BQN1 = jnp.sum(dout_BQNA.astype(jnp.float32) * out_BQNA.astype(jnp.float32), -1, keepdims=True)
-    dout, delta, lse = split(dout_BQNA), split(delta_BQN1)[..., 0], split(lse_BQN[..., None])[..., 0]
+    dout, delta = split(dout_BQNA), split(delta_BQN1)[..., 0]
+    lse = split(jnp.maximum(lse_BQN, _LEAST)[..., None])[..., 0]
 
     def one(carry, slices):
         q, start, end, dout, delta, lse = slices
@@ -176,7 +184,7 @@ def _flash_bwd(saved, dout_BQNA):
             dq, dk, dv = carry
             k, v = blocks.key_block(blocks.k, j), blocks.key_block(blocks.v, j)
             s = blocks.logits(q, k, start, end, j)
-            p = jnp.where(s > _NEVER, jnp.exp(s - lse[..., None]), 0.0)
+            p = jnp.exp(s - lse[..., None])
             dp = jnp.einsum("bkgqa,bksa->bkgqs", dout, v, preferred_element_type=jnp.float32)
             ds = (p * (dp - delta[..., None]) * blocks.scale).astype(q.dtype)
             dq = dq + jnp.einsum("bkgqs,bksa->bkgqa", ds, k, preferred_element_type=jnp.float32)

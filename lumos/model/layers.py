@@ -42,17 +42,26 @@ class RMSNorm(nnx.Module):
 
 
 class HeadLayerNorm(nnx.Module):
-    """LayerNorm over head_dim with weight and bias, eps 1e-5: the QK-norm of Lumos-1 and Chameleon."""
+    """LayerNorm over head_dim with weight and bias, eps 1e-5: the QK-norm of Lumos-1 and Chameleon.
+
+    With `qk_norm_groups` > 1, weight and bias are [groups, head_dim] and serve consecutive runs of heads.
+    """
 
     def __init__(self, head_dim: int, config: ModelConfig):
-        self.weight = param(jnp.ones((head_dim,), config.param_dtype), (None,))
-        self.bias = param(jnp.zeros((head_dim,), config.param_dtype), (None,))
+        groups = config.qk_norm_groups
+        shape = (head_dim,) if groups == 1 else (groups, head_dim)
+        self.weight = param(jnp.ones(shape, config.param_dtype), (None,) * len(shape))
+        self.bias = param(jnp.zeros(shape, config.param_dtype), (None,) * len(shape))
 
-    def __call__(self, x):
-        x32 = x.astype(jnp.float32)
+    def __call__(self, x_BLNA):
+        x32 = x_BLNA.astype(jnp.float32)
         x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + 1e-5)
-        return (x32 * self.weight[...] + self.bias[...]).astype(x.dtype)
+        weight, bias = self.weight[...], self.bias[...]
+        if weight.ndim == 2:
+            heads = x_BLNA.shape[-2] // weight.shape[0]
+            weight, bias = jnp.repeat(weight, heads, axis=0), jnp.repeat(bias, heads, axis=0)
+        return (x32 * weight + bias).astype(x_BLNA.dtype)
 
 
 def _qk_norm(config: ModelConfig):

@@ -42,8 +42,9 @@ def mm_rope(
     """
     if head_dim % 32:
         raise ValueError(f"head_dim {head_dim} must be a multiple of 32: both channels of a pair need the same axis")
-    half = head_dim // 2
-    inv_freq = (1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)).astype(np.float32)
+    positions, half = Positions(*positions), head_dim // 2
+    # Rounded to float32 before and after the division: the frequencies that the released models were trained with.
+    inv_freq = np.float32(1.0) / (theta ** (np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
     axis = channel_axis(head_dim, scheme)[:half]
     by_axis = jnp.stack([jnp.asarray(a) for a in (positions.t, positions.h, positions.w, positions.text)], axis=-1)
     content = by_axis[..., axis]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 _ROUND = 128  # table rows are rounded up to this, so that the vocabulary axis shards evenly
 
@@ -36,19 +37,30 @@ def compact(text_size: int, visual_size: int) -> Vocabulary:
     return Vocabulary(size=size, visual_start=text_size + 1, visual_size=visual_size, pad=0, mask=text_size)
 
 
-def lumos1(visual_size: int = 64_000, visual_start: int = 65_536, number_zero: int = 8_804) -> Vocabulary:
+# Marker ids of the released Lumos-1 models, in the order of config.sequence.special_tokens.
+RELEASED_SPECIAL = {
+    "image_start": 8_197,
+    "image_end": 8_196,
+    "new_line": 8_803,
+    "separator": 8_710,
+    "video_start": 9_004,
+    "video_end": 9_005,
+    "mask": 9_003,
+}
+
+
+def lumos1(
+    visual_size: int = 64_000,
+    visual_start: int = 65_536,
+    number_zero: int = 8_804,
+    special: Mapping[str, int] = RELEASED_SPECIAL,
+) -> Vocabulary:
     """Return the vocabulary of the released Lumos-1 models (129,536 ids with the Cosmos codebook)."""
     return Vocabulary(
         size=visual_start + visual_size,
         visual_start=visual_start,
         visual_size=visual_size,
         pad=0,
-        mask=9_003,
-        separator=8_710,
-        image_start=8_197,
-        image_end=8_196,
-        new_line=8_803,
-        video_start=9_004,
-        video_end=9_005,
         number_zero=number_zero,
+        **special,
     )

@@ -33,14 +33,15 @@ def resolve(config: Config) -> Config:
     from lumos.tokenizers.tokenize import read_manifest
 
     manifest = read_manifest(config.data.path)
-    if tuple(manifest["grid"]) != tuple(config.sequence.grid):
+    frames, *size = manifest["grid"]
+    if size != list(config.sequence.grid[1:]) or frames < config.sequence.grid[0]:  # longer clips are cut
         raise UserError(
             f"{config.data.path} holds token grids {tuple(manifest['grid'])} (frames, rows, columns) but "
             f"config.sequence.grid={tuple(config.sequence.grid)}; set it to {tuple(manifest['grid'])}"
         )
     if config.tokenizer_workdir:
         loaded = pretrained.load(config.tokenizer_workdir)
-        if loaded.fingerprint != manifest["tokenizer"]["fingerprint"]:
+        if manifest["tokenizer"]["fingerprint"] not in (None, loaded.fingerprint):  # None: made elsewhere
             raise UserError(
                 f"{config.data.path} was made by tokenizer {manifest['tokenizer']['fingerprint']}, but {config.tokenizer_workdir} "
                 f"holds {loaded.fingerprint}; run `lumos tokenize` again, or point config.tokenizer_workdir to the right one"
