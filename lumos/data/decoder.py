@@ -26,7 +26,7 @@ import numpy as np
 from lumos.data import video
 from lumos.errors import UserError
 
-SECONDS_PER_FILE = 120  # of decoding one clip, or of looking at one file
+SECONDS_PER_FILE = 600  # of decoding one file, which may be an hour long
 BYTES_OF_WORKER = 4 << 30  # address space of a worker
 
 # Only what decoding needs is imported there: no jax. Errors of FFmpeg go to nowhere, ours come as answers.
