@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import flags
@@ -69,6 +71,22 @@ def main(argv: list[str] | None = None) -> int:
             raise
         return _fail(f"{error.filename or 'writing failed'}: {error.strerror}", EXIT_USER_ERROR)
     return 0
+
+
+def run_and_exit() -> None:
+    """Run the command of this process and end it."""
+    try:
+        code = main()
+    except Exception:  # a bug, or another process of the run is gone
+        if "JAX_COORDINATOR_ADDRESS" not in os.environ:
+            raise
+        traceback.print_exc()
+        code = 1
+    if code not in (0, EXIT_PREEMPTED) and "JAX_COORDINATOR_ADDRESS" in os.environ:
+        # At its end a process waits for the others of the run, and they wait for this one in a collective.
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 # What a full or read-only disk and a wrong path say, wherever it is that something is written.

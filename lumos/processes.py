@@ -10,9 +10,6 @@ import os
 
 from lumos.errors import UserError
 
-# A process that ends waits so long for the others to end too; by then they have left, or they never will.
-_SHUTDOWN_SECONDS = 30
-
 
 def join() -> None:
     """Connect to the other processes, if a launcher started any; must precede the first use of devices.
@@ -35,11 +32,7 @@ def join() -> None:
             raise UserError(f"{name}={text!r} must be a number")
         numbers[argument] = int(text) if text else None
     try:
-        jax.distributed.initialize(
-            **numbers,
-            initialization_timeout=10**6,  # the deadline is the watchdog's
-            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
-        )
+        jax.distributed.initialize(**numbers, initialization_timeout=10**6)  # the deadline is the watchdog's
     except (ValueError, IndexError) as error:
         address = os.environ["JAX_COORDINATOR_ADDRESS"]
         raise UserError(f"cannot join the processes of JAX_COORDINATOR_ADDRESS={address!r}: {error}") from error

@@ -14,8 +14,8 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 
 
-def run(job: dict) -> int:
-    """Run `lumos train` and return its exit code."""
+def run(job: dict) -> None:
+    """Run `lumos train` and end the process."""
     from lumos import cli, sharding
     from lumos.checkpoint import Checkpointer
 
@@ -35,7 +35,8 @@ def run(job: dict) -> int:
     if "slow_save" in job:
         save = Checkpointer.save
         Checkpointer.save = lambda *args, **kwargs: (time.sleep(job["slow_save"]), save(*args, **kwargs))
-    return cli.main(["train", f"--config={job['config']}", f"--workdir={job['workdir']}"])
+    sys.argv[1:] = ["train", f"--config={job['config']}", f"--workdir={job['workdir']}"]
+    cli.run_and_exit()
 
 
 def start(job: dict, cache: Path) -> subprocess.Popen:
@@ -61,4 +62,4 @@ def free_port() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(json.loads(sys.argv[1])))
+    run(json.loads(sys.argv[1]))
