@@ -406,10 +406,11 @@ _AT_LEAST = {
     1: """data.batch_size data.buckets data.max_pixels shapes.num_train shapes.num_validation shapes.num_test
         text.vocab_size tokenizer.channels tokenizer.channel_mult tokenizer.z_channels sequence.grid sequence.text_length
         sequence.size_unit model.num_layers model.model_dim model.mlp_dim model.num_heads model.num_kv_heads
-        model.head_dim loss.chunk train.num_steps train.accumulation train.log_every train.eval_batches
+        model.head_dim model.qk_norm_groups loss.chunk train.num_steps train.accumulation train.log_every train.eval_batches
         train.keep_checkpoints generate.steps evaluate.num_prompts evaluate.num_clips evaluate.batch_size""",
-    0: """seed data.fps data.num_threads data.prefetch data.max_seconds data.max_gigabytes tokenizer.num_res_blocks tokenizer.l1_weight
-        tokenizer.l2_weight sequence.fps sequence.duration model.text_vocab model.visual_vocab model.rope_theta
+    0: """seed data.fps data.cache_gb data.num_threads data.prefetch data.max_seconds data.max_gigabytes
+        tokenizer.num_res_blocks tokenizer.temporal_window tokenizer.l1_weight tokenizer.l2_weight
+        sequence.visual_start sequence.number_zero sequence.fps sequence.duration model.text_vocab model.visual_vocab model.rope_theta
         model.norm_eps model.init_std loss.z_loss loss.label_smoothing loss.text_weight optimizer.learning_rate
         optimizer.warmup_steps optimizer.decay_fraction optimizer.final_fraction optimizer.beta1 optimizer.beta2
         optimizer.weight_decay optimizer.clip_norm optimizer.ema_decay train.eval_every train.sample_every

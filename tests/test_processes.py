@@ -13,7 +13,7 @@ from lumos.checkpoint import Checkpointer
 from lumos.errors import EXIT_PREEMPTED, EXIT_STUCK
 from lumos.training import metrics
 
-DEADLINE = 8.0  # seconds of a step where a peer is stuck or dead
+DEADLINE = 6.0  # seconds of a step where a peer is stuck or dead
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,7 @@ def test_a_stuck_peer_takes_no_one_hostage(job, tmp_path):
     assert len(stacks) == codes.count(EXIT_STUCK)
 
 
+@pytest.mark.slow
 def test_a_dead_peer_takes_no_one_hostage(job, tmp_path):
     job = with_deadlines(job, tmp_path, [600.0, 600.0, 600.0, DEADLINE, 600.0, 600.0])
     first, second = launch(job, tmp_path / "run", 2)
