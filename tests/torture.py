@@ -14,6 +14,7 @@ of JSON and exits with 1 when anything was lost.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -238,16 +239,20 @@ def torture(folder: Path, kills: int, seed: int, until: float, only: str) -> dic
         "two_processes": (0.1, lambda name: training(name, (2,))),
         "changing_processes": (0.1, lambda name: training(name, (2, 1))),
     }
-    report, results = {"kills": {}, "problems": []}, {}
+
+    @functools.cache
+    def undisturbed(kind: str) -> tuple[list, float]:
+        """Return the result of a run that is not killed, and its seconds."""
+        whole, began = kinds[kind][1](f"{kind}-whole"), time.monotonic()
+        codes = wait(whole.start())
+        assert codes == [0] * len(codes), [path.read_text()[-2000:] for path in whole.folder.glob("log*")]
+        return whole.result(), time.monotonic() - began
+
+    report = {"kills": {}, "problems": []}
     for kind, (share, make) in kinds.items():
         if only not in kind:
             continue
-        twin = {"restore": "train", "changing_processes": "train"}.get(kind)
-        if twin is None:  # an undisturbed run
-            whole, began = make(f"{kind}-whole"), time.monotonic()
-            codes = wait(whole.start())
-            assert codes == [0] * len(codes), [path.read_text()[-2000:] for path in whole.folder.glob("log*")]
-            results[kind], seconds = whole.result(), time.monotonic() - began
+        expected, seconds = undisturbed({"restore": "train", "changing_processes": "train"}.get(kind, kind))
         wanted, landed, rounds = max(1, round(kills * share)), 0, 0
         while landed < wanted and time.monotonic() < until:
             work = make(f"{kind}-{rounds}")
@@ -270,15 +275,14 @@ def torture(folder: Path, kills: int, seed: int, until: float, only: str) -> dic
             if any(codes):
                 problems.append(f"cannot go on: {codes} {next(iter(work.folder.glob('log*'))).read_text()[-500:]}")
             else:
-                problems.append(differences(kind, work.result(), results[twin or kind]))
+                problems.append(differences(kind, work.result(), expected))
             report["problems"] += [f"{work.folder.name}: {problem}" for problem in filter(None, problems)]
             print(*problems, sep="\n", end="", file=sys.stderr, flush=True)
         report["kills"][kind] = landed
         print(kind, landed, "kills, problems:", len(report["problems"]), file=sys.stderr, flush=True)
-    if {"two_processes", "train"} <= results.keys() and (
-        problem := differences("two_processes_as_one", results["two_processes"], results["train"])
-    ):
-        report["problems"].append(f"two processes against one: {problem}")
+    if not only:
+        problem = differences("two_processes_as_one", undisturbed("two_processes")[0], undisturbed("train")[0])
+        report["problems"] += [f"two processes against one: {problem}"] if problem else []
     if sum(report["kills"].values()) < kills and not only:
         report["problems"].append("the time was up before all kills were done")
     return report
