@@ -1,10 +1,16 @@
 """docs/operations.md promises nothing that no test shows."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
 TESTS = Path(__file__).parent
+
+
+@functools.cache
+def functions(file: str) -> set[str]:
+    return {node.name for node in ast.parse((TESTS / file).read_text()).body if isinstance(node, ast.FunctionDef)}
 
 
 def test_every_line_of_the_operations_guide_names_tests_that_exist():
@@ -15,5 +21,4 @@ def test_every_line_of_the_operations_guide_names_tests_that_exist():
         named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row.split("|")[-2])
         assert named, row
         for file, test in named:
-            tree = ast.parse((TESTS / file).read_text())
-            assert test in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}::{test}"
+            assert test in functions(file), f"{file}::{test}"
