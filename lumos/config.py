@@ -43,9 +43,8 @@ class DataConfig:
     cache_gb: float = 2.0  # source "clips": the first clips of the manifest that fit are decoded once and kept
     num_threads: int = 2  # grain read threads
     prefetch: int = 4  # batches prepared ahead
-    max_pixels: int = 4096 * 2304  # larger frames are refused by `lumos data index`
-    max_seconds: float = 3600.0  # longer files are refused by `lumos data index`
-    max_gigabytes: float = 20.0  # larger files are refused by `lumos data index`
+    # What a file may have at most, pixels of a frame, seconds, gigabytes: `lumos data index` refuses what is larger.
+    limits: tuple[int, float, float] = (4096 * 2304, 3600.0, 20.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -403,12 +402,12 @@ _INT_LIMIT = 2**31
 
 # The least value of numbers; what is not here may be negative. In tuples every entry counts.
 _AT_LEAST = {
-    1: """data.batch_size data.buckets data.max_pixels shapes.num_train shapes.num_validation shapes.num_test
+    1: """data.batch_size data.buckets shapes.num_train shapes.num_validation shapes.num_test
         text.vocab_size tokenizer.channels tokenizer.channel_mult tokenizer.z_channels sequence.grid sequence.text_length
         sequence.size_unit model.num_layers model.model_dim model.mlp_dim model.num_heads model.num_kv_heads
         model.head_dim model.qk_norm_groups loss.chunk train.num_steps train.accumulation train.log_every train.eval_batches
         train.keep_checkpoints generate.steps evaluate.num_prompts evaluate.num_clips evaluate.batch_size""",
-    0: """seed data.fps data.cache_gb data.num_threads data.prefetch data.max_seconds data.max_gigabytes
+    0: """seed data.fps data.cache_gb data.num_threads data.prefetch data.limits
         tokenizer.num_res_blocks tokenizer.temporal_window tokenizer.l1_weight tokenizer.l2_weight
         sequence.visual_start sequence.number_zero sequence.fps sequence.duration model.text_vocab model.visual_vocab model.rope_theta
         model.norm_eps model.init_std loss.z_loss loss.label_smoothing loss.text_weight optimizer.learning_rate

@@ -1,6 +1,7 @@
 """Bad input of every kind: it is named with the reason and counted, the rest goes on, and nothing written is damaged."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -92,9 +93,9 @@ def write_huge(folder: Path) -> dict[str, str]:
     write_video(folder / "seconds.mp4", numbered_video(3), fps=0.01)
     return {
         "pixels.png": "",  # Pillow's own limit, or ours
-        "pixels.gif": "is more than data.max_pixels",
-        "bytes.mp4": "30.0 GB is more than data.max_gigabytes=20.0",
-        "seconds.mp4": "is more than data.max_seconds=60.0",
+        "pixels.gif": "is more than 9437184 pixels",
+        "bytes.mp4": "30.0 GB is more than 20 (data.limits)",
+        "seconds.mp4": "s is more than 60 (data.limits)",
     }
 
 
@@ -119,7 +120,7 @@ def test_every_kind_of_file_is_used_or_named_with_the_reason(tmp_path):
         "flipped.mp4": "damaged", "really_png.mp4": "damaged or not a video", "really_mp4.jpg": "damaged or not an image",
         "playlist.mp4": "damaged or not a video",
     }  # fmt: skip
-    limits = config_lib.DataConfig(max_seconds=60.0)
+    limits = dataclasses.replace(DATA, limits=(DATA.limits[0], 60.0, DATA.limits[2]))
     summary = index(folder, tmp_path / "clips.jsonl", limits)
     assert {row["id"] for row in read_manifest(summary.manifest)} == good
     told = rejected(summary)

@@ -68,7 +68,7 @@ def index(source: str | Path, out: str | Path, data: DataConfig) -> Summary:
       source: a folder (searched recursively), a glob pattern, one clip, or a .csv/.jsonl/.parquet list with the columns
         path and optionally caption, id, split; its paths are relative to the list. Without a caption column, captions
         come from `<clip>.txt` or the "caption" of `<clip>.json` beside the clip; clips without any are kept.
-      data: max_pixels, max_seconds and max_gigabytes limit what is accepted; num_threads files are checked at a time.
+      data: limits says what is accepted; num_threads files are checked at a time.
 
     Raises:
       UserError: nothing was found, nothing could be used, or the list cannot be read.
@@ -184,17 +184,16 @@ def _check(candidate: _Candidate, data: DataConfig) -> dict | str:
         return "the path leads out of the folder of the list; give an absolute path if that is meant"
     if path.suffix.lower() not in _SUFFIXES:
         return f"suffix {path.suffix!r} is none of {', '.join(_SUFFIXES)}"
+    pixels, seconds, gigabytes = data.limits
     try:
-        if path.is_file() and path.stat().st_size > data.max_gigabytes * 1e9:
-            return f"{path.stat().st_size / 1e9:.1f} GB is more than data.max_gigabytes={data.max_gigabytes}"
-        info = decoder.probe(path, data.max_pixels)
+        if path.is_file() and path.stat().st_size > gigabytes * 1e9:
+            return f"{path.stat().st_size / 1e9:.1f} GB is more than {gigabytes:g} (data.limits)"
+        info = decoder.probe(path, pixels)
         caption = _caption_beside(path) if candidate.caption is None else candidate.caption
     except (UserError, OSError, ValueError) as error:  # ValueError: a null character in the path
         return str(error).removeprefix(f"{path}: ")
-    if info.width * info.height > data.max_pixels:
-        return f"{info.width}x{info.height} is more than data.max_pixels={data.max_pixels}"
-    if info.duration > data.max_seconds:
-        return f"{info.duration:.1f} s is more than data.max_seconds={data.max_seconds}"
+    if info.duration > seconds:
+        return f"{info.duration:.1f} s is more than {seconds:g} (data.limits)"
     row = {
         "id": candidate.id,
         "caption": _clean(caption),

@@ -82,6 +82,7 @@ def probe(path: str | Path, max_pixels: int = 0) -> VideoInfo:
         fps = declared if abs(measured - declared) < 0.1 * measured else measured
         sideways = first.rotation % 180 != 0
         width, height = (first.height, first.width) if sideways else (first.width, first.height)
+        _check_size(path, width, height, max_pixels)  # again: the header of the file may lie
         return VideoInfo(frames, duration, fps, width, height, first.rotation, stream.codec_context.name)
 
 
@@ -163,7 +164,7 @@ def is_image(path: str | Path) -> bool:
 
 def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
     if max_pixels and width * height > max_pixels:
-        raise UserError(f"{path}: {width}x{height} is more than data.max_pixels={max_pixels}")
+        raise UserError(f"{path}: {width}x{height} is more than {max_pixels} pixels")
 
 
 def _open_image(path: Path, max_pixels: int = 0) -> Image.Image:
