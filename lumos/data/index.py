@@ -21,7 +21,7 @@ from pathlib import Path
 
 from lumos.config import DataConfig
 from lumos.data import decoder, video
-from lumos.errors import UserError
+from lumos.errors import UserError, short
 
 _LISTS = (".csv", ".jsonl", ".parquet")
 _MAX_CAPTION = 10_000  # characters; what is behind them is left out
@@ -113,17 +113,15 @@ def read_manifest(path: str | Path) -> list[dict]:
         for name, kinds in _FIELDS.items():
             value = row[name]
             if type(value) not in kinds or (kinds != (str,) and not 0 <= value < 1e12):
-                raise UserError(
-                    f"{path}:{number}: {name} must not be {_short(value)}; write it with `lumos data index`"
-                )
+                raise UserError(f"{path}:{number}: {name} must not be {short(value)}; write it with `lumos data index`")
         if min(row["frames"], row["width"], row["height"]) < 1:
             raise UserError(
                 f"{path}:{number}: a clip of {row['frames']} frames of {row['width']}x{row['height']} pixels"
             )
         if row["id"] in seen:
-            raise UserError(f"{path}:{number}: the id {_short(row['id'])} was given before")
+            raise UserError(f"{path}:{number}: the id {short(row['id'])} was given before")
         if _escapes(row["path"]):
-            raise UserError(f"{path}:{number}: {_short(row['path'])} leads out of the folder of the manifest")
+            raise UserError(f"{path}:{number}: {short(row['path'])} leads out of the folder of the manifest")
         seen.add(row["id"])
         row["path"] = str(path.parent / row["path"])
     return rows
@@ -132,11 +130,6 @@ def read_manifest(path: str | Path) -> list[dict]:
 def _escapes(path: str) -> bool:
     """Return whether a relative path leads out of its folder. Absolute paths are meant as they are."""
     return not os.path.isabs(path) and os.path.normpath(path).split(os.sep)[0] == os.pardir
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def fingerprint(rows: list[dict]) -> str:
