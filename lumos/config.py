@@ -121,8 +121,8 @@ class ModelConfig:
     norm_eps: float = 1e-5  # of the RMSNorms
     dtype: str = "float32"  # compute
     param_dtype: str = "float32"
-    attention: str = "flash"  # flash | dense (the test oracle)
-    remat: str = "none"  # none | dots | full
+    attention: str = "auto"  # auto (splash on TPU, else flash) | flash | splash | dense (the test oracle)
+    remat: str = "none"  # none | minimal | dots | full | save:<names> | offload:<names> (lumos/model/remat.py)
     scan_layers: bool = True  # False compiles every layer on its own: slower to compile, faster to run on CPU
     init_std: float = 0.02  # standard deviation of initial weights; branch outputs start smaller by sqrt(2 layers)
 
@@ -379,8 +379,7 @@ _CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
     "tokenizer.dtype": ("float32", "bfloat16"),
-    "model.attention": ("flash", "dense"),
-    "model.remat": ("none", "dots", "full"),
+    "model.attention": ("auto", "flash", "splash", "dense"),
     "corruption.level": ("cosine", "uniform", "constant", "normal", "full"),
     "corruption.temporal": ("shared", "independent"),
     "corruption.spatial": ("tube", "frame", "clip"),

@@ -37,7 +37,7 @@ def reference():
 
 
 @pytest.mark.parametrize(
-    "shape", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"replica": 2, "fsdp": 4}, {"fsdp": 4, "context": 2}]
+    "shape", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"fsdp": 2, "context": 4}, {"replica": 2, "fsdp": 4}]
 )
 def test_eight_devices_give_the_losses_of_one(reference, shape):
     config = tiny.transformer(optimizer__learning_rate=1e-2, model__num_kv_heads=2)
