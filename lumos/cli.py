@@ -20,6 +20,8 @@ _USAGE = """usage: lumos <verb> [flags]
   train            train a tokenizer or a transformer; resumes by itself
   tokenize         clips -> shards of tokens
   generate         prompts (and first frames) -> videos
+  plan             will it fit, and how fast: compile a step for a TPU pod without one
+  launch           run a verb as many processes, here or on a cluster
   evaluate         a training workdir -> results.jsonl and an HTML report
   convert          released Lumos-1 and Cosmos weights and tokens -> workdirs and token folders, and back
 
@@ -36,6 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     verb = arguments.pop(0)
     if verb == "data" and arguments and not arguments[0].startswith("-"):
         verb += " " + arguments.pop(0)
+    if verb == "launch" and "--" in arguments:  # the verb to launch, with its own flags
+        cut = arguments.index("--")
+        arguments = arguments[:cut] + [f"--verb={word}" for word in arguments[cut + 1 :]]
     try:
         if verb not in _VERBS:
             raise UserError(f"unknown command {verb!r}; commands: {', '.join(_VERBS)}")
@@ -55,11 +60,10 @@ def main(argv: list[str] | None = None) -> int:
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}; flags are --name=value")
         _start_logging()
-        run(values, overrides)
+        return run(values, overrides) or 0
     except UserError as error:
         print(f"lumos: error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -102,6 +106,10 @@ def _text(name: str, default: str | None, help_text: str, *, required: bool = Fa
 
 def _number(name: str, default: int, help_text: str) -> Callable:
     return lambda values: flags.DEFINE_integer(name, default, help_text, flag_values=values)
+
+
+def _switch(name: str, default: bool, help_text: str) -> Callable:
+    return lambda values: flags.DEFINE_boolean(name, default, help_text, flag_values=values)
 
 
 def _many(name: str, help_text: str) -> Callable:
@@ -208,6 +216,37 @@ def _convert(values, overrides):
     print(convert(values["from"].value, values["input"].value, values["to"].value, options, overrides))
 
 
+def _plan(values, overrides):
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # nothing runs; libtpu must not look for chips
+    from lumos import config
+    from lumos.planning.command import plan
+
+    c = config.load(values.config, overrides)
+    purpose, find = values["for"].value, values.search
+    plan(c, values.topology, purpose, compile=values.compile, find=find, json=values.json)
+
+
+def _launch(values, overrides):
+    from lumos.launch import local
+    from lumos.launch.command import launch
+    from lumos.launch.spec import make_job
+
+    if overrides:
+        raise UserError("lumos launch: config overrides belong behind --, to the verb")
+    if values.local:
+        processes, devices = values.num_processes, values.devices_per_process
+        return local.run(values.verb, num_processes=processes, devices_per_process=devices)
+    options = {
+        name: values[name].value
+        for name in ("image", "per", "max_restarts", "time_limit", "setup")
+        if values[name].present
+    }
+    job = make_job(values.name, values.topology, values.verb, **options)
+    return launch(job, values.cluster, dry_run=values.dry_run)
+
+
 _VERBS: dict[str, tuple[Callable, Callable]] = {
     "demo": (
         _flags(
@@ -267,6 +306,35 @@ _VERBS: dict[str, tuple[Callable, Callable]] = {
             _text("ids", "", "JSON file with the token ids of another vocabulary (docs/released_weights.md)"),
         ),
         _convert,
+    ),
+    "plan": (
+        _flags(
+            _CONFIG,
+            _text("topology", None, "v5e:16x16, v5p:8x8x4, 2*v6e:16x16 (slices), h100:64", required=True),
+            _text("for", "", "train | generate | tokenizer; by default what the config trains"),
+            _switch("compile", True, "compile the step (TPU); false gives the estimate alone, at once"),
+            _switch("search", False, "look for the best mesh, batch and remat policy first"),
+            _switch("json", False, "print the result as one line of JSON at the end"),
+        ),
+        _plan,
+    ),
+    "launch": (
+        _flags(
+            _switch("local", False, "run processes on this machine, on CPU devices"),
+            _number("num_processes", 2, "with --local: processes"),
+            _number("devices_per_process", 1, "with --local: CPU devices of each"),
+            _text("cluster", "slurm", "slurm | gke | tpu-vm | skypilot"),
+            _text("topology", "h100:8", "devices of the job: h100:64, v5p:8x8x4, 2*v5e:16x16"),
+            _text("name", "lumos", "of the job"),
+            _text("image", "", "container image (gke, skypilot)"),
+            _text("per", "node", "node | gpu: what gets a process of its own (slurm)"),
+            _text("setup", "", "shell command before the verb on every host"),
+            _text("time_limit", "24:00:00", "of one SLURM allocation; the job is requeued after it"),
+            _number("max_restarts", 100, "after failures and preemptions"),
+            _switch("dry_run", False, "print the file instead of submitting it"),
+            _many("verb", "what to run: everything behind --"),
+        ),
+        _launch,
     ),
     "evaluate": (
         _flags(_WORKDIR, _text("out", None, "folder of the report", required=True), _number("seed", 0, "random seed")),

@@ -182,6 +182,7 @@ class MeshConfig:
     fsdp: int = -1  # data parallel with sharded parameters
     context: int = 1  # along the sequence
     tensor: int = 1  # along heads, mlp and vocabulary
+    num_devices: int = 0  # refuse to train on any other number of devices; 0 = take what is there
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

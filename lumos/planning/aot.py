@@ -25,7 +25,6 @@ from lumos.training.state import abstract_state
 from lumos.training.step import make_train_step
 from lumos.training.tasks import make_task
 
-
 # Collectives in one piece: otherwise the compiler cuts them into steps of matmuls, which no count would show.
 _OPTIONS = {
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",

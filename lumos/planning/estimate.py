@@ -18,7 +18,7 @@ from lumos.planning import workload
 from lumos.planning.calibration import efficiency_of
 from lumos.planning.chips import Topology
 from lumos.planning.memory import Memory, abstract_mesh, local_bytes, train_memory
-from lumos.planning.roofline import Roofline, communication, roofline
+from lumos.planning.roofline import Roofline, communication, matrix_fill, roofline
 from lumos.sequence.layout import Layout, make_layout
 from lumos.training import flops
 from lumos.training.optimizer import make_optimizer
@@ -110,7 +110,7 @@ def estimate_generate(config: Config, topology: Topology) -> Estimate:
     dense = 2.0 * work_rows * (weights + model.model_dim * layout.vocabulary.visual_size)
     attention = 4.0 * model.num_layers * model.num_heads * model.head_dim * work_rows * layout.length / 2
     matmul = passes * dense / chip.flops / efficiency.matmul
-    attending = passes * attention / chip.flops / efficiency.attention / min(0.5, model.head_dim / chip.matrix)
+    attending = passes * attention / chip.flops / efficiency.attention / matrix_fill(model.head_dim, chip)
     hbm = passes * (size * weights + cache) / chip.hbm_rate
     seconds = max(matmul + attending, hbm)
     bound = "hbm" if hbm > matmul + attending else "matmul" if matmul > attending else "attention"

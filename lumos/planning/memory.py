@@ -8,6 +8,7 @@ against what the TPU compiler says.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from lumos import sharding
-from lumos.config import Config
+from lumos.config import Config, OptimizerConfig
 from lumos.model.splash import is_fused
 from lumos.planning.workload import Workload
 from lumos.training.optimizer import make_optimizer
@@ -58,15 +59,20 @@ def local_bytes(tree: Any) -> int:
 
 def train_memory(config: Config, definition, w: Workload, sizes: dict[str, int], platform: str) -> Memory:
     """Estimate the train step of a transformer."""
-    optimizer = make_optimizer(config.optimizer, config.train.num_steps)
-    state = abstract_state(definition, optimizer, abstract_mesh(sizes), ema=config.optimizer.ema_decay > 0)
-    params = local_bytes(state.params)
+    params, moments, ema = _state_bytes(config.optimizer, definition, tuple(sizes.items()))
     rows = w.batch_size / (w.replica * w.fsdp)
     batch = 4 * rows * (math.prod(config.sequence.grid) + config.sequence.text_length)
     return Memory(
-        params=params, optimizer=local_bytes(state.opt_state), ema=local_bytes(state.ema), batch=batch,
+        params=params, optimizer=moments, ema=ema, batch=batch,
         activations=kept_bytes(w, config.model.remat), temporaries=_temporaries(config, w, params, platform),
     )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def _state_bytes(config: OptimizerConfig, definition, sizes: tuple) -> tuple[int, int, int]:
+    mesh = abstract_mesh(dict(sizes))
+    state = abstract_state(definition, make_optimizer(config, 1), mesh, ema=config.ema_decay > 0)
+    return local_bytes(state.params), local_bytes(state.opt_state), local_bytes(state.ema)
 
 
 def kept_bytes(w: Workload, remat: str) -> float:

@@ -4,8 +4,8 @@
               + the part of communication that computation does not hide
 
 Elementwise work does not overlap with matmuls; collectives inside a slice do, up to a leak; what exceeds the computation
-shows in full. `fill` is how much of the matrix unit a head uses: head_dim over its width, but never credited with more
-than a half, which is what the published long-sequence runs have. The efficiencies come from published runs
+shows in full. `fill` is how much of the matrix unit a head uses: head_dim over its width. The published long-sequence
+runs have a half; a full one is credited with 2/3, because the softmax between the matmuls does not get faster. The efficiencies come from published runs
 (lumos/planning/calibration.py).
 """
 
@@ -89,7 +89,7 @@ def roofline(w: Workload, topology: Topology, efficiency: Efficiency) -> Rooflin
     """Predict the seconds of one step."""
     chip, devices = topology.chip, w.num_devices
     matmul = w.dense_flops / devices / chip.flops / efficiency.matmul
-    fill = min(0.5, w.head_dim / chip.matrix)
+    fill = matrix_fill(w.head_dim, chip)
     attention = w.attention_flops / devices / chip.flops / fill / efficiency.attention
     hbm = elementwise_bytes(w) / chip.hbm_rate
     ici, dcn = _network_seconds(w, topology)
@@ -101,6 +101,11 @@ def roofline(w: Workload, topology: Topology, efficiency: Efficiency) -> Rooflin
     peak = devices * chip.flops * seconds
     executed = w.dense_flops + w.attention_flops
     return Roofline(**parts, seconds=seconds, mfu=w.model_flops / peak, hfu=executed / peak, bound=bound)
+
+
+def matrix_fill(head_dim: int, chip: Chip) -> float:
+    """Return the share of the matrix unit's rate that attention over heads of this size can use."""
+    return min(2 / 3, head_dim / chip.matrix)
 
 
 def _network_seconds(w: Workload, topology: Topology) -> tuple[float, float]:

@@ -10,7 +10,12 @@ from lumos.errors import UserError
 from lumos.planning.chips import Topology
 from lumos.planning.estimate import Estimate, estimate_train
 
-REMATS = ("dots", "save:query,key,value,attention,out,gate", "minimal", "full")
+REMATS = (
+    "save:query,key,value,attention,out,gate,up",
+    "save:query,key,value,attention,out,gate",
+    "minimal",
+    "full",
+)
 # What an estimate may fill, given its error against real compiles.
 HEADROOM = 0.92
 

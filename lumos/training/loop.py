@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lumos import sharding
+from lumos import processes, sharding
 from lumos.checkpoint import Checkpointer
 from lumos.config import Config
 from lumos.data.pipeline import make_pipeline
@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 
 def train(config: Config, workdir: str | Path) -> dict[str, Any]:
     """Train until `train.num_steps` updates are done, resuming from the latest checkpoint. Returns the last evaluation."""
+    processes.join()
+    processes.census(config.mesh.num_devices)
     config, workdir = resolve(config), Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     mesh = sharding.make_mesh(config.mesh)
