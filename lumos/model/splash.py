@@ -16,7 +16,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from lumos import sharding
 from lumos.sequence.attention import KeyRange
 
-MULTIPLE = 1024  # lengths that the kernel is fed with are multiples of this, or of LANES when short
+MULTIPLE = 512  # lengths that the kernel is fed with are multiples of this, or of LANES when short
 LANES = 128
 # What the backward pass needs of the forward pass, under a name that remat policies can keep.
 RESIDUALS = "attention"

@@ -71,6 +71,7 @@ class Run:
         return Workload(
             num_layers=layers, model_dim=dim, mlp_dim=mlp, num_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim,
             vocab_size=vocab, head_size=vocab, head_positions=self.length, length=self.length,
+            num_tokens=self.length,
             pairs=self.length * (self.length + 1) / 2, computed_pairs=blocks * (blocks + 1) / 2 * self.block**2,
             batch_size=round(self.per_device * place.num_devices), kept=self.kept,
             backward_matmuls=self.backward_matmuls, fsdp=fsdp, tensor=self.tensor, context=self.context,

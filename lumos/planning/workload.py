@@ -27,7 +27,8 @@ class Workload:
     vocab_size: int  # rows of the embedding and columns of the head
     head_size: int  # columns of the head that the loss uses
     head_positions: int
-    length: int
+    length: int  # with padding
+    num_tokens: int  # without
     pairs: float  # visible (query, key) pairs: what counts as work
     computed_pairs: float  # pairs of the blocks that the kernel visits: what takes time
     batch_size: int  # sequences per step, all devices
@@ -80,7 +81,7 @@ class Workload:
     @property
     def model_flops(self) -> float:
         """FLOPs of a step by the definition of MFU: 3 forward passes over visible pairs, nothing recomputed."""
-        dense = 2.0 * self.num_layers * self.layer_weights * self.length
+        dense = 2.0 * self.num_layers * self.layer_weights * self.num_tokens
         attention = 4.0 * self.num_layers * self.num_heads * self.head_dim * self.pairs
         head = 2.0 * self.model_dim * self.head_size * self.head_positions
         return 3 * self.batch_size * (dense + attention + head)
@@ -111,6 +112,7 @@ def from_config(config: Config, layout: Layout, mesh: dict[str, int], *, tpu: bo
         num_layers=model.num_layers, model_dim=model.model_dim, mlp_dim=model.mlp_dim, num_heads=model.num_heads,
         num_kv_heads=model.num_kv_heads, head_dim=model.head_dim, vocab_size=layout.vocabulary.size,
         head_size=layout.vocabulary.visual_size, head_positions=len(layout.visual_index), length=length,
+        num_tokens=layout.length,
         pairs=count_pairs(layout), computed_pairs=float((-(-last // block) * block * block).sum()),
         batch_size=config.data.batch_size, kept=saved_names(model.remat), offloaded=offloaded_names(model.remat),
         accumulation=config.train.accumulation, backward_matmuls=5 if not tpu or is_fused(length) else 7, **mesh,
