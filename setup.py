@@ -20,7 +20,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_namespace_packages(include=["lumos", "lumos.*"]),
-    package_data={"lumos.data": ["*.model"]},
+    package_data={"lumos.data": ["*.model"], "lumos.planning": ["*.json"]},
     entry_points={"console_scripts": ["lumos=lumos.cli:main"]},
     install_requires=[
         "absl-py",

@@ -75,7 +75,7 @@ def test_storage_is_undone_and_balances_the_work(shards, multiple):
         assert work.max() < 1.05 * work.mean()
 
 
-@pytest.mark.parametrize("kernel", ["flash", "splash"])
+@pytest.mark.parametrize("kernel", ["flash", pytest.param("splash", marks=pytest.mark.slow)])
 def test_context_shards_compute_what_one_device_does(kernel):
     shards, multiple = 2, 128 if kernel == "splash" else 1
     plan = compact(vocabulary(50, 50), 16, (30, 4, 4))

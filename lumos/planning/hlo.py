@@ -47,14 +47,15 @@ def collectives(text: str) -> Collectives:
         for line in bodies.get(name, ()):
             kind = _kind(line)
             if kind:
+                inside = [text for called in _CALLED.findall(line) for text in bodies.get(called.strip("%"), ())]
                 count[kind] += times
-                size[kind] += times * _largest(line)
+                size[kind] += times * max(map(_largest, [line, *inside]))
             if " while(" in line:
                 called = dict(re.findall(r"(body|condition)=%?([\w.\-]+)", line))
                 walk(called["body"], times * _trip_count(line, bodies.get(called["condition"], ())))
                 continue
-            if kind == "reduce-scatter":
-                continue  # a fusion around the all-reduce that implements it
+            if kind:
+                continue  # a reduce-scatter is a fusion around the all-reduce that implements it
             for called in _CALLED.findall(line):
                 for inner in re.findall(r"[\w.\-]+", called):
                     walk(inner, times)
