@@ -172,6 +172,8 @@ class TrainConfig:
     num_samples: int = 4  # 0 = never
     checkpoint_every: int = 500  # steps between checkpoints
     keep_checkpoints: int = 2  # newest checkpoints to keep
+    profile_at: int = 0  # step from which a profile is taken into workdir/profile; 0 = only on SIGUSR1
+    profile_steps: int = 3  # steps of one profile
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,10 @@ from lumos.data.video import write_video
 from lumos.errors import UserError
 from lumos.evaluation.contact_sheet import contact_sheet
 from lumos.training import flops
+from lumos.training.goodput import Goodput
 from lumos.training.metrics import MetricsWriter
 from lumos.training.optimizer import make_optimizer, make_schedule
+from lumos.training.profiler import Profiler
 from lumos.training.state import abstract_state, create_state
 from lumos.training.step import Task, make_train_step
 from lumos.training.tasks import make_task, resolve
@@ -46,6 +48,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
 class _Run:
     def __init__(self, config: Config, workdir: Path, mesh):
         self.config, self.workdir, self.mesh = config, workdir, mesh
+        self.goodput = Goodput(workdir / "goodput.json" if jax.process_index() == 0 else None)
         self.task: Task = make_task(config)
         optimizer = make_optimizer(config.optimizer, config.train.num_steps)
         self.schedule = make_schedule(config.optimizer, config.train.num_steps)
@@ -80,10 +83,16 @@ class _Run:
             self.workdir, total_steps=total, start_step=self.start, name=self.config.name, active=self.main_process
         )
         batches, pending, results = iter(pipeline), None, {}
-        self.meter = _Meter(self.task.flops_per_step(), self.start)
+        self.meter, shapes = _Meter(self.task.flops_per_step(), self.start), set()
+        profiler = Profiler(self.workdir, at=c.profile_at, num_steps=c.profile_steps)
         try:
             for step in range(self.start, total):
+                profiler.step(step)
+                self.goodput.enter("data")
                 batch = sharding.put_batch(self.mesh, next(batches))
+                shape = tuple(x.shape for x in batch.values())
+                self.goodput.enter("step" if shape in shapes else "compile")
+                shapes.add(shape)
                 self.state, metrics = self.train_step(self.state, batch)
                 self.meter.count(_num_positions(batch), pipeline.wait_ms)
                 self.writer.advance()
@@ -100,12 +109,17 @@ class _Run:
                         self._log(*pending)
                         pending = None
                     for work in due:
+                        self.goodput.enter("checkpoint" if work == self.save else "eval")
                         results = work(done) or results
                     self.meter.restart(done)
+            self.goodput.enter("checkpoint")
             self.checkpointer.wait()
+            self.writer.write(total, "goodput", self.goodput.shares())
             if self.start >= total:
                 results = self.evaluate(total)
         finally:
+            self.goodput.save()
+            profiler.close()
             pipeline.close()
             self.writer.close()
             self.checkpointer.close()
@@ -126,6 +140,7 @@ class _Run:
 
     def save(self, step: int) -> None:
         """Start an asynchronous checkpoint."""
+        self.goodput.save()
         self.checkpointer.save(step, self.state, {"data_step": step})
 
     def evaluate(self, step: int) -> dict[str, Any]:
