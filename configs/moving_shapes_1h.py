@@ -14,14 +14,15 @@ def get_config(variant: str = "transformer"):
     config.name = f"moving shapes 1h {task}"
     if size == "smoke":
         return config
-    config.shapes.num_train = 12_000
+    config.shapes.num_train = 24_000
+    config.tokenizer.channels = 48
+    config.tokenizer.l1_weight = 0.0
     if task == "tokenizer":
-        config.tokenizer.channels = 48
-        config.train.num_steps = 4000
+        config.train.num_steps = 5500
         config.train.eval_every = 1000
         config.train.checkpoint_every = 1000
     else:
-        config.train.num_steps = 5000
+        config.train.num_steps = 4500
         config.train.eval_every = 1000
         config.train.checkpoint_every = 1000
     return config

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lumos.errors import UserError
-from lumos.launch.spec import EXIT_PREEMPTED, Job, chips_per_host
+from lumos.errors import EXIT_PREEMPTED, UserError
+from lumos.launch.spec import Job, chips_per_host
 
 _ACCELERATORS = {
     "v4": "tpu-v4-podslice",

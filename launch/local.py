@@ -55,6 +55,7 @@ def _start(verb, index, num_processes, devices, address) -> subprocess.Popen:
         "JAX_COORDINATOR_ADDRESS": address,
         "JAX_NUM_PROCESSES": str(num_processes),
         "JAX_PROCESS_ID": str(index),
+        "LUMOS_NUM_DEVICES": str(num_processes * devices),
         "XLA_FLAGS": " ".join(flags),
     }
     command = [sys.executable, "-m", "lumos", *verb]

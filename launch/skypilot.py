@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lumos.errors import UserError
-from lumos.launch.spec import EXIT_PREEMPTED, Job
+from lumos.errors import EXIT_PREEMPTED, UserError
+from lumos.launch.spec import Job
 from lumos.launch.tpu_vm import accelerator_type
 
 _PORT = 8476

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lumos.errors import UserError
-from lumos.launch.spec import EXIT_PREEMPTED, Job
+from lumos.errors import EXIT_PREEMPTED, UserError
+from lumos.launch.spec import Job
 
 
 def render(job: Job) -> str:

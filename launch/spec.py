@@ -9,9 +9,6 @@ import shlex
 from lumos.errors import UserError
 from lumos.planning.chips import Topology, parse_topology
 
-# Processes end with this code after they saved themselves on SIGTERM; launchers start them again without counting it.
-EXIT_PREEMPTED = 75
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
@@ -43,10 +40,7 @@ class Job:
     @property
     def command(self) -> str:
         """The command of one process, quoted for a shell. The run refuses to start on fewer devices than it should have."""
-        words = ["lumos", *self.verb]
-        if self.verb[0] == "train" and not any(word.startswith("--config.mesh.num_devices") for word in words):
-            words.append(f"--config.mesh.num_devices={self.topology.num_devices}")
-        return shlex.join(words)
+        return f"env LUMOS_NUM_DEVICES={self.topology.num_devices} {shlex.join(['lumos', *self.verb])}"
 
     @property
     def num_nodes(self) -> int:

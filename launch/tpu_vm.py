@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lumos.errors import UserError
-from lumos.launch.spec import EXIT_PREEMPTED, Job
+from lumos.errors import EXIT_PREEMPTED, UserError
+from lumos.launch.spec import Job
 
 # Cloud names of accelerators count cores for v4 and v5p, chips for the others.
 _NAMES = {"v4": ("v4", 2), "v5e": ("v5litepod", 1), "v5p": ("v5p", 2), "v6e": ("v6e", 1), "tpu7x": ("tpu7x", 2)}

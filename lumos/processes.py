@@ -60,8 +60,8 @@ def join() -> None:
         raise UserError(f"cannot join the processes of JAX_COORDINATOR_ADDRESS={address!r}: {error}") from error
 
 
-def census(expected: int) -> None:
-    """Log the devices of all processes. Raises UserError unless there are as many as the run expects (0 = any number).
+def census() -> None:
+    """Log the devices of all processes. Raises UserError unless there are LUMOS_NUM_DEVICES of them, where a launcher set it.
 
     A process that failed to join the others would else train on its own, as an island.
     """
@@ -71,7 +71,8 @@ def census(expected: int) -> None:
     found = f"{jax.device_count()} devices ({', '.join(kinds)}) of {jax.process_count()} processes"
     if jax.process_index() == 0:
         _log.info("%s, %d of them in this process", found, jax.local_device_count())
-    if expected and jax.device_count() != expected:
+    expected = os.environ.get("LUMOS_NUM_DEVICES", "")
+    if expected and expected != str(jax.device_count()):
         raise UserError(
-            f"config.mesh.num_devices={expected}, but the run sees {found}: start the missing processes, or change the field"
+            f"LUMOS_NUM_DEVICES={expected}, but the run sees {found}: start the missing processes, or change the variable"
         )

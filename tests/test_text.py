@@ -40,13 +40,14 @@ def test_any_text_survives_by_byte_fallback(tokenizer, text):
     assert count == (ids_P != 0).sum()
 
 
-def test_long_captions_keep_their_beginning_and_are_counted():
+def test_long_captions_keep_their_beginning_and_are_counted(caplog):
     tokenizer = TextTokenizer()
     whole_P, count = tokenizer.encode("a red circle moves right over a dark background", 32)
     cut_P, cut_count = tokenizer.encode("a red circle moves right over a dark background", 5)
     np.testing.assert_array_equal(cut_P, whole_P[32 - count :][:5])
     assert cut_count == 5
     assert tokenizer.num_truncated == 1
+    assert f"a text of {count} tokens is cut to config.sequence.text_length=5" in caplog.text
 
 
 def test_training_is_reproducible_and_shrinks_to_the_corpus(tmp_path):

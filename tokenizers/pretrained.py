@@ -53,7 +53,7 @@ def load(workdir: str | Path) -> Tokenizer:
     config = config_lib.parse(read_config(workdir))
     if config.task != "tokenizer":
         raise UserError(f"{workdir} holds a {config.task} run, not a tokenizer")
-    checkpointer = Checkpointer(workdir)
+    checkpointer = Checkpointer(workdir, read_only=True)
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), make_definition(config.tokenizer).abstract

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
+from absl import logging
 
 from lumos.config import Config
 from lumos.errors import UserError
@@ -58,8 +59,8 @@ class TextTokenizer:
     def encode(self, text: str, length: int) -> tuple[np.ndarray, int]:
         """Return (int32 [length] ids with the padding on the left, number of ids that are not padding).
 
-        The first of them is the beginning-of-text id. A text that is too long loses its end, and is counted in
-        `num_truncated`.
+        The first of them is the beginning-of-text id. A text that is too long loses its end: the first one is
+        logged, all are counted in `num_truncated`.
         """
         return self.place([self.bos_id, *self._pieces.encode(text)], length)
 
@@ -67,6 +68,10 @@ class TextTokenizer:
         """Return ids as a row of `encode`."""
         if len(ids) > length:
             self.num_truncated += 1
+            if self.num_truncated == 1:
+                logging.warning(
+                    "a text of %d tokens is cut to config.sequence.text_length=%d; others may be", len(ids), length
+                )
             ids = ids[:length]
         row = np.full(length, self.pad_id, np.int32)
         row[length - len(ids) :] = ids

@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 class Profiler:
     """Call `step` before every step. Traces go to `workdir/profile`, for TensorBoard or xprof."""
 
-    def __init__(self, workdir: str | Path, *, at: int, num_steps: int):
+    def __init__(self, workdir: str | Path, *, at: int, num_steps: int = 3):
         """Profile `num_steps` steps from step `at` on (0: only on SIGUSR1)."""
         self._folder, self._at, self._num_steps = Path(workdir) / "profile", at, num_steps
         self._asked, self._stop_at = False, None
