@@ -82,19 +82,23 @@ def attend(q_BQNA, k_BSKA, v_BSKA, start_BQ, schedule) -> jax.Array:
 
 
 def _block_sizes(num_queries: int, num_keys: int) -> kernels.BlockSizes:
-    """Return tile sizes. One fused backward kernel needs 5 matmuls instead of 7, but a dq for every block of keys."""
-    q, kv = _largest_divisor(num_queries, 512), _largest_divisor(num_keys, 1024)
-    compute = _largest_divisor(kv, 512)
+    q, kv, kv_backward = block_sizes(num_queries, num_keys)
+    compute = _largest_divisor(kv_backward, 512)
     fused = is_fused(num_keys)
     return kernels.BlockSizes(
-        block_q=q, block_kv=kv, block_kv_compute=compute,
-        block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=compute,
-        block_q_dq=None if fused else q, block_kv_dq=None if fused else kv, use_fused_bwd_kernel=fused,
+        block_q=q, block_kv=kv, block_kv_compute=kv,
+        block_q_dkv=q, block_kv_dkv=kv_backward, block_kv_dkv_compute=compute,
+        block_q_dq=None if fused else q, block_kv_dq=None if fused else kv_backward, use_fused_bwd_kernel=fused,
     )  # fmt: skip
 
 
+def block_sizes(num_queries: int, num_keys: int) -> tuple[int, int, int]:
+    """Return queries per block, keys per block forward and backward: fewer, larger blocks there keep fewer copies of dq."""
+    return _largest_divisor(num_queries, 512), _largest_divisor(num_keys, 512), _largest_divisor(num_keys, 1024)
+
+
 def is_fused(num_keys: int) -> bool:
-    """Whether the backward pass of a sequence is one kernel: the copies of dq still fit in memory."""
+    """Whether the backward pass is one kernel: 5 matmuls instead of 7, while a dq for every block of keys fits in memory."""
     return num_keys <= 32 * 1024
 
 

@@ -73,6 +73,7 @@ class Run:
             vocab_size=vocab, head_size=vocab, head_positions=self.length, length=self.length,
             num_tokens=self.length,
             pairs=self.length * (self.length + 1) / 2, computed_pairs=blocks * (blocks + 1) / 2 * self.block**2,
+            backward_pairs=blocks * (blocks + 1) / 2 * self.block**2,
             batch_size=round(self.per_device * place.num_devices), kept=self.kept,
             backward_matmuls=self.backward_matmuls, fsdp=fsdp, tensor=self.tensor, context=self.context,
             replica=place.num_devices // (fsdp * self.tensor * self.context),

@@ -15,6 +15,7 @@ _LONG = {"sequence.grid": "(50, 32, 56)", "data.buckets": "((197, 256, 448),)"} 
 PLANS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("lumos_500m.py", "v5e:16x16", {"mesh.replica": "16", "mesh.fsdp": "16", "data.batch_size": "256", "model.remat": _KEEP}),
     ("lumos_1b.py", "v5e:16x16", {"mesh.replica": "4", "mesh.fsdp": "64", "data.batch_size": "256", "model.remat": _KEEP, "sequence.style": "compact"}),
+    ("lumos_1b.py", "v5p:8x8x4", {"mesh.replica": "4", "mesh.fsdp": "64", "data.batch_size": "512", "model.remat": _KEEP, "sequence.style": "compact"}),
     ("lumos_1b.py", "v5e:16x16", {"mesh.replica": "4", "mesh.fsdp": "64", "data.batch_size": "256", "model.remat": _KEEP}),
     ("lumos_1b.py", "v5p:8x8x4", {"mesh.replica": "4", "mesh.fsdp": "64", "data.batch_size": "512", "model.remat": _KEEP}),
     ("lumos_1b.py", "v6e:16x16", {"mesh.replica": "4", "mesh.fsdp": "64", "data.batch_size": "256", "model.remat": _KEEP}),

@@ -8,7 +8,7 @@ import numpy as np
 
 from lumos.config import Config
 from lumos.model.remat import offloaded_names, saved_names
-from lumos.model.splash import is_fused, padding
+from lumos.model.splash import block_sizes, is_fused, padding
 from lumos.sequence.attention import count_pairs, range_end
 from lumos.sequence.layout import Layout
 from lumos.sequence.storage import Storage
@@ -30,7 +30,8 @@ class Workload:
     length: int  # with padding
     num_tokens: int  # without
     pairs: float  # visible (query, key) pairs: what counts as work
-    computed_pairs: float  # pairs of the blocks that the kernel visits: what takes time
+    computed_pairs: float  # pairs of the blocks that the kernel visits forward: what takes time
+    backward_pairs: float  # ... and backward
     batch_size: int  # sequences per step, all devices
     kept: tuple[str, ...]  # named activations that the backward pass finds (lumos/model/remat.py)
     offloaded: tuple[str, ...] = ()
@@ -97,23 +98,25 @@ class Workload:
     @property
     def attention_flops(self) -> float:
         """FLOPs that the attention kernels execute, on whole blocks."""
-        again = 0 if "attention" in (*self.kept, *self.offloaded) else 2
-        matmuls = 2 + again + self.backward_matmuls
-        return 2.0 * matmuls * self.batch_size * self.num_layers * self.num_heads * self.head_dim * self.computed_pairs
+        forward = 2 if "attention" in (*self.kept, *self.offloaded) else 4
+        pairs = forward * self.computed_pairs + self.backward_matmuls * self.backward_pairs
+        return 2.0 * self.batch_size * self.num_layers * self.num_heads * self.head_dim * pairs
 
 
 def from_config(config: Config, layout: Layout, mesh: dict[str, int], *, tpu: bool) -> Workload:
     """Describe the train step of a resolved config."""
     model = config.model
-    end, block = range_end(layout.group), 512 if tpu else 128
+    end = range_end(layout.group)
     length = Storage(layout.length, mesh["context"], padding(layout.length, mesh["context"]) if tpu else 1).num_slots
-    last = np.maximum.reduceat(end, np.arange(0, layout.length, block))
+    q, kv, kv_backward = block_sizes(length // mesh["context"], length) if tpu else (128, 128, 128)
+    last = np.maximum.reduceat(end, np.arange(0, layout.length, q))  # one past the last key of each block of queries
+    pairs = [float((-(-last // block) * block * q).sum()) for block in (kv, kv_backward)]
     return Workload(
         num_layers=model.num_layers, model_dim=model.model_dim, mlp_dim=model.mlp_dim, num_heads=model.num_heads,
         num_kv_heads=model.num_kv_heads, head_dim=model.head_dim, vocab_size=layout.vocabulary.size,
         head_size=layout.vocabulary.visual_size, head_positions=len(layout.visual_index), length=length,
         num_tokens=layout.length,
-        pairs=count_pairs(layout), computed_pairs=float((-(-last // block) * block * block).sum()),
+        pairs=count_pairs(layout), computed_pairs=pairs[0], backward_pairs=pairs[1],
         batch_size=config.data.batch_size, kept=saved_names(model.remat), offloaded=offloaded_names(model.remat),
         accumulation=config.train.accumulation, backward_matmuls=5 if not tpu or is_fused(length) else 7, **mesh,
     )  # fmt: skip
