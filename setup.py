@@ -20,7 +20,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_namespace_packages(include=["lumos", "lumos.*"]),
-    package_data={"lumos.data": ["*.model"]},
+    package_data={"lumos.data": ["*.model"], "lumos.planning": ["*.json"]},
     entry_points={"console_scripts": ["lumos=lumos.cli:run_and_exit"]},
     install_requires=[
         "absl-py",
@@ -47,7 +47,8 @@ setup(
         "lumos1": ["tokenizers"],  # the text tokenizer of the released Lumos-1 models
         "convert": ["torch"],  # reads the TorchScript archives of the released Cosmos tokenizers
         "gpu": ["jax[cuda13]>=0.10,<0.12"],
+        "tpu-plan": ["libtpu"],  # the TPU compiler, for `lumos plan` on a machine without one
         "tpu": ["jax[tpu]>=0.10,<0.12"],
-        "dev": ["hypothesis", "pyarrow", "pytest", "pytest-xdist", "ruff", "tokenizers", "transformers"],
+        "dev": ["hypothesis", "pyarrow", "pytest", "pytest-xdist", "pyyaml", "ruff", "tokenizers", "transformers"],
     },
 )

@@ -15,7 +15,7 @@ _SIZES = {
 
 
 def get_config(variant: str = ""):
-    """Variant "smoke" shrinks everything to seconds on a CPU."""
+    """Variants: "compact" (no markers: 12,544 codes and 256 text slots), "smoke" (seconds on a CPU), "compact,smoke"."""
     return sized("1b", variant)
 
 
@@ -33,7 +33,8 @@ def sized(size: str, variant: str):
     model.num_layers, model.model_dim, model.mlp_dim, model.num_heads, model.num_kv_heads, model.head_dim = _SIZES[size]
     model.text_vocab, model.visual_vocab = 65_536, 64_000
     model.dtype = "bfloat16"
-    model.remat = "full"
+    # What a 16 GB device has room for with one clip (docs/plans.md).
+    model.remat = "minimal" if size == "3b" else "save:query,key,value,attention,out,gate,up"
     config.tokenizer.levels = (8, 8, 8, 5, 5, 5)
     config.loss.chunk = 4096
     config.optimizer.learning_rate = 1e-4 if size == "3b" else 5e-5
@@ -45,7 +46,9 @@ def sized(size: str, variant: str):
     config.generate.steps = 50
     config.generate.guidance = 15.0
     config.generate.fps = 12.0
-    if variant == "smoke":
+    if "compact" in variant:
+        config.sequence.style = "compact"
+    if "smoke" in variant:
         model.num_layers, model.model_dim, model.mlp_dim, model.num_heads, model.num_kv_heads = 2, 64, 128, 2, 1
         model.head_dim, model.dtype = 32, "float32"
         config.data.buckets, config.sequence.grid, config.sequence.text_length = ((5, 32, 32),), (2, 4, 4), 8

@@ -8,5 +8,5 @@ from lumos.configs.lumos_1b import sized
 
 
 def get_config(variant: str = ""):
-    """Variant "smoke" shrinks everything to seconds on a CPU."""
+    """Variants as in configs/lumos_1b.py."""
     return sized("500m", variant)

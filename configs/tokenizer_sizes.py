@@ -27,6 +27,7 @@ def get_config(variant: str = "s"):
     config.data.batch_size = 64
     config.data.image_fraction = 0.2
     config.data.buckets = ((17, side, side),)
+    config.mesh.replica, config.mesh.fsdp = -1, 1  # small enough to be whole on every device
     config.optimizer.learning_rate = 1e-3 if size in ("xs", "s") else 1e-4
     config.optimizer.beta2 = 0.99
     config.optimizer.weight_decay = 0.01

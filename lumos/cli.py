@@ -13,6 +13,7 @@ from absl import flags
 from absl import logging as absl_logging
 
 from lumos.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, UserError
+from lumos.processes import started_by
 
 _USAGE = """usage: lumos <verb> [flags]
 
@@ -24,6 +25,8 @@ _USAGE = """usage: lumos <verb> [flags]
   replay           run a step that went wrong again, from its dump
   tokenize         clips -> shards of tokens
   generate         prompts (and first frames) -> videos
+  plan             will it fit, and how fast: compile a step for a TPU pod without one
+  launch           run a verb as many processes, here or on a cluster
   evaluate         a training workdir -> results.jsonl and an HTML report
   convert          released Lumos-1 and Cosmos weights and tokens -> workdirs and token folders, and back
 
@@ -40,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     verb = arguments.pop(0)
     if verb == "data" and arguments and not arguments[0].startswith("-"):
         verb += " " + arguments.pop(0)
+    if verb == "launch" and "--" in arguments:  # the verb to launch, with its own flags
+        cut = arguments.index("--")
+        arguments = arguments[:cut] + [f"--verb={word}" for word in arguments[cut + 1 :]]
     if verb == "replay" and arguments and not arguments[0].startswith("-"):
         arguments[0] = f"--dump={arguments[0]}"
     try:
@@ -61,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}; flags are --name=value")
         _start_logging()
-        run(values, overrides)
+        return run(values, overrides) or 0
     except UserError as error:
         return _fail(str(error), EXIT_USER_ERROR)
     except Preempted as error:
@@ -70,7 +76,6 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno not in _DISK_ERRORS:
             raise
         return _fail(f"{error.filename or 'writing failed'}: {error.strerror}", EXIT_USER_ERROR)
-    return 0
 
 
 def run_and_exit() -> None:
@@ -78,11 +83,11 @@ def run_and_exit() -> None:
     try:
         code = main()
     except Exception:  # a bug, or another process of the run is gone
-        if "JAX_COORDINATOR_ADDRESS" not in os.environ:
+        if not started_by(os.environ):
             raise
         traceback.print_exc()
         code = 1
-    if code not in (0, EXIT_PREEMPTED) and "JAX_COORDINATOR_ADDRESS" in os.environ:
+    if code not in (0, EXIT_PREEMPTED) and started_by(os.environ):
         # At its end a process waits for the others of the run, and they wait for this one in a collective.
         sys.stderr.flush()
         os._exit(code)
@@ -143,6 +148,10 @@ def _number(name: str, default: int, help_text: str) -> Callable:
     return lambda values: flags.DEFINE_integer(name, default, help_text, flag_values=values)
 
 
+def _switch(name: str, default: bool, help_text: str) -> Callable:
+    return lambda values: flags.DEFINE_boolean(name, default, help_text, flag_values=values)
+
+
 def _many(name: str, help_text: str) -> Callable:
     return lambda values: flags.DEFINE_multi_string(name, [], help_text, flag_values=values)
 
@@ -201,7 +210,8 @@ def _train(values, overrides):
 
         fresh = tuple(filter(None, values.fresh.split(",")))
         run = config.load(values.config, overrides)
-        train(run, values.workdir, init_from=values.init_from, fresh=fresh, watchdog=watchdog)
+        options = {"init_from": values.init_from, "fresh": fresh, "profile_at": values.profile_at}
+        train(run, values.workdir, watchdog=watchdog, **options)
 
 
 def _replay(values, overrides):
@@ -263,6 +273,37 @@ def _convert(values, overrides):
     print(convert(values["from"].value, values["input"].value, values["to"].value, options, overrides))
 
 
+def _plan(values, overrides):
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # nothing runs; libtpu must not look for chips
+    from lumos import config
+    from lumos.planning.command import plan
+
+    c = config.load(values.config, overrides)
+    purpose, find = values["for"].value, values.search
+    plan(c, values.topology, purpose, compile=values.compile, find=find, json=values.json)
+
+
+def _launch(values, overrides):
+    from lumos.launch import local
+    from lumos.launch.command import launch
+    from lumos.launch.spec import make_job
+
+    if overrides:
+        raise UserError("lumos launch: config overrides belong behind --, to the verb")
+    if values.local:
+        processes, devices = values.num_processes, values.devices_per_process
+        return local.run(values.verb, num_processes=processes, devices_per_process=devices)
+    options = {
+        name: values[name].value
+        for name in ("image", "per", "max_restarts", "time_limit", "setup")
+        if values[name].present
+    }
+    job = make_job(values.name, values.topology, values.verb, **options)
+    return launch(job, values.cluster, dry_run=values.dry_run)
+
+
 _VERBS: dict[str, tuple[Callable, Callable]] = {
     "demo": (
         _flags(
@@ -295,6 +336,7 @@ _VERBS: dict[str, tuple[Callable, Callable]] = {
             _WORKDIR,
             _text("init_from", "", "workdir whose weights a new run starts from"),
             _text("fresh", "", "parameters that start anew even so, such as lm_head,embed"),
+            _number("profile_at", 0, "step from which three steps are profiled; 0 = only on SIGUSR1"),
         ),
         _train,
     ),
@@ -331,6 +373,35 @@ _VERBS: dict[str, tuple[Callable, Callable]] = {
             _text("ids", "", "JSON file with the token ids of another vocabulary (docs/released_weights.md)"),
         ),
         _convert,
+    ),
+    "plan": (
+        _flags(
+            _CONFIG,
+            _text("topology", None, "v5e:16x16, v5p:8x8x4, 2*v6e:16x16 (slices), h100:64", required=True),
+            _text("for", "", "train | generate | tokenizer; by default what the config trains"),
+            _switch("compile", True, "compile the step (TPU); false gives the estimate alone, at once"),
+            _switch("search", False, "look for the best mesh, batch and remat policy first"),
+            _switch("json", False, "print the result as one line of JSON at the end"),
+        ),
+        _plan,
+    ),
+    "launch": (
+        _flags(
+            _switch("local", False, "run processes on this machine, on CPU devices"),
+            _number("num_processes", 2, "with --local: processes"),
+            _number("devices_per_process", 1, "with --local: CPU devices of each"),
+            _text("cluster", "slurm", "slurm | gke | tpu-vm | skypilot"),
+            _text("topology", "h100:8", "devices of the job: h100:64, v5p:8x8x4, 2*v5e:16x16"),
+            _text("name", "lumos", "of the job"),
+            _text("image", "", "container image (gke, skypilot)"),
+            _text("per", "node", "node | gpu: what gets a process of its own (slurm)"),
+            _text("setup", "", "shell command before the verb on every host"),
+            _text("time_limit", "24:00:00", "of one SLURM allocation; the job is requeued after it"),
+            _number("max_restarts", 100, "after failures and preemptions"),
+            _switch("dry_run", False, "print the file instead of submitting it"),
+            _many("verb", "what to run: everything behind --"),
+        ),
+        _launch,
     ),
     "evaluate": (
         _flags(_WORKDIR, _text("out", None, "folder of the report", required=True), _number("seed", 0, "random seed")),

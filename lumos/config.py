@@ -125,8 +125,8 @@ class ModelConfig:
     norm_eps: float = 1e-5  # of the RMSNorms
     dtype: str = "float32"  # compute
     param_dtype: str = "float32"
-    attention: str = "flash"  # flash | dense (the test oracle)
-    remat: str = "none"  # none | dots | full
+    attention: str = "auto"  # auto (splash on TPU, else flash) | flash | splash | dense (the test oracle)
+    remat: str = "none"  # none | minimal | dots | full | save:<names> | offload:<names> (lumos/model/remat.py)
     scan_layers: bool = True  # False compiles every layer on its own: slower to compile, faster to run on CPU
     init_std: float = 0.02  # standard deviation of initial weights; branch outputs start smaller by sqrt(2 layers)
 

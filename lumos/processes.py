@@ -1,25 +1,47 @@
 """Joins the processes of a run, one or several per host, through `jax.distributed`.
 
 A launcher sets JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID in every process.
-Where the last two are missing, jax asks the cluster (SLURM, Open MPI, Kubernetes, Cloud TPU).
+Where it does not, jax asks the cluster that started the process: SLURM, Open MPI, a Kubernetes JobSet or a Cloud TPU.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Mapping
 
 from lumos.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+def started_by(environ: Mapping[str, str]) -> str:
+    """Return what started this process as one of several, or "" if it runs alone."""
+    if "JAX_COORDINATOR_ADDRESS" in environ:
+        return "flags"
+    if environ.get("LUMOS_CLUSTER") == "tpu" or "MEGASCALE_COORDINATOR_ADDRESS" in environ:
+        return "tpu"  # a TPU VM knows its peers from the metadata server
+    if "," in environ.get("TPU_WORKER_HOSTNAMES", ""):
+        return "tpu"
+    if "SLURM_STEP_ID" in environ and int(environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS") or 1) > 1:
+        return "slurm"
+    if int(environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        return "open mpi"
+    if "JOBSET_NAME" in environ and "JOB_COMPLETION_INDEX" in environ:
+        return "jobset"
+    return ""
 
 
 def join() -> None:
     """Connect to the other processes, if a launcher started any; must precede the first use of devices.
 
-    Blocks until all are there; the watchdog limits how long.
+    Blocks until all are there; the caller's watchdog or the launcher limits how long.
 
     Raises:
-      UserError: the environment variables make no sense.
+      UserError: the environment variables make no sense, or the coordinator cannot be reached.
     """
-    if "JAX_COORDINATOR_ADDRESS" not in os.environ:
+    cluster = started_by(os.environ)
+    if not cluster:
         return
     import jax
 
@@ -32,7 +54,25 @@ def join() -> None:
             raise UserError(f"{name}={text!r} must be a number")
         numbers[argument] = int(text) if text else None
     try:
-        jax.distributed.initialize(**numbers, initialization_timeout=10**6)  # the deadline is the watchdog's
+        jax.distributed.initialize(**numbers, initialization_timeout=10**6)
     except (ValueError, IndexError) as error:
-        address = os.environ["JAX_COORDINATOR_ADDRESS"]
+        address = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
         raise UserError(f"cannot join the processes of JAX_COORDINATOR_ADDRESS={address!r}: {error}") from error
+
+
+def census() -> None:
+    """Log the devices of all processes. Raises UserError unless there are LUMOS_NUM_DEVICES of them, where a launcher set it.
+
+    A process that failed to join the others would else train on its own, as an island.
+    """
+    import jax
+
+    kinds = sorted({device.device_kind for device in jax.devices()})
+    found = f"{jax.device_count()} devices ({', '.join(kinds)}) of {jax.process_count()} processes"
+    if jax.process_index() == 0:
+        _log.info("%s, %d of them in this process", found, jax.local_device_count())
+    expected = os.environ.get("LUMOS_NUM_DEVICES", "")
+    if expected and expected != str(jax.device_count()):
+        raise UserError(
+            f"LUMOS_NUM_DEVICES={expected}, but the run sees {found}: start the missing processes, or change the variable"
+        )

@@ -1,70 +1,129 @@
 """Mesh and logical axis rules: the only file that knows the names of mesh axes.
 
 Model code names logical axes ("embed", "heads", ...); `RULES` maps them to the mesh (`replica`, `fsdp`, `context`,
-`tensor`). Everything is checked before anything is compiled.
+`tensor`). Most of a step is partitioned by XLA from these annotations (`constrain`). Attention, the embedding and the
+loss say themselves what moves: `per_device` runs a function on the shards, with the collectives below, which take
+logical axes too and do nothing where an axis is not split. Everything is checked before anything is compiled.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lumos.config import MeshConfig
 from lumos.errors import UserError
 
 MESH_AXES = ("replica", "fsdp", "context", "tensor")
+Axes = tuple[str | None, ...]
 
-# Logical axis -> mesh axes. Parameters shard their "embed" (or output channel) axis over fsdp and their head, mlp or
-# vocabulary axis over tensor; batches split over replica and fsdp, sequences over context.
-RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("replica", "fsdp"),
-    "length": ("context",),
-    "layers": (),
-    "embed": ("fsdp",),
-    "heads": ("tensor",),
-    "kv_heads": ("tensor",),
-    "mlp": ("tensor",),
-    "vocab": ("tensor",),
-    "channels": ("fsdp",),
-}
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+    """Logical axis -> mesh axes.
+
+    Parameters shard their "embed" (or output channel) axis over fsdp and their head, mlp or vocabulary axis over tensor;
+    batches split over replica and fsdp, sequences over context.
+    """
+
+    batch: tuple[str, ...] = ("replica", "fsdp")
+    length: tuple[str, ...] = ("context",)
+    layers: tuple[str, ...] = ()
+    embed: tuple[str, ...] = ("fsdp",)
+    heads: tuple[str, ...] = ("tensor",)
+    kv_heads: tuple[str, ...] = ("tensor",)
+    mlp: tuple[str, ...] = ("tensor",)
+    vocab: tuple[str, ...] = ("tensor",)
+    channels: tuple[str, ...] = ("fsdp",)
+
+    def __post_init__(self):
+        for name, axes in self.items():
+            unknown = [axis for axis in axes if axis not in MESH_AXES]
+            if unknown:
+                raise UserError(
+                    f"sharding rule {name}={axes}: unknown mesh axis {unknown[0]!r}; known: {', '.join(MESH_AXES)}"
+                )
+            if len(set(axes)) < len(axes):
+                raise UserError(f"sharding rule {name}={axes} uses a mesh axis twice")
+        for first, second in (("batch", "length"), ("embed", "heads"), ("embed", "mlp"), ("embed", "vocab")):
+            both = set(getattr(self, first)) & set(getattr(self, second))
+            if both:
+                raise UserError(
+                    f"sharding rules {first} and {second} both use mesh axis {both.pop()!r}, but they meet in one tensor: "
+                    "give them different axes"
+                )
+
+    def items(self):
+        return ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+
+    def mesh_axes(self, axis: str | None) -> tuple[str, ...]:
+        """Return the mesh axes of a logical axis. Raises UserError on an unknown name."""
+        if axis is not None and not hasattr(self, axis):
+            raise UserError(f"unknown logical axis {axis!r}; known: {', '.join(name for name, _ in self.items())}")
+        return getattr(self, axis) if axis else ()
+
+    def spec(self, axes: Axes) -> PartitionSpec:
+        """Translate logical axis names to a PartitionSpec. Raises UserError if a mesh axis would be used twice."""
+        used: set[str] = set()
+        entries = []
+        for axis in axes:
+            mesh_axes = self.mesh_axes(axis)
+            if set(mesh_axes) & used:
+                raise UserError(f"logical axes {axes} use a mesh axis twice: {mesh_axes}")
+            used |= set(mesh_axes)
+            entries.append(mesh_axes if len(mesh_axes) > 1 else (mesh_axes[0] if mesh_axes else None))
+        return PartitionSpec(*entries)
+
+
+RULES = Rules()
+spec = RULES.spec
+
+
+def fill(config: MeshConfig, num_devices: int) -> dict[str, int]:
+    """Return the size of every axis. Raises UserError if they do not multiply to the number of devices."""
+    sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
+    if list(sizes.values()).count(-1) > 1 or any(size == 0 or size < -1 for size in sizes.values()):
+        raise UserError(f"config.mesh {sizes}: sizes are positive, and at most one may be -1")
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if num_devices % known or (-1 not in sizes.values() and known != num_devices):
+        raise UserError(
+            f"config.mesh {sizes} does not fit {num_devices} devices: the sizes must multiply to {num_devices} (set one to -1 "
+            "to fill it)"
+        )
+    return {axis: num_devices // known if size == -1 else size for axis, size in sizes.items()}
 
 
 def make_mesh(config: MeshConfig, devices: list | None = None) -> Mesh:
     """Build the mesh. Raises UserError if the axis sizes do not multiply to the number of devices."""
-    devices = jax.devices() if devices is None else devices
-    sizes = [getattr(config, axis) for axis in MESH_AXES]
-    if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-        raise UserError(f"config.mesh {dict(zip(MESH_AXES, sizes))}: sizes are positive, and at most one may be -1")
-    known = math.prod(size for size in sizes if size != -1)
-    if len(devices) % known or (-1 not in sizes and known != len(devices)):
-        raise UserError(
-            f"config.mesh {dict(zip(MESH_AXES, sizes))} does not fit {len(devices)} devices: the sizes must multiply to "
-            f"{len(devices)} (set one to -1 to fill it)"
-        )
-    sizes = [len(devices) // known if size == -1 else size for size in sizes]
-    grid = np.array(devices).reshape(sizes)
+    devices = jax.devices() if devices is None else list(devices)
+    grid = _arrange(devices, list(fill(config, len(devices)).values()))
     return Mesh(grid, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES))
 
 
-def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
-    """Translate logical axis names to a PartitionSpec. Raises UserError on an unknown name or a mesh axis used twice."""
-    used: list[str] = []
-    entries = []
-    for axis in axes:
-        if axis is not None and axis not in RULES:
-            raise UserError(f"unknown logical axis {axis!r}; known: {', '.join(RULES)}")
-        mesh_axes = RULES[axis] if axis else ()
-        if set(mesh_axes) & set(used):
-            raise UserError(f"logical axes {axes} use a mesh axis twice: {mesh_axes}")
-        used += mesh_axes
-        entries.append(mesh_axes if len(mesh_axes) > 1 else (mesh_axes[0] if mesh_axes else None))
-    return PartitionSpec(*entries)
+def _arrange(devices: list, sizes: list[int]) -> np.ndarray:
+    """Lay devices out so that the inner axes use the fast links; between TPU slices only `replica` may run."""
+    num_slices = len({getattr(device, "slice_index", None) for device in devices})
+    if devices[0].platform != "tpu":
+        return np.array(devices).reshape(sizes)  # processes are contiguous: inner axes stay inside a node
+    if num_slices > 1:
+        if sizes[0] % num_slices:
+            raise UserError(
+                f"config.mesh.replica={sizes[0]} must be a multiple of the {num_slices} slices: only that axis crosses the "
+                f"network between slices; set config.mesh.replica={num_slices}"
+            )
+        inside = [sizes[0] // num_slices, *sizes[1:]]
+        between = [num_slices, 1, 1, 1]
+        return mesh_utils.create_hybrid_device_mesh(inside, between, devices, allow_split_physical_axes=True)
+    return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 
 def param_shardings(mesh: Mesh, axes: Any, abstract: Any) -> Any:
@@ -72,12 +131,12 @@ def param_shardings(mesh: Mesh, axes: Any, abstract: Any) -> Any:
 
     def one(path, names, leaf):
         partition = spec(names)
-        for dim, entry in zip(leaf.shape, partition):
-            parts = math.prod(mesh.shape[a] for a in ((entry,) if isinstance(entry, str) else entry or ()))
+        for dim, name in zip(leaf.shape, names):
+            parts = num_shards(mesh, name)
             if dim % parts:
                 raise UserError(
                     f"parameter {jax.tree_util.keystr(path)} of shape {leaf.shape} cannot be split {parts} ways over mesh axis "
-                    f"{entry!r}: {dim} is not divisible; change config.mesh or the model size"
+                    f"{'x'.join(RULES.mesh_axes(name))!r}: {dim} is not divisible; change config.mesh or the model size"
                 )
         return NamedSharding(mesh, partition)
 
@@ -95,7 +154,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def num_batch_shards(mesh: Mesh) -> int:
     """Return into how many parts a global batch is split."""
-    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    return num_shards(mesh, "batch")
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -116,9 +175,109 @@ def _max(mesh: Mesh):
     return jax.jit(jnp.max, out_shardings=replicated(mesh))
 
 
-def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+def num_shards(mesh: Mesh | jax.sharding.AbstractMesh, axis: str | None) -> int:
+    """Return into how many parts a mesh splits a logical axis."""
+    return math.prod(mesh.shape[name] for name in RULES.mesh_axes(axis))
+
+
+def shards(axis: str | None) -> int:
+    """Return into how many parts the mesh in use splits a logical axis (1 without a mesh)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else num_shards(mesh, axis)
+
+
+def platform() -> str:
+    """Return what a traced computation will run on: the platform of the mesh in use, or the default one."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    kind = getattr(device, "device_kind", "")
+    return "tpu" if kind.startswith("TPU") else "gpu" if kind.startswith("NVIDIA") else jax.default_backend()
+
+
+def axis_of(size: int, axis: str) -> str | None:
+    """Return the axis if `size` splits evenly over it, else None: such an activation is replicated along it."""
+    return axis if size % shards(axis) == 0 else None
+
+
+def check_divides(field: str, size: int, axis: str) -> None:
+    """Raise UserError unless the mesh in use splits a configured size evenly."""
+    if axis_of(size, axis) is None:
+        names = "*".join(f"config.mesh.{name}" for name in RULES.mesh_axes(axis))
+        raise UserError(f"{field}={size} is not divisible by {names}={shards(axis)}: lower the axis, or change {field}")
+
+
+def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     """Pin the sharding of an activation to its logical axes (nothing outside a mesh)."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
+    axes = tuple(axis and axis_of(size, axis) for size, axis in zip(x.shape, axes, strict=True))
     return jax.lax.with_sharding_constraint(x, spec(axes))
+
+
+def per_device(function: Callable, in_axes: Any, out_axes: Any) -> Callable:
+    """Run `function` on the shards that each device holds of its arguments (as it is, without a mesh).
+
+    `in_axes` and `out_axes` are trees of logical axes (a tuple per array), or PartitionSpecs where a library gives them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function
+
+    def is_axes(x):
+        return isinstance(x, PartitionSpec) or (
+            isinstance(x, tuple) and all(a is None or isinstance(a, str) for a in x)
+        )
+
+    def to_specs(tree):
+        return jax.tree.map(lambda a: a if isinstance(a, PartitionSpec) else spec(a), tree, is_leaf=is_axes)
+
+    return jax.shard_map(function, in_specs=to_specs(in_axes), out_specs=to_specs(out_axes), check_vma=False)
+
+
+def all_gather(x: jax.Array, axis: str | None, dim: int) -> jax.Array:
+    """Inside `per_device`: join the shards of a logical axis along dimension `dim`."""
+    return x if shards(axis) == 1 else jax.lax.all_gather(x, RULES.mesh_axes(axis), axis=dim, tiled=True)
+
+
+def reduce_scatter(x: jax.Array, axis: str, dim: int) -> jax.Array:
+    """Inside `per_device`: add over a logical axis and keep this device's part of dimension `dim`."""
+    if shards(axis) == 1:
+        return x
+    return jax.lax.psum_scatter(x, RULES.mesh_axes(axis), scatter_dimension=dim, tiled=True)
+
+
+def all_to_all(x: jax.Array, axis: str, *, split_dim: int, join_dim: int) -> jax.Array:
+    """Inside `per_device`: exchange a split of `split_dim` for the whole of `join_dim`."""
+    if shards(axis) == 1:
+        return x
+    return jax.lax.all_to_all(x, RULES.mesh_axes(axis), split_axis=split_dim, concat_axis=join_dim, tiled=True)
+
+
+def psum(x: Any, *axes: str | None) -> Any:
+    """Inside `per_device`: add over logical axes, each mesh axis once."""
+    names = _split_axes(axes)
+    return jax.lax.psum(x, names) if names else x
+
+
+def psum_except(x: Any, axes: tuple[str, ...], without: str) -> Any:
+    """Inside `per_device`: add over the mesh axes of `axes` that the logical axis `without` does not use."""
+    names = tuple(name for name in _split_axes(axes) if name not in RULES.mesh_axes(without))
+    return jax.lax.psum(x, names) if names else x
+
+
+def pmax(x: jax.Array, axis: str) -> jax.Array:
+    """Inside `per_device`: the maximum over a logical axis."""
+    return x if shards(axis) == 1 else jax.lax.pmax(x, RULES.mesh_axes(axis))
+
+
+def shard_index(axis: str) -> jax.Array | int:
+    """Inside `per_device`: which part of a logical axis this device holds."""
+    return 0 if shards(axis) == 1 else jax.lax.axis_index(RULES.mesh_axes(axis))
+
+
+def _split_axes(axes) -> tuple[str, ...]:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return ()
+    names = dict.fromkeys(name for axis in axes for name in RULES.mesh_axes(axis))
+    return tuple(name for name in names if mesh.shape[name] > 1)

@@ -12,7 +12,7 @@ from lumos.config import MeshConfig
 from lumos.errors import UserError
 from lumos.training import flops
 from lumos.training.optimizer import make_optimizer, make_schedule
-from lumos.training.state import create_state, state_shardings
+from lumos.training.state import TrainState, abstract_state, create_state, state_shardings
 from lumos.training.step import make_train_step
 from lumos.training.transformer_task import TransformerTask
 
@@ -37,7 +37,7 @@ def reference():
 
 
 @pytest.mark.parametrize(
-    "shape", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"replica": 2, "fsdp": 4}, {"fsdp": 4, "context": 2}]
+    "shape", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"fsdp": 2, "context": 4}, {"replica": 2, "fsdp": 4}]
 )
 def test_eight_devices_give_the_losses_of_one(reference, shape):
     config = tiny.transformer(optimizer__learning_rate=1e-2, model__num_kv_heads=2)
@@ -49,20 +49,32 @@ def test_eight_devices_give_the_losses_of_one(reference, shape):
     assert q_proj.addressable_shards[0].data.size < q_proj.size
 
 
-def test_no_state_is_silently_replicated():
-    config = tiny.transformer()
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon", "schedule_free_adamw", "lion"])
+def test_no_state_is_silently_replicated(name):
+    config = tiny.transformer(optimizer__name=name, model__model_dim=128, model__mlp_dim=256)
     mesh = sharding.make_mesh(MeshConfig(fsdp=8), jax.devices())
     task, optimizer = TransformerTask(config), make_optimizer(config.optimizer, 10)
+    state = abstract_state(task.definition, optimizer, mesh, ema=True)
     places = state_shardings(task.definition, optimizer, mesh, ema=True)
-    for moment in ("mu", "nu"):
-        assert optax.tree_utils.tree_get(places.opt_state, moment) == places.params
     assert places.ema == places.params
-    matrices = [
-        p
-        for p, leaf in zip(jax.tree.leaves(places.params), jax.tree.leaves(task.definition.abstract))
-        if leaf.size > 128
-    ]
-    assert len(matrices) > 6 and not any(place.is_fully_replicated for place in matrices)
+    large = [x for x in jax.tree.leaves(state) if x.size > 1024]  # factored moments of these shapes are 512 and less
+    assert len(large) > 20 and not any(x.sharding.is_fully_replicated for x in large)
+    if name == "adamw":
+        for moment in ("mu", "nu"):
+            assert optax.tree_utils.tree_get(places.opt_state, moment) == places.params
+
+
+def test_schedule_free_evaluates_its_average():
+    config = tiny.transformer(optimizer__name="schedule_free_adamw", optimizer__ema_decay=0.0)
+    optimizer = make_optimizer(config.optimizer, 10)
+    params = {"w": jnp.ones(4)}
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), None)
+    for _ in range(3):
+        updates, opt_state = optimizer.update({"w": jnp.full(4, 0.1)}, state.opt_state, state.params)
+        state = TrainState(state.step, optax.apply_updates(state.params, updates), opt_state, None)
+    want = optax.contrib.schedule_free_eval_params(state.opt_state[1], state.params)
+    np.testing.assert_array_equal(state.eval_params["w"], want["w"])
+    assert np.abs(state.eval_params["w"] - state.params["w"]).max() > 0
 
 
 def test_accumulation_equals_one_large_batch():

@@ -2,6 +2,8 @@
 
 `flash` is blockwise attention with an online softmax and a recomputing backward pass (Dao et al., FlashAttention),
 written in XLA with a custom VJP: memory is O(L), and key blocks outside the range of a query block are skipped.
+On a TPU whole sequences run the splash kernel (lumos/model/splash.py). On a mesh every device computes its own rows,
+heads and queries; keys and values are gathered over the context axis.
 """
 
 from __future__ import annotations
@@ -9,8 +11,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
+from lumos import sharding
+from lumos.model import splash
 from lumos.sequence.attention import KeyRange
+from lumos.sequence.storage import in_order
 
 _BLOCK = 512  # queries and keys per block
 _CPU_BLOCK = 128  # there a tile of logits must stay in the cache of a core
@@ -18,14 +24,32 @@ _NEVER = -1e30  # logit of an invisible key; finite, so that rows without keys s
 _LEAST = -1e29  # subtracted from a logit in place of less: exp(_NEVER - _LEAST) is 0, so no second mask is needed
 
 
-def attend(q_BQNA: jax.Array, k_BSKA: jax.Array, v_BSKA: jax.Array, keys: KeyRange, kernel: str = "flash") -> jax.Array:
+def attend(q_BQNA: jax.Array, k_BSKA: jax.Array, v_BSKA: jax.Array, keys: KeyRange, kernel: str = "auto") -> jax.Array:
     """Return softmax(q k^T / sqrt(A)) v over the visible keys of each query, [B, Q, N, A].
 
-    Query head n uses kv head n // (N / K). A query that sees no key returns zeros.
+    Query head n uses kv head n // (N / K). A query that sees no key returns zeros (with the splash kernel: a finite
+    value without meaning, in rows and positions that nothing reads).
     """
-    if kernel == "dense":
-        return dense(q_BQNA, k_BSKA, v_BSKA, keys)
-    return _flash(q_BQNA, k_BSKA, v_BSKA, keys.start_BQ, keys.end_BQ)
+    sharding.check_divides("config.model.num_heads", q_BQNA.shape[2], "heads")
+    sharding.check_divides("config.model.num_kv_heads", k_BSKA.shape[2], "kv_heads")
+    batch = sharding.axis_of(q_BQNA.shape[0], "batch")
+    length = sharding.axis_of(q_BQNA.shape[1], "length") if q_BQNA.shape[1] == k_BSKA.shape[1] else None
+    use_splash = splash.serves(k_BSKA.shape, keys) if kernel == "auto" else kernel == "splash"
+    schedule, schedule_specs = splash.make_schedule(q_BQNA, k_BSKA, keys, length) if use_splash else (None, None)
+
+    def local(q, k, v, start, end, schedule):
+        k, v = (in_order(sharding.all_gather(x, length, 1), keys.num_chunks, 1) for x in (k, v))
+        if use_splash:
+            return splash.attend(q, k, v, start, schedule)
+        return dense(q, k, v, KeyRange(start, end)) if kernel == "dense" else _flash(q, k, v, start, end)
+
+    def row_axis(x):  # of a range array, whose first axis may be 1
+        return batch if x.shape[0] > 1 else None
+
+    q_axes, kv_axes = (batch, length, "heads", None), (batch, length, "kv_heads", None)
+    range_axes = tuple((row_axis(x), length) for x in (keys.start_BQ, keys.end_BQ))
+    attend_local = sharding.per_device(local, (q_axes, kv_axes, kv_axes, *range_axes, schedule_specs), q_axes)
+    return attend_local(q_BQNA, k_BSKA, v_BSKA, keys.start_BQ, keys.end_BQ, schedule)
 
 
 def dense(q_BQNA, k_BSKA, v_BSKA, keys: KeyRange) -> jax.Array:
@@ -65,7 +89,7 @@ def _pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
 
 def _block_size(length: int) -> int:
     """Return a block size for a length: equal blocks of at most _BLOCK, rounded up to 8, so that little is padding."""
-    most = min(_BLOCK, _CPU_BLOCK) if jax.default_backend() == "cpu" else _BLOCK
+    most = min(_BLOCK, _CPU_BLOCK) if sharding.platform() == "cpu" else _BLOCK
     if length <= most:
         return length
     num_blocks = -(-length // most)
@@ -161,7 +185,7 @@ def _flash(q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ):
 
 
 def _flash_fwd(q, k, v, start, end):
-    out, lse = _flash_forward(q, k, v, start, end)
+    out, lse = (checkpoint_name(x, splash.RESIDUALS) for x in _flash_forward(q, k, v, start, end))
     return out, (q, k, v, start, end, out, lse)
 
 

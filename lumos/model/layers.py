@@ -9,6 +9,7 @@ from flax import nnx
 from lumos.config import ModelConfig
 from lumos.model import attention, rope
 from lumos.model.definition import param
+from lumos.model.remat import keep
 from lumos.sequence.attention import KeyRange
 
 
@@ -89,9 +90,9 @@ class Attention(nnx.Module):
         """
         c = self._config
         batch, length, _ = x_BQD.shape
-        q = self.q_proj(x_BQD).reshape(batch, length, c.num_heads, c.head_dim)
-        k = self.k_proj(x_BQD).reshape(batch, length, c.num_kv_heads, c.head_dim)
-        v = self.v_proj(x_BQD).reshape(batch, length, c.num_kv_heads, c.head_dim)
+        q = keep(self.q_proj(x_BQD), "query").reshape(batch, length, c.num_heads, c.head_dim)
+        k = keep(self.k_proj(x_BQD), "key").reshape(batch, length, c.num_kv_heads, c.head_dim)
+        v = keep(self.v_proj(x_BQD), "value").reshape(batch, length, c.num_kv_heads, c.head_dim)
         if c.qk_norm != "none":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k_rotated = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
@@ -99,7 +100,7 @@ class Attention(nnx.Module):
             out = attention.attend(q, k_rotated, v, keys, c.attention)
         else:
             out = attention.attend_two(q, past, (k_rotated, v, keys))
-        return self.o_proj(out.reshape(batch, length, -1)), (k, v)
+        return keep(self.o_proj(out.reshape(batch, length, -1)), "out"), (k, v)
 
 
 class MLP(nnx.Module):
@@ -113,7 +114,8 @@ class MLP(nnx.Module):
         self.down_proj = Linear(rngs, (c.mlp_dim, c.model_dim), ("mlp", "embed"), c, bias=c.mlp_bias, std=out_std)
 
     def __call__(self, x):
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = keep(self.gate_proj(x), "gate"), keep(self.up_proj(x), "up")
+        return keep(self.down_proj(jax.nn.silu(gate) * up), "down")
 
 
 class Block(nnx.Module):

@@ -13,11 +13,12 @@ from flax import nnx
 from lumos import sharding
 from lumos.config import ModelConfig
 from lumos.errors import UserError
-from lumos.model import rope
+from lumos.model import remat, rope, splash
 from lumos.model.definition import Definition, param, scan, stack
 from lumos.model.layers import Block, Linear, RMSNorm
 from lumos.sequence.attention import KeyRange
 from lumos.sequence.layout import Positions
+from lumos.sequence.storage import Storage
 from lumos.sequence.vocabulary import Vocabulary
 
 
@@ -47,8 +48,7 @@ class Transformer(nnx.Module):
         """Return final hidden states [B, Q, D] and own (k, v) before rotation, each [layers, B, Q, K, A]."""
         c = self.config
         cos, sin = rope.mm_rope(positions, c.head_dim, c.rope_theta, c.rope)
-        x_BQD = self._table()[ids_BQ]
-        x_BQD = sharding.constrain(x_BQD, ("batch", "length", None))
+        x_BQD = sharding.constrain(embed(self._table(), ids_BQ), ("batch", "length", None))
         past_kv = () if past is None else (past.k, past.v)
 
         def layer(block, x_BQD, *past_layer):
@@ -56,12 +56,17 @@ class Transformer(nnx.Module):
             x_BQD, own_kv = block(x_BQD, cos, sin, keys, past_of_layer)
             return sharding.constrain(x_BQD, ("batch", "length", None)), own_kv
 
-        x_BQD, own_kv = scan(self.layers, layer, x_BQD, *past_kv, remat=_remat(c.remat), unroll=not c.scan_layers)
+        x_BQD, own_kv = scan(self.layers, layer, x_BQD, *past_kv, remat=remat.wrap(c.remat), unroll=not c.scan_layers)
         return self.norm(x_BQD), own_kv
 
     def hidden(self, ids_BL: jax.Array, positions: Positions, keys: KeyRange) -> jax.Array:
         """Return final hidden states of whole sequences, [B, L, D]; K and V are not kept."""
         return self(ids_BL, positions, keys)[0]
+
+    def storage(self, length: int) -> Storage:
+        """Return how sequences of a length lie in memory on the current mesh and platform."""
+        shards = sharding.shards("length")
+        return Storage(length, shards, splash.length_multiple(length, shards))
 
     def head(self, first: int, last: int) -> jax.Array:
         """Return the head's columns for token ids [first, last), [D, last - first], in compute dtype."""
@@ -87,15 +92,33 @@ class Transformer(nnx.Module):
         return digits
 
 
-def _remat(policy: str):
-    if policy == "none":
-        return None
-    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
-    return lambda body: jax.checkpoint(body, policy=saved, prevent_cse=False)
+def embed(table_VD: jax.Array, ids_BL: jax.Array) -> jax.Array:
+    """Look token ids up in a sharded table, [B, L, D].
+
+    Every device looks up its columns for the ids of all devices that share the table, and sends the rows to their
+    owners: what moves is activations, never the table.
+    """
+    batch, length = sharding.axis_of(ids_BL.shape[0], "batch"), sharding.axis_of(ids_BL.shape[1], "length")
+    if batch is None:
+        return table_VD[ids_BL]
+
+    def local(table, ids):
+        ids = sharding.all_gather(ids, "embed", 0)
+        if sharding.shards("vocab") > 1:
+            ids = ids - sharding.shard_index("vocab") * table.shape[0]
+            mine = (ids >= 0) & (ids < table.shape[0])
+            rows = jnp.where(mine[..., None], table[jnp.clip(ids, 0, table.shape[0] - 1)], 0)
+            rows = sharding.psum(rows, "vocab")
+        else:
+            rows = table[ids]
+        return sharding.all_to_all(rows, "embed", split_dim=0, join_dim=2)
+
+    return sharding.per_device(local, (("vocab", "embed"), (batch, length)), (batch, length, None))(table_VD, ids_BL)
 
 
 def make_definition(config: ModelConfig, vocabulary: Vocabulary) -> Definition:
     """Describe the transformer for a vocabulary."""
+    remat.saved_names(config.remat)  # refuses unknown policies now
     if config.code_levels and math.prod(config.code_levels) != vocabulary.visual_size:
         raise UserError(
             f"config.model.code_levels={config.code_levels} has {math.prod(config.code_levels)} codes, but the codebook has "

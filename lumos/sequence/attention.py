@@ -17,15 +17,41 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos.sequence.layout import Layout
+from lumos.sequence.storage import Storage
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("start_BQ", "end_BQ"), meta_fields=())
+class StaticEnd:
+    """The ends of key ranges as a NumPy array [Q] that may be part of a compiled function's key.
+
+    It promises more than `KeyRange`: ends are the same in every row, and each row has one start for all its queries.
+    Kernels that build their schedule at compile time need that.
+    """
+
+    def __init__(self, end_Q: np.ndarray):
+        self.end_Q = np.asarray(end_Q, np.int32)
+        self._bytes = self.end_Q.tobytes()
+
+    def __eq__(self, other):
+        return isinstance(other, StaticEnd) and self._bytes == other._bytes
+
+    def __hash__(self):
+        return hash(self._bytes)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("start_BQ", "end_BQ"), meta_fields=("static", "num_chunks")
+)
 @dataclasses.dataclass(frozen=True)
 class KeyRange:
-    """Query q of row b sees keys start_BQ[b, q] <= k < end_BQ[b, q]. Both int32, [B or 1, Q]."""
+    """Query q of row b sees keys start_BQ[b, q] <= k < end_BQ[b, q]. Both int32, [B or 1, Q].
+
+    `num_chunks` > 1: keys are given in the chunk order of `sequence.storage`; ranges count in natural order.
+    """
 
     start_BQ: jax.Array
     end_BQ: jax.Array
+    static: StaticEnd | None = None
+    num_chunks: int = 1
 
     def dense(self, num_keys: int) -> jax.Array:
         """Return the mask bool [B or 1, Q, num_keys]: tests and tiny inputs only."""
@@ -49,10 +75,16 @@ def range_end(group_L: np.ndarray) -> np.ndarray:
     return np.repeat(ends, ends - starts).astype(np.int32)
 
 
-def layout_range(layout: Layout, first_key_B: jax.Array) -> KeyRange:
-    """Return the key range of a whole sequence; keys before `first_key_B` (padding, dropped text) are invisible."""
-    end_1L = jnp.asarray(range_end(layout.group))[None]
-    return KeyRange(jnp.broadcast_to(first_key_B[:, None], (first_key_B.shape[0], layout.length)), end_1L)
+def layout_range(layout: Layout, first_key_B: jax.Array, storage: Storage | None = None) -> KeyRange:
+    """Return the key range of a whole sequence; keys before `first_key_B` (padding, dropped text) are invisible.
+
+    With a `storage` the queries are its slots; padding slots see what comes before them, and nothing sees them.
+    """
+    storage = storage or Storage(layout.length)
+    natural = np.concatenate([range_end(layout.group), np.arange(layout.length, storage.num_slots) + 1])
+    end = StaticEnd(natural[storage.order])
+    start_BQ = jnp.broadcast_to(first_key_B[:, None], (first_key_B.shape[0], storage.num_slots))
+    return KeyRange(start_BQ, jnp.asarray(end.end_Q)[None], end, storage.num_chunks)
 
 
 def count_pairs(layout: Layout, text_length: float | None = None) -> float:

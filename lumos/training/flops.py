@@ -45,27 +45,42 @@ def forward_flops(model: ModelConfig, layout: Layout, num_candidates: int) -> fl
 
 def count_matmul_flops(function: Callable, *args) -> float:
     """Return the FLOPs of every matmul and convolution in `function`, by walking its jaxpr (loops times their length)."""
-    return _jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
+    return _jaxpr_sum(jax.make_jaxpr(function)(*args).jaxpr, _flops_of)
 
 
-def _jaxpr_flops(jaxpr) -> float:
+def _flops_of(equation) -> float:
+    out = equation.outvars[0].aval
+    if equation.primitive.name == "dot_general":
+        (contract, _), _ = equation.params["dimension_numbers"]
+        return 2.0 * out.size * math.prod(equation.invars[0].aval.shape[axis] for axis in contract)
+    kernel = equation.invars[1].aval
+    out_axis = equation.params["dimension_numbers"].rhs_spec[0]
+    return 2.0 * out.size * kernel.size / kernel.shape[out_axis]
+
+
+def _jaxpr_sum(jaxpr, value: Callable) -> float:
+    """Sum `value(equation)` over all matmuls and convolutions."""
     total = 0.0
     for equation in jaxpr.eqns:
-        out = equation.outvars[0].aval if equation.outvars else None
-        if equation.primitive.name == "dot_general":
-            (contract, _), _ = equation.params["dimension_numbers"]
-            total += 2.0 * out.size * math.prod(equation.invars[0].aval.shape[axis] for axis in contract)
-        elif equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval
-            out_axis = equation.params["dimension_numbers"].rhs_spec[0]
-            total += 2.0 * out.size * kernel.size / kernel.shape[out_axis]
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            total += value(equation)
         repeats = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        for value in equation.params.values():
-            for inner in value if isinstance(value, (tuple, list)) else (value,):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    total += repeats * _jaxpr_flops(inner)
+        for inner in _inner(equation):
+            total += repeats * _jaxpr_sum(inner, value)
     return total
+
+
+def _inner(equation):
+    for parameter in equation.params.values():
+        for part in parameter if isinstance(parameter, (tuple, list)) else (parameter,):
+            part = getattr(part, "jaxpr", part)
+            if hasattr(part, "eqns"):
+                yield part
+
+
+def count_matmul_outputs(function: Callable, *args) -> float:
+    """Return how many numbers the matmuls and convolutions of `function` produce, loops times their length."""
+    return _jaxpr_sum(jax.make_jaxpr(function)(*args).jaxpr, lambda equation: equation.outvars[0].aval.size)
 
 
 @functools.cache

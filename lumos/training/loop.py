@@ -23,11 +23,13 @@ from lumos.data.video import write_video
 from lumos.errors import Preempted, UserError
 from lumos.evaluation.contact_sheet import contact_sheet
 from lumos.training import replay
+from lumos.training.goodput import Goodput
 from lumos.training.health import HealthMonitor
 from lumos.training.initialize import initial_state
 from lumos.training.meter import Meter, num_positions
 from lumos.training.metrics import MetricsWriter
 from lumos.training.optimizer import make_optimizer, make_schedule
+from lumos.training.profiler import Profiler
 from lumos.training.requests import SAVE, STOP, Requests
 from lumos.training.step import Task, make_train_step
 from lumos.training.tasks import make_task, resolve
@@ -35,6 +37,8 @@ from lumos.training.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
+# Phase of the watchdog -> bucket of the goodput clock.
+_BUCKETS = {"restore": "init", "compile": "compile", "step": "step", "save": "checkpoint", "evaluate": "eval"}
 _MAX_REWINDS = 3  # in a row, without a checkpoint in between
 
 
@@ -45,6 +49,7 @@ def train(
     init_from: str | Path = "",
     fresh: tuple[str, ...] = (),
     watchdog: Watchdog | None = None,
+    profile_at: int = 0,
 ) -> dict[str, Any]:
     """Train until `train.num_steps` updates are done, resuming from the latest checkpoint.
 
@@ -52,6 +57,7 @@ def train(
       init_from: workdir whose newest weights (EMA where there is one) a new run starts from.
       fresh: parameters, such as "lm_head", that start anew even so: those whose shape has changed.
       watchdog: one that runs since the start of the process.
+      profile_at: step from which three steps are profiled into `workdir/profile`; 0 = only on SIGUSR1.
 
     Returns:
       The last evaluation.
@@ -65,6 +71,7 @@ def train(
         workdir = Path(workdir)
         watchdog.configure(config.train.deadlines, workdir)
         processes.join()
+        processes.census()
         config = resolve(config)
         workdir.mkdir(parents=True, exist_ok=True)
         mesh = sharding.make_mesh(config.mesh)
@@ -74,7 +81,7 @@ def train(
                 f"({sharding.num_batch_shards(mesh)}) times config.train.accumulation={config.train.accumulation}"
             )
         with jax.set_mesh(mesh), Requests(mesh) as requests:
-            return _Run(config, workdir, mesh, watchdog, requests, init_from, fresh).run()
+            return _Run(config, workdir, mesh, watchdog, requests, init_from, fresh, profile_at).run()
 
 
 @dataclasses.dataclass
@@ -89,9 +96,10 @@ class _InFlight:
 
 
 class _Run:
-    def __init__(self, config: Config, workdir: Path, mesh, watchdog, requests, init_from, fresh):
+    def __init__(self, config: Config, workdir: Path, mesh, watchdog, requests, init_from, fresh, profile_at):
         self.config, self.workdir, self.mesh = config, workdir, mesh
-        self.watchdog, self.requests = watchdog, requests
+        self.watchdog, self.requests, self.profile_at = watchdog, requests, profile_at
+        self.goodput = Goodput(workdir / "goodput.json" if jax.process_index() == 0 else None)
         watchdog.enter("restore")
         self.task: Task = make_task(config)
         optimizer = make_optimizer(config.optimizer, config.train.num_steps)
@@ -122,16 +130,21 @@ class _Run:
             self.workdir, total_steps=total, start_step=step, name=self.config.name, active=self.main_process
         )
         self.meter = Meter(self.task.flops_per_step(), step)
+        profiler = Profiler(self.workdir, at=self.profile_at)
         try:
             if int(self.requests.ask()) == STOP:
                 raise Preempted(f"asked to stop before step {step + 1}")
             while step < total:
-                self.watchdog.enter("step", f"step {step + 1}")
+                profiler.step(step)
+                self._enter("step", f"step {step + 1}")
+                self.goodput.enter("data")
                 number, rows = self.pipeline.step, next(self.pipeline)
                 shape = tuple(rows[name].shape for name in sorted(rows))
                 if new := shape not in shapes:
                     shapes.add(shape)
-                    self.watchdog.enter("compile", f"step {step + 1}")
+                    self._enter("compile", f"step {step + 1}")
+                else:
+                    self.goodput.enter("step")
                 batch = sharding.put_batch(self.mesh, rows)
                 self.state, metrics = self.train_step(self.state, batch)
                 self.in_flight.append(_InFlight(step, number, rows, metrics, self.requests.ask()))
@@ -149,25 +162,33 @@ class _Run:
                     step = self._go_back_or_stop()
                     continue
                 for phase, do in work:
-                    self.watchdog.enter(phase, f"step {step}")
+                    self._enter(phase, f"step {step}")
                     results = do(step) or results
                 if work:
                     self.meter.restart(step)
                 if wish == STOP:
                     self.checkpointer.wait()
                     raise Preempted(f"asked to stop: step {step} is saved, start the same command again to go on")
-            self.watchdog.enter("save", f"step {step}")
+            self._enter("save", f"step {step}")
             self.checkpointer.wait()
+            self.writer.write(total, "goodput", self.goodput.shares())
             if self.start >= total:
-                self.watchdog.enter("evaluate")
+                self._enter("evaluate")
                 results = self.evaluate(total)
                 if self.config.train.num_samples and not self._samples(total).exists():
                     self.sample(total)
         finally:
+            self.goodput.save()
+            profiler.close()
             self.pipeline.close()
             self.writer.close()
             self.checkpointer.close()
         return results
+
+    def _enter(self, phase: str, what: str = "") -> None:
+        """Say what comes next, to the watchdog and to the goodput clock."""
+        self.watchdog.enter(phase, what)
+        self.goodput.enter(_BUCKETS[phase])
 
     def _due(self, done: int, wish: int) -> list:
         """Return what is done after this step, as (phase, function), in this order. An interval of 0 = only at the end."""
@@ -212,7 +233,7 @@ class _Run:
                 f"{self.workdir / 'dumps'}: look with lumos replay, or set config.train.on_bad_steps=rewind to leave them out"
             )
         self.rewinds += 1
-        self.watchdog.enter("restore", f"step {good}")
+        self._enter("restore", f"step {good}")
         _log.warning("%s; back to step %d, going on with batch %d", reason, good, self.pipeline.step)
         self.checkpointer.delete_after(good)
         self.state, _ = self.restore(good)
@@ -222,6 +243,7 @@ class _Run:
 
     def save(self, step: int) -> None:
         """Start an asynchronous checkpoint."""
+        self.goodput.save()
         meta = {"data_step": self.pipeline.step, "config": self.config.to_dict(), "provenance": self.provenance}
         self.checkpointer.save(step, self.state, meta, good=self.health.healthy)
         self.requests.saved()

@@ -27,12 +27,19 @@ class TrainState:
 
     @property
     def eval_params(self) -> Any:
-        """The parameters to evaluate and sample with: the EMA where there is one."""
-        return self.params if self.ema is None else self.ema
+        """The parameters to evaluate and sample with: the EMA, or the average that a schedule-free optimizer keeps."""
+        if self.ema is not None:
+            return self.ema
+        is_average = lambda x: isinstance(x, optax.contrib.ScheduleFreeState)
+        averages = [x for x in jax.tree.leaves(self.opt_state, is_leaf=is_average) if is_average(x)]
+        return optax.contrib.schedule_free_eval_params(averages[0], self.params) if averages else self.params
 
 
 def state_shardings(definition: Definition, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool):
-    """Return the sharding of every leaf: moments and EMA lie as their parameter does, scalars are replicated."""
+    """Return the sharding of every leaf: moments and EMA lie as their parameter does, scalars are replicated.
+
+    Factored moments (Adafactor) miss an axis of their parameter and are split along the axes that are left.
+    """
     params = sharding.param_shardings(mesh, definition.axes, definition.abstract)
     everywhere = sharding.replicated(mesh)
     by_path = {
@@ -45,13 +52,25 @@ def state_shardings(definition: Definition, optimizer: optax.GradientTransformat
     def place_of(path, leaf):
         # Moments lie in copies of the parameter tree, so their paths end in the path of their parameter.
         for start in range(len(path)):
-            shape, place = by_path.get(path[start:], (None, None))
-            if shape == leaf.shape:
-                return place
+            if path[start:] in by_path:
+                shape, place = by_path[path[start:]]
+                return place if shape == leaf.shape else _reduced(mesh, shape, place, leaf.shape)
         return everywhere
 
     opt_state = jax.tree_util.tree_map_with_path(place_of, jax.eval_shape(optimizer.init, definition.abstract))
     return TrainState(step=everywhere, params=params, opt_state=opt_state, ema=params if ema else None)
+
+
+def _reduced(mesh: Mesh, shape, place, reduced_shape):
+    """Return the sharding of an array whose axes are some of those of a sharded one, in order."""
+    entries, remaining = [], list(zip(shape, [*place.spec, *[None] * (len(shape) - len(place.spec))]))
+    for size in reduced_shape:
+        while remaining and remaining[0][0] != size:
+            remaining.pop(0)
+        if not remaining:
+            return sharding.replicated(mesh)
+        entries.append(remaining.pop(0)[1])
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*entries))
 
 
 def create_state(

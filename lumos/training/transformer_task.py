@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from lumos.config import Config
 from lumos.model import transformer
 from lumos.sequence import attention, corruption, targets
-from lumos.sequence.layout import make_layout
+from lumos.sequence.layout import Positions, make_layout
 from lumos.training import flops
 from lumos.training.losses import linear_cross_entropy
 
@@ -29,7 +29,7 @@ class TransformerTask:
         mask_BTC, _ = corruption.content_mask(mask_key, batch_size, *layout.content_index.shape, c.corruption)
         dropped_B = corruption.drop_text(drop_key, batch_size, c.corruption.text_drop)
         hidden_BLD, model, ids_BL, mask_BL = self._forward(layout, params, batch, mask_BTC, dropped_B)
-        ce = self._cross_entropy(layout, model, hidden_BLD, ids_BL, mask_BL.astype(jnp.float32))
+        ce = self._cross_entropy(layout, model, hidden_BLD, ids_BL, mask_BL)
         weight = mask_BL[:, layout.visual_index].sum().astype(jnp.float32)
         total = ce.loss.sum()
         metrics = {"nll": ce.nll.sum(), "accuracy": ce.correct.sum()}
@@ -50,33 +50,40 @@ class TransformerTask:
         flat = mask_BTC.reshape(mask_BTC.shape[0], -1)
         mask_BL = jnp.zeros(ids_BL.shape, bool).at[:, layout.content_index.reshape(-1)].set(flat)
         inputs_BL = jnp.where(mask_BL, layout.vocabulary.mask, ids_BL)
-        keys = attention.layout_range(layout, layout.first_key(batch["text_length"], dropped_B))
-        return model.hidden(inputs_BL, layout.positions, keys), model, ids_BL, mask_BL
+        storage = model.storage(layout.length)
+        first_B = layout.first_key(batch["text_length"], dropped_B)
+        keys = attention.layout_range(layout, first_B, storage)
+        positions = Positions(*(storage.put(a) for a in layout.positions))
+        return model.hidden(storage.put(inputs_BL), positions, keys), model, ids_BL, mask_BL
 
-    def _cross_entropy(self, layout, model, hidden_BLD, ids_BL, weights_BL):
-        where, vocabulary = targets.visual(layout), layout.vocabulary
+    def _cross_entropy(self, layout, model, hidden_BLD, ids_BL, mask_BL):
+        """Return the loss of the masked codes, in the slots of the sequence's storage."""
+        vocabulary, storage = layout.vocabulary, model.storage(layout.length)
+        where = targets.visual(layout)
+        labels_BL = jnp.zeros_like(ids_BL).at[:, where.source].set(ids_BL[:, where.target] - vocabulary.visual_start)
+        weights_BL = jnp.zeros(ids_BL.shape).at[:, where.source].set(mask_BL[:, where.target].astype(jnp.float32))
         return linear_cross_entropy(
-            hidden_BLD[:, where.source].reshape(-1, hidden_BLD.shape[-1]),
+            hidden_BLD,
             model.head(vocabulary.visual_start, vocabulary.visual_end),
-            ids_BL[:, where.target].reshape(-1) - vocabulary.visual_start,
-            weights_BL[:, where.target].reshape(-1),
+            storage.put(labels_BL),
+            storage.put(weights_BL, fill=0),
             chunk=self.config.loss.chunk,
             label_smoothing=self.config.loss.label_smoothing,
             z_loss=self.config.loss.z_loss,
         )
 
     def _text_loss(self, model, hidden_BLD, ids_BL, text_length_B, dropped_B):
-        where = targets.text(self.layout)
+        where, storage = targets.text(self.layout), model.storage(self.layout.length)
         first_B = self.layout.num_text - text_length_B
         seen_BJ = (where.source[None] >= first_B[:, None]) & ~dropped_B[:, None]
         ce = linear_cross_entropy(
-            hidden_BLD[:, where.source].reshape(-1, hidden_BLD.shape[-1]),
+            hidden_BLD,
             model.head(0, self.layout.vocabulary.size),
-            ids_BL[:, where.target].reshape(-1),
-            seen_BJ.astype(jnp.float32).reshape(-1),
+            storage.put(jnp.zeros_like(ids_BL).at[:, where.source].set(ids_BL[:, where.target])),
+            storage.put(jnp.zeros(ids_BL.shape).at[:, where.source].set(seen_BJ.astype(jnp.float32)), fill=0),
             chunk=self.config.loss.chunk,
         )
-        return ce.nll.sum(), seen_BJ.sum().astype(jnp.float32)
+        return ce.loss.sum(), seen_BJ.sum().astype(jnp.float32)
 
     def evaluate_batch(self, params, batch):
         """Return per-frame sums under a fixed evaluation mask: AR-DF tubes at evaluate.mask_ratio, same for every run."""
@@ -88,13 +95,17 @@ class TransformerTask:
             corruption.choose(u, jnp.full((batch_size, 1), ratio)), (batch_size, num_frames, num_cells)
         )
         hidden_BLD, model, ids_BL, mask_BL = self._forward(layout, params, batch, mask_BTC, None)
-        ce = self._cross_entropy(layout, model, hidden_BLD, ids_BL, mask_BL.astype(jnp.float32))
-        weights = mask_BL[:, layout.visual_index].astype(jnp.float32)
+        ce = self._cross_entropy(layout, model, hidden_BLD, ids_BL, mask_BL)
+        storage = model.storage(layout.length)
 
-        def per_frame(x):
-            return x.reshape(batch_size, num_frames, -1).sum((0, 2))
+        def per_frame(x_BL):
+            return x_BL[:, layout.visual_index].reshape(batch_size, num_frames, -1).sum((0, 2))
 
-        return {"nll": per_frame(ce.nll), "correct": per_frame(ce.correct), "count": per_frame(weights)}
+        return {
+            "nll": per_frame(storage.take(ce.nll)),
+            "correct": per_frame(storage.take(ce.correct)),
+            "count": per_frame(mask_BL.astype(jnp.float32)),
+        }
 
     def summarize(self, sums):
         nll, correct, count = (sums[name] for name in ("nll", "correct", "count"))

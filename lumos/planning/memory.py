@@ -1,0 +1,100 @@
+"""How much memory one device needs, from shapes: exact for the state, a model of the step for the rest.
+
+The step is taken at its two high points: the backward pass of the last layer, when all kept activations are there, and
+the loss, when the gathered head, its float32 gradient and one chunk of logits are. docs/plans.md holds the estimate
+against what the TPU compiler says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lumos import sharding
+from lumos.config import Config, OptimizerConfig
+from lumos.model.splash import is_fused
+from lumos.planning.workload import Workload
+from lumos.training.optimizer import make_optimizer
+from lumos.training.state import abstract_state
+
+_BF16, _F32 = 2, 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device, by category."""
+
+    params: float
+    optimizer: float
+    ema: float
+    batch: float
+    activations: float
+    temporaries: float
+
+    @property
+    def total(self) -> float:
+        return sum(dataclasses.astuple(self))
+
+    @property
+    def arguments(self) -> float:
+        return self.params + self.optimizer + self.ema + self.batch
+
+
+def abstract_mesh(sizes: dict[str, int]) -> jax.sharding.AbstractMesh:
+    """Return a mesh that has no devices: enough to know every shard's shape."""
+    names = sharding.MESH_AXES
+    types = (jax.sharding.AxisType.Auto,) * len(names)
+    return jax.sharding.AbstractMesh(tuple(sizes[name] for name in names), names, axis_types=types)
+
+
+def local_bytes(tree: Any) -> int:
+    """Return the bytes of one device's shards of abstract arrays."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+
+def train_memory(config: Config, definition, w: Workload, sizes: dict[str, int], platform: str) -> Memory:
+    """Estimate the train step of a transformer."""
+    params, moments, ema = _state_bytes(config.optimizer, definition, tuple(sizes.items()))
+    rows = w.batch_size / (w.replica * w.fsdp)
+    batch = 4 * rows * (math.prod(config.sequence.grid) + config.sequence.text_length)
+    return Memory(
+        params=params, optimizer=moments, ema=ema, batch=batch,
+        activations=kept_bytes(w, config.model.remat), temporaries=_temporaries(config, w, params, platform),
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def _state_bytes(config: OptimizerConfig, definition, sizes: tuple) -> tuple[int, int, int]:
+    mesh = abstract_mesh(dict(sizes))
+    state = abstract_state(definition, make_optimizer(config, 1), mesh, ema=config.ema_decay > 0)
+    return local_bytes(state.params), local_bytes(state.opt_state), local_bytes(state.ema)
+
+
+def kept_bytes(w: Workload, remat: str) -> float:
+    """Return the activations that wait for the backward pass: each layer's input and what the policy keeps."""
+    split = {"query", "key", "value", "attention", "gate", "up"}
+    kept = sum(w.widths[name] / (w.tensor if name in split else 1) for name in w.kept)
+    if remat == "none":  # norms, rotated and normalised heads, the gated product
+        kept += 6 * w.model_dim + 3 * w.num_heads * w.head_dim / w.tensor + 2 * w.mlp_dim / w.tensor
+    return w.num_layers * w.tokens_per_device * _BF16 * (w.model_dim + kept)
+
+
+def _temporaries(config: Config, w: Workload, params: float, platform: str) -> float:
+    heads = w.num_heads * w.head_dim / w.tensor
+    kv_heads = w.num_kv_heads * w.head_dim / w.tensor
+    weights = 2 * w.layer_weights * _BF16 / w.tensor if w.fsdp > 1 else 0
+    gathered_kv = 4 * kv_heads * w.tokens_per_device * w.context * _BF16 if w.context > 1 else 0
+    layer = w.tokens_per_device * _BF16 * (6 * w.mlp_dim / w.tensor + 6 * heads + 4 * kv_heads + 6 * w.model_dim)
+    if platform == "tpu" and is_fused(w.length):
+        layer += math.ceil(w.length / 1024) * w.tokens_per_device * heads * _BF16
+    layer += w.tokens_per_device * w.model_dim * _F32 * 2
+    head = w.model_dim * w.head_size / w.tensor
+    chunk = min(config.loss.chunk, w.tokens_per_device) * w.head_size / w.tensor
+    loss = head * (_BF16 + _F32) + chunk * (2 * _F32 + _BF16) + 3 * w.tokens_per_device * w.model_dim * _F32
+    gradients = params  # as wide as the parameters
+    return gradients + max(weights + layer + gathered_kv, loss)
