@@ -73,14 +73,65 @@ class TokenizerConfig:
     spatial_compression: int = 8  # pixels per latent cell, along rows and columns
     temporal_compression: int = 4  # frames per latent frame (the first frame has its own)
     z_channels: int = 16  # width before and after the quantiser's projection
-    levels: tuple[int, ...] = (8, 5, 5, 5)  # FSQ levels; their product is the codebook size
-    quantizer: str = "fsq"
+    # Sizes of the factors of a code; their product is the codebook size. FSQ: levels of each channel; LFQ and BSQ: a 2
+    # for each bit; VQ, SimVQ and IBQ: only the product counts.
+    levels: tuple[int, ...] = (8, 5, 5, 5)
+    quantizer: str = "fsq"  # fsq | lfq | bsq | vq (with EMA) | simvq | ibq
+    # Several codes for each latent cell (parts): of slices of the channels (grouped), of what the codes before left over
+    # (residual), or of ever finer grids, each half as coarse as the one before (layers).
+    composition: str = "single"  # single | grouped | residual | layers
+    parts: int = 1  # codes per cell, or layers
+    part_drop: float = 0.0  # share of training clips that keep only a random number of the first parts
+    code_dim: int = 8  # channels of a code of VQ, SimVQ and IBQ
+    commitment_weight: float = 0.25  # pulls latents to their codes (all but FSQ)
+    entropy_weight: float = 0.1  # confident positions, evenly used codes (LFQ, BSQ, IBQ)
+    entropy_temperature: float = 0.01  # of the code probabilities in the entropies
+    entropy_boost_steps: int = (
+        2000  # the entropy weight starts three times as large and falls to itself over these steps
+    )
+    codebook_decay: float = 0.99  # of the running counts and sums (VQ)
+    codebook_reset: float = 0.1  # codes used less than this share of the mean move to a random latent (VQ); 0 = never
     outer_norm: bool = False  # norms before the bottleneck and the output (the Cosmos shape has them)
+    # What a norm averages over: frame (rows, columns and channels, as Cosmos) or position (channels: cells stay independent)
+    norm: str = "frame"
     mid_attention: bool = True  # spatial and causal temporal attention at the latent resolution
     temporal_window: int = 0  # latent frames that temporal attention sees, itself included; 0 = all before
     dtype: str = "float32"
+    remat: bool = False  # compute each level again in the backward pass instead of keeping its activations
     l1_weight: float = 1.0  # absolute error, pixels in [-1, 1]
     l2_weight: float = 0.5  # squared error; more of it raises PSNR
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerceptualConfig:
+    """Distances between features of frames (tokenizers/perceptual.py); needs lumos-video[metrics]."""
+
+    net: str = "vgg"  # vgg | alex
+    weight: float = 0.0  # of LPIPS
+    start_step: int = 0  # first step with LPIPS in the loss
+    gram_weight: float = 0.0  # of the Gram matrices of the same features
+    gram_start_step: int = 0  # first step with Gram matrices in the loss
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdversarialConfig:
+    """The discriminator of tokenizer training (tokenizers/adversarial.py)."""
+
+    weight: float = 0.0  # of the decoder's adversarial loss; 0 = no discriminator
+    adaptive: bool = True  # scale it to the gradient of the reconstruction loss at the decoder's last layer
+    loss: str = "hinge"  # hinge | nonsaturating
+    start_step: int = 0  # first step at which the discriminator learns and is heeded
+    ramp_steps: int = 0  # the weights of what the decoder takes from it rise to their values over these steps
+    discriminator: str = "video"  # video (patches in time and space) | frame (patches of single frames) | both
+    channels: int = 32  # width of the discriminator's first layer
+    num_layers: int = 3  # strided layers, each twice as wide as the one before (at most 8 times the first)
+    feature_weight: float = (
+        0.0  # feature matching: distance between the discriminator's features of video and reconstruction
+    )
+    lecam_weight: float = 0.0  # LeCAM regularisation
+    r1_weight: float = 0.0  # gradient penalty on real clips
+    learning_rate: float = 1e-4  # of the discriminator, with the schedule of config.optimizer
+    beta1: float = 0.5  # of the discriminator's AdamW
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,6 +254,8 @@ class EvaluateConfig:
     batch_size: int = 16  # clips per batch
     num_given: int = 0  # latent frames given when clips are continued; 0 = that is not evaluated
     mask_ratio: float = 0.7  # of the fixed evaluation mask
+    # Metric networks for reconstructions, from lumos-video[metrics]: any of "alex", "vgg" (LPIPS), "i3d" (rFVD).
+    networks: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -211,10 +264,14 @@ class Config:
     task: str = "transformer"  # what `lumos train` trains: transformer | tokenizer
     seed: int = 0  # of initialisation, data order and masks
     tokenizer_workdir: str = ""  # transformer runs: where the tokenizer was trained
+    initial_workdir: str = ""  # tokenizer runs: start from the weights trained there (the stage before)
+    freeze_encoder: bool = False  # tokenizer runs: train the decoder alone; tokens stay as they are
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     shapes: ShapesConfig = dataclasses.field(default_factory=ShapesConfig)
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    perceptual: PerceptualConfig = dataclasses.field(default_factory=PerceptualConfig)
+    adversarial: AdversarialConfig = dataclasses.field(default_factory=AdversarialConfig)
     sequence: SequenceConfig = dataclasses.field(default_factory=SequenceConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     corruption: CorruptionConfig = dataclasses.field(default_factory=CorruptionConfig)
@@ -373,7 +430,12 @@ _CHOICES = {
     "data.source": ("moving_shapes", "clips", "tokens"),
     "shapes.level": ("easy", "medium", "hard"),
     "sequence.style": ("compact", "lumos1"),
-    "tokenizer.quantizer": ("fsq",),
+    "tokenizer.quantizer": ("fsq", "lfq", "bsq", "vq", "simvq", "ibq"),
+    "tokenizer.norm": ("frame", "position"),
+    "tokenizer.composition": ("single", "grouped", "residual", "layers"),
+    "perceptual.net": ("vgg", "alex"),
+    "adversarial.loss": ("hinge", "nonsaturating"),
+    "adversarial.discriminator": ("video", "frame", "both"),
     "model.qk_norm": ("none", "rms", "layer"),
     "model.rope": ("mm", "3d", "1d"),
     "model.dtype": ("float32", "bfloat16"),
@@ -399,6 +461,9 @@ def _validate(config: Config) -> None:
     _validate_model(config.model)
     _validate_tokenizer(config.tokenizer)
     _validate_data(config)
+    unknown = set(config.evaluate.networks) - {"alex", "vgg", "i3d"}
+    if unknown:
+        raise UserError(f"config.evaluate.networks: unknown {min(unknown)!r}; allowed: alex, vgg, i3d")
     positive = {
         "data.batch_size": config.data.batch_size,
         "train.num_steps": config.train.num_steps,
@@ -406,6 +471,7 @@ def _validate(config: Config) -> None:
         "train.log_every": config.train.log_every,
         "generate.steps": config.generate.steps,
         "loss.chunk": config.loss.chunk,
+        "adversarial.num_layers": config.adversarial.num_layers,
     }
     for dotted, value in positive.items():
         if value < 1:
@@ -457,7 +523,25 @@ def _validate_tokenizer(tokenizer: TokenizerConfig) -> None:
                 f"config.tokenizer.{name}={value} must be at least config.tokenizer.patch_size={tokenizer.patch_size}"
             )
     if not tokenizer.levels or min(tokenizer.levels) < 2:
-        raise UserError(f"config.tokenizer.levels={tokenizer.levels}: every FSQ level must be at least 2")
+        raise UserError(f"config.tokenizer.levels={tokenizer.levels}: every level must be at least 2")
+    if math.prod(tokenizer.levels) >= 2**31:
+        raise UserError(f"config.tokenizer.levels={tokenizer.levels}: at most 2**31 codes; use config.tokenizer.parts")
+    if tokenizer.quantizer in ("lfq", "bsq"):
+        if set(tokenizer.levels) != {2} or len(tokenizer.levels) > 18:
+            raise UserError(
+                f"config.tokenizer.levels={tokenizer.levels}: {tokenizer.quantizer} takes a 2 for each bit, at most 18 of "
+                "them, as (2,) * 10; more bits per cell: config.tokenizer.parts"
+            )
+    if tokenizer.composition == "residual" and tokenizer.quantizer not in ("fsq", "vq", "simvq"):
+        raise UserError(
+            f"config.tokenizer.composition='residual' does not go with {tokenizer.quantizer}; allowed: fsq (with levels of 2: "
+            "bits), vq, simvq"
+        )
+    if tokenizer.parts < 1 or (tokenizer.parts == 1) != (tokenizer.composition == "single"):
+        raise UserError(
+            f"config.tokenizer.parts={tokenizer.parts} does not go with composition {tokenizer.composition!r}: 1 part is "
+            "'single', more are 'grouped', 'residual' or 'layers'"
+        )
     downs = int(math.log2(tokenizer.spatial_compression // tokenizer.patch_size))
     if downs >= len(tokenizer.channel_mult):
         raise UserError(
@@ -510,4 +594,9 @@ def check_clip_shape(frames: int, height: int, width: int, tokenizer: TokenizerC
         if size < 1 or size % tokenizer.spatial_compression:
             raise UserError(
                 f"clip {name} {size} is not a multiple of the spatial compression {tokenizer.spatial_compression}"
+            )
+        if tokenizer.composition == "layers" and size % (tokenizer.spatial_compression << (tokenizer.parts - 1)):
+            raise UserError(
+                f"clip {name} {size} is not a multiple of {tokenizer.spatial_compression << (tokenizer.parts - 1)}, a cell of "
+                f"the coarsest of {tokenizer.parts} layers"
             )

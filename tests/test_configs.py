@@ -21,7 +21,9 @@ CONFIGS = {
     "moving_shapes_1h.py": ("tokenizer", "transformer"),
     "real_clips.py": ("tokenizer", "transformer"),
     "tokenizer_dv4x8x8.py": ("",),
+    "tokenizer_quantizers.py": ("fsq", "lfq", "bsq", "vq", "simvq", "ibq"),
     "tokenizer_sizes.py": ("xs", "s", "m", "b"),
+    "tokenizer_stages.py": ("images", "joint"),  # the other variants need weights that are not dependencies
     "transformer_small.py": ("1m", "5m", "20m", "100m"),
 }
 VARIANTS = [(name, variant) for name, variants in CONFIGS.items() for variant in variants]
@@ -123,7 +125,7 @@ def _fields(cls, prefix=""):
 
 def test_the_schema_is_small_and_every_field_is_read():
     fields = list(_fields(config_lib.Config))
-    assert len(fields) < 120
+    assert len(fields) < 160  # docs/design.md says why
     root = Path(lumos.__file__).parent
     files = [p for p in root.rglob("*.py") if p.name != "config.py"] + list((root / "tokenizers").glob("*.py"))
     code = "\n".join(p.read_text() for p in files)

@@ -19,10 +19,10 @@ from lumos.errors import UserError
 from lumos.evaluation.contact_sheet import contact_sheet
 from lumos.training import flops
 from lumos.training.metrics import MetricsWriter
-from lumos.training.optimizer import make_optimizer, make_schedule
+from lumos.training.optimizer import make_schedule
 from lumos.training.state import abstract_state, create_state
 from lumos.training.step import Task, make_train_step
-from lumos.training.tasks import make_task, resolve
+from lumos.training.tasks import make_task, make_task_optimizer, resolve
 
 _log = logging.getLogger(__name__)
 
@@ -45,12 +45,15 @@ class _Run:
     def __init__(self, config: Config, workdir: Path, mesh):
         self.config, self.workdir, self.mesh = config, workdir, mesh
         self.task: Task = make_task(config)
-        optimizer = make_optimizer(config.optimizer, config.train.num_steps)
+        optimizer = make_task_optimizer(self.task, config)
         self.schedule = make_schedule(config.optimizer, config.train.num_steps)
         has_ema = config.optimizer.ema_decay > 0
         self.checkpointer = Checkpointer(workdir, keep=config.train.keep_checkpoints)
         if self.checkpointer.latest_step() is None:
-            self.state = create_state(self.task.definition, optimizer, mesh, seed=config.seed, ema=has_ema)
+            params = self.task.initial_params() if config.initial_workdir else None
+            self.state = create_state(
+                self.task.definition, optimizer, mesh, seed=config.seed, ema=has_ema, params=params
+            )
             self.start = 0
         elif not self.checkpointer.has_optimizer():
             abstract = abstract_state(self.task.definition, optimizer, mesh, ema=False).params
