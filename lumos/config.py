@@ -66,6 +66,10 @@ class TextConfig:
 class TokenizerConfig:
     """The causal 3D VAE (tokenizers/causal_vae.py). Defaults are the XS net of small runs."""
 
+    body: str = "causal"  # causal | holistic: LARP, width `channels`, `num_res_blocks` transformer layers on each side
+    num_queries: int = 0  # tokens of a clip (holistic)
+    clip: tuple[int, ...] = ()  # the one (frames, height, width) that can be coded (holistic)
+    prior_weight: float = 0.0  # of the autoregressive prior's loss (holistic)
     channels: int = 16  # width of the first level
     channel_mult: tuple[int, ...] = (1, 2, 2)  # width of each level, as a multiple of channels
     num_res_blocks: int = 1  # residual blocks per level (the decoder has one more)
@@ -76,13 +80,13 @@ class TokenizerConfig:
     # Sizes of the factors of a code; their product is the codebook size. FSQ: levels of each channel; LFQ and BSQ: a 2
     # for each bit; VQ, SimVQ and IBQ: only the product counts.
     levels: tuple[int, ...] = (8, 5, 5, 5)
-    quantizer: str = "fsq"  # fsq | lfq | bsq | vq (with EMA) | simvq | ibq
+    quantizer: str = "fsq"  # fsq | lfq | bsq | vq (with EMA) | simvq | ibq | svq (stochastic, LARP)
     # Several codes for each latent cell (parts): of slices of the channels (grouped), of what the codes before left over
     # (residual), or of ever finer grids, each half as coarse as the one before (layers).
     composition: str = "single"  # single | grouped | residual | layers
     parts: int = 1  # codes per cell, or layers
     part_drop: float = 0.0  # share of training clips that keep only a random number of the first parts
-    code_dim: int = 8  # channels of a code of VQ, SimVQ and IBQ
+    code_dim: int = 8  # channels of a code of VQ, SimVQ, IBQ and SVQ
     commitment_weight: float = 0.25  # pulls latents to their codes (all but FSQ)
     entropy_weight: float = 0.1  # confident positions, evenly used codes (LFQ, BSQ, IBQ)
     entropy_temperature: float = 0.01  # of the code probabilities in the entropies
@@ -430,7 +434,8 @@ _CHOICES = {
     "data.source": ("moving_shapes", "clips", "tokens"),
     "shapes.level": ("easy", "medium", "hard"),
     "sequence.style": ("compact", "lumos1"),
-    "tokenizer.quantizer": ("fsq", "lfq", "bsq", "vq", "simvq", "ibq"),
+    "tokenizer.body": ("causal", "holistic"),
+    "tokenizer.quantizer": ("fsq", "lfq", "bsq", "vq", "simvq", "ibq", "svq"),
     "tokenizer.norm": ("frame", "position"),
     "tokenizer.composition": ("single", "grouped", "residual", "layers"),
     "perceptual.net": ("vgg", "alex"),
@@ -537,6 +542,8 @@ def _validate_tokenizer(tokenizer: TokenizerConfig) -> None:
             f"config.tokenizer.composition='residual' does not go with {tokenizer.quantizer}; allowed: fsq (with levels of 2: "
             "bits), vq, simvq"
         )
+    if tokenizer.body == "holistic":
+        _validate_holistic(tokenizer)
     if tokenizer.parts < 1 or (tokenizer.parts == 1) != (tokenizer.composition == "single"):
         raise UserError(
             f"config.tokenizer.parts={tokenizer.parts} does not go with composition {tokenizer.composition!r}: 1 part is "
@@ -548,6 +555,25 @@ def _validate_tokenizer(tokenizer: TokenizerConfig) -> None:
             f"config.tokenizer.spatial_compression={tokenizer.spatial_compression} needs {downs} strided levels beyond the "
             f"patcher, so channel_mult needs at least {downs + 1} entries, got {len(tokenizer.channel_mult)}"
         )
+
+
+def _validate_holistic(tokenizer: TokenizerConfig) -> None:
+    if tokenizer.num_queries < 1 or len(tokenizer.clip) != 3:
+        raise UserError(
+            f"config.tokenizer.body='holistic' needs num_queries (got {tokenizer.num_queries}) and clip, the (frames, height, "
+            f"width) of every clip (got {tokenizer.clip})"
+        )
+    if tokenizer.temporal_compression != tokenizer.patch_size or tokenizer.channels % 32:
+        raise UserError(
+            f"config.tokenizer.body='holistic' needs temporal_compression={tokenizer.temporal_compression} equal to patch_size="
+            f"{tokenizer.patch_size} and channels={tokenizer.channels} a multiple of 32 (heads)"
+        )
+    if tokenizer.composition not in ("single", "grouped"):
+        raise UserError(f"config.tokenizer.composition={tokenizer.composition!r} needs cells; body 'holistic' has none")
+    if tokenizer.prior_weight and (
+        tokenizer.composition != "single" or tokenizer.quantizer not in ("vq", "simvq", "ibq", "svq")
+    ):
+        raise UserError("config.tokenizer.prior_weight needs a single table of codes: vq, simvq, ibq or svq")
 
 
 def _validate_data(config: Config) -> None:
@@ -584,6 +610,8 @@ def _validate_data(config: Config) -> None:
 
 def check_clip_shape(frames: int, height: int, width: int, tokenizer: TokenizerConfig) -> None:
     """Raise UserError unless the tokenizer can encode a clip of this size."""
+    if tokenizer.body == "holistic" and (frames, height, width) != tuple(tokenizer.clip):
+        raise UserError(f"config.tokenizer.clip={tokenizer.clip}, but a clip has size {(frames, height, width)}")
     if frames < 1 or (frames - 1) % tokenizer.temporal_compression:
         raise UserError(
             f"a clip of {frames} frames does not fit temporal compression {tokenizer.temporal_compression}: frames must be "

@@ -210,10 +210,11 @@ def test_flags_are_frozen(capsys):
         "demo": ["config", "variant", "workdir"],
         "data index": ["config", "input", "out"],
         "data shapes": ["config"],
+        "data record": ["clips", "frames", "game", "out", "seed", "workers"],
         "data vocab": ["config", "manifest", "out"],
         "train": ["config", "workdir"],
         "tokenize": ["config", "out", "splits", "workdir"],
         "generate": ["frames", "image", "out", "prompt", "seed", "video", "workdir"],
-        "evaluate": ["out", "seed", "workdir"],
+        "evaluate": ["out", "seed", "what", "workdir"],
         "convert": ["dtype", "from", "ids", "input", "text", "to", "tokenizer"],
     }

@@ -27,6 +27,7 @@ from lumos.config import TokenizerConfig, check_clip_shape
 from lumos.errors import UserError
 from lumos.model.definition import Definition
 from lumos.tokenizers.composed_quantizers import token_grid
+from lumos.tokenizers.holistic import HolisticVAE
 from lumos.tokenizers.layers import NORMS, Attention, Dense, Downsample, FactorizedConv, ResidualBlock, Upsample
 from lumos.tokenizers.quantizers import Quantized, make_quantizer
 from lumos.tokenizers.streaming import Stream
@@ -196,13 +197,16 @@ class CausalVAE(nnx.Module):
 
 
 def make_definition(config: TokenizerConfig) -> Definition:
-    """Describe the tokenizer: init, parameter shapes and axes, and `bind(params) -> CausalVAE`."""
-    return Definition(functools.partial(CausalVAE, config))
+    """Describe the tokenizer: init, parameter shapes and axes, and `bind(params)` -> `CausalVAE` or `HolisticVAE`."""
+    body = HolisticVAE if config.body == "holistic" else CausalVAE
+    return Definition(functools.partial(body, config))
 
 
 def latent_shape(config: TokenizerConfig, frames: int, height: int, width: int) -> tuple[int, int, int]:
     """Return the token grid (frames, rows, columns) of a clip. Raises UserError for sizes that the tokenizer cannot encode."""
     check_clip_shape(frames, height, width, config)
+    if config.body == "holistic":
+        return 1, 1, config.num_queries * config.parts
     space = config.spatial_compression
     cells = 1 + (frames - 1) // config.temporal_compression, height // space, width // space
     return token_grid(config, cells)

@@ -45,11 +45,13 @@ class Tokenizer:
 
     def stream(self) -> VideoStream:
         """Return a new stream: a video of any length encoded, or its tokens decoded, chunk by chunk."""
+        if self.config.body == "holistic":
+            raise UserError("a holistic tokenizer codes whole clips; it has no stream")
         return VideoStream(self._definition, self.config, self.params)
 
     def encode(self, video_BFYXC: np.ndarray) -> np.ndarray:
         """uint8 [B, F, Y, X, 3] -> int32 tokens [B, T, H, W]. Long videos are streamed: memory does not grow."""
-        if video_BFYXC.shape[1] <= 1 + _CHUNK_FRAMES:
+        if video_BFYXC.shape[1] <= 1 + _CHUNK_FRAMES or self.config.body == "holistic":
             return np.asarray(self._encode(self.params, video_BFYXC))
         self.latent_shape(*video_BFYXC.shape[1:4])  # refuses what has no whole groups
         stream, starts = self.stream(), range(1, video_BFYXC.shape[1], _CHUNK_FRAMES)

@@ -134,6 +134,7 @@ def make_quantizer(config: TokenizerConfig, rngs: nnx.Rngs) -> Quantizer:
         "bsq": lambda: lookup_free.BSQ(config),
         "vq": lambda: vector_quantizers.VQ(config, rngs),
         "simvq": lambda: vector_quantizers.SimVQ(config, rngs),
+        "svq": lambda: vector_quantizers.SVQ(config, rngs),
         "ibq": lambda: vector_quantizers.IBQ(config, rngs),
     }
     if config.composition == "single":

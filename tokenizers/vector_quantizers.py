@@ -1,4 +1,4 @@
-"""Quantisers with a table of codes: VQ learnt by running averages, SimVQ and IBQ learnt by gradients."""
+"""Quantisers with a table of codes: VQ learnt by running averages, SimVQ, SVQ and IBQ learnt by gradients."""
 
 from __future__ import annotations
 
@@ -108,6 +108,35 @@ class SimVQ(_Table):
         return Quantized(straight_through(z, lambda _: codes), indices, losses, {})
 
 
+class SVQ(_Table):
+    """Stochastic quantisation on the unit sphere (LARP, arXiv 2410.21264, section 3.2).
+
+    In training a code is drawn from softmax(cosine / 0.03), afterwards it is the nearest. The loss is 0.1 times the usual
+    one of a codebook learnt by gradients.
+    """
+
+    TEMPERATURE, WEIGHT = 0.03, 0.1
+
+    def __init__(self, config: TokenizerConfig, rngs: nnx.Rngs):
+        super().__init__(config)
+        self.codebook = param(jax.random.normal(rngs.params(), (self.codebook_size, self.dim)), (None, None))
+
+    def table(self) -> jax.Array:
+        return _unit(self.codebook[...])
+
+    def __call__(self, z: jax.Array, key: jax.Array | None = None) -> Quantized:
+        z, table = _unit(z.astype(jnp.float32)), self.table()
+        cosines = jnp.einsum("...d,kd->...k", z, table, precision="highest")
+        if key is None:
+            indices = jnp.argmax(cosines, axis=-1).astype(jnp.int32)
+        else:
+            indices = jax.random.categorical(key, cosines / self.TEMPERATURE).astype(jnp.int32)
+        codes = table[indices]
+        codebook = jnp.square(jax.lax.stop_gradient(z) - codes).mean()
+        losses = {"commitment": self.WEIGHT * self._commitment(z, codes), "codebook": self.WEIGHT * codebook}
+        return Quantized(straight_through(z, lambda _: codes), indices, losses, {})
+
+
 class IBQ(_Table):
     """Index backpropagation (IBQ, arXiv 2412.02692): the gradient of a soft assignment reaches every code.
 
@@ -138,6 +167,10 @@ class IBQ(_Table):
             "entropy": c.entropy_weight * (per_position - of_mean),
         }
         return Quantized(soft + stop(codes - soft), indices, losses, {})
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.square(x).sum(axis=-1, keepdims=True) + 1e-12)
 
 
 def nearest(z: jax.Array, table: jax.Array) -> jax.Array:
