@@ -15,6 +15,9 @@ from lumos.training.tasks import make_task
 
 CONFIGS = {
     "demo.py": ("tokenizer", "transformer"),
+    "generation_by_tokenizer.py": tuple(
+        f"{t},{k}" for t in ("fsq", "larp_prior") for k in ("tokenizer", "transformer")
+    ),
     "lumos_1b.py": ("",),
     "lumos_3b.py": ("",),
     "lumos_500m.py": ("",),

@@ -29,6 +29,15 @@ def token_grid(config: TokenizerConfig, cells: tuple[int, int, int]) -> tuple[in
     return frames, rows // coarsest, columns // coarsest * per_area
 
 
+def cells_of(config: TokenizerConfig, rows: int, columns: int) -> tuple[int, int]:
+    """Return the rows and columns of cells behind those of a token grid, the inverse of `token_grid`."""
+    if config.composition != "layers":
+        return rows, columns // config.parts
+    coarsest = 2 ** (config.parts - 1)
+    per_area = sum(4**i for i in range(config.parts))
+    return rows * coarsest, columns // per_area * coarsest
+
+
 class _Composed(Quantizer):
     def __init__(self, parts: list[Quantizer], config: TokenizerConfig):
         self.parts = nnx.Dict({str(i): part for i, part in enumerate(parts)})

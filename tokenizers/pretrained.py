@@ -15,6 +15,7 @@ from lumos.errors import UserError
 from lumos.model.definition import Params
 from lumos.tokenizers.adversarial import make_training_definition
 from lumos.tokenizers.causal_vae import latent_shape, make_definition
+from lumos.tokenizers.composed_quantizers import cells_of
 from lumos.tokenizers.metrics import to_float, to_uint8
 from lumos.tokenizers.streaming import VideoStream
 
@@ -42,6 +43,13 @@ class Tokenizer:
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         return latent_shape(self.config, frames, height, width)
+
+    def frame_size(self, rows: int, columns: int) -> tuple[int, int]:
+        """Return height and width in pixels of the frames behind a token grid of these rows and columns."""
+        if self.config.body == "holistic":
+            return tuple(self.config.clip[1:])
+        height, width = cells_of(self.config, rows, columns)
+        return height * self.config.spatial_compression, width * self.config.spatial_compression
 
     def stream(self) -> VideoStream:
         """Return a new stream: a video of any length encoded, or its tokens decoded, chunk by chunk."""
