@@ -30,7 +30,8 @@ from lumos.training.tasks import make_task_optimizer
 
 TINY = TokenizerConfig(
     channels=8,
-    channel_mult=(1, 1),
+    channel_mult=(1,),
+    spatial_compression=4,
     z_channels=8,
     mid_attention=False,
     quantizer="vq",
@@ -49,7 +50,6 @@ CONFIG = Config(
         num_layers=2,
         feature_weight=0.5,
         lecam_weight=0.05,
-        r1_weight=1.0,
         learning_rate=1e-3,
     ),
     optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=0, weight_decay=0.5, schedule="constant"),
@@ -119,7 +119,7 @@ def test_eight_devices_train_as_one(run):
     config = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=8))
     eight = Run(config, num_devices=8)
     state, history = eight.go(eight.state, range(3))
-    for name in ("loss", "discriminator", "r1", "adaptive_weight", "commitment"):
+    for name in ("loss", "discriminator", "lecam", "adaptive_weight", "commitment"):
         np.testing.assert_allclose([h[name] for h in history], [h[name] for h in run.history[:3]], rtol=2e-3, atol=1e-4)
     quantizer = run.go(_restored(run), [2])[0].params["vae"]["quantizer"]
     for name in ("counts", "codebook"):
@@ -141,8 +141,8 @@ def test_no_optimizer_touches_what_is_learnt_without_gradients(run):
     assert set(jax.tree.leaves(labels["vae"]["quantizer"])) == {"frozen"}
     assert labels["discriminator"]["mean_logits"] == "frozen"
     assert labels["vae"]["decoder"]["conv_out"]["kernel"] == "vae"
-    # Of 8 cells in 8 clips a fifth arrives at every step; codes that were reset bring the mean count.
-    assert run.halfway.params["vae"]["quantizer"]["counts"].sum() > 0.2 * 8 * 8
+    # Of 32 cells in 8 clips a fifth arrives at every step; codes that were reset bring the mean count.
+    assert run.halfway.params["vae"]["quantizer"]["counts"].sum() > 0.2 * 32 * 8
     moments = run.halfway.opt_state.inner_states["vae"].inner_state
     assert not any(
         "quantizer" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(moments)
@@ -166,9 +166,7 @@ def test_each_player_follows_its_own_loss(run):
     """The gradient of the one loss is, for each player, that of its own loss with the other held fixed."""
     config = dataclasses.replace(
         CONFIG,
-        adversarial=dataclasses.replace(
-            CONFIG.adversarial, adaptive=False, lecam_weight=0.0, r1_weight=0.0, start_step=0
-        ),
+        adversarial=dataclasses.replace(CONFIG.adversarial, adaptive=False, lecam_weight=0.0, start_step=0),
     )
     task, params = TokenizerTask(config), run.halfway.params
     c, batch = config.adversarial, jax.tree.map(lambda x: x[:2], _batch(0))
@@ -204,7 +202,7 @@ def test_generator_terms_start_when_told(run):
     expected += (
         c.weight * second["adaptive_weight"] * second["generator"] + c.feature_weight * second["feature_distance"]
     )
-    expected += second["discriminator"] + second["lecam"] + second["r1"]
+    expected += second["discriminator"] + second["lecam"]
     assert second["loss"] == pytest.approx(expected, rel=1e-4)
     before, after = run.initial["discriminator"], run.halfway.params["discriminator"]
     assert np.abs(before["video"]["conv0"]["kernel"] - after["video"]["conv0"]["kernel"]).max() > 0
@@ -225,6 +223,16 @@ def test_golden_losses():
     assert adversarial.lecam(real, fake, jnp.array([1.0, -1.0])) == pytest.approx(expected)
     np.testing.assert_allclose([adversarial.ramp(s, 10, 4) for s in (0, 9, 10, 13, 20)], [0, 0, 0.25, 1, 1])
     assert [float(adversarial.ramp(s, 10)) for s in (9, 10)] == [0, 1]
+
+
+def test_gradient_penalty_of_a_linear_discriminator():
+    """Its gradient is its weights, at every real clip."""
+    weights = np.random.default_rng(0).normal(size=(1, 4, 4, 3)).astype(np.float32)
+    judge = lambda video: ([(video * weights).sum(axis=(2, 3, 4), keepdims=True)[..., 0]], [])
+    config = AdversarialConfig(r1_weight=10.0)
+    video = jnp.asarray(np.random.default_rng(1).normal(size=(3, 1, 4, 4, 3)), jnp.float32)
+    terms = adversarial.discriminator_terms(judge, video, video, config)
+    assert terms["r1"] == pytest.approx(10 * np.square(weights).sum(), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["video", "frame", "both"])

@@ -71,8 +71,8 @@ class _Networks:
         for name in names:
             if name == "i3d":
                 continue
-            self._lpips[name] = (perceptual.load_params(name), jax.jit(self._lpips_of(name)), [])
-        self._i3d = (i3d.load_params(), jax.jit(i3d.logits)) if "i3d" in names else None
+            self._lpips[name] = (jax.device_put(perceptual.load_params(name)), jax.jit(self._lpips_of(name)), [])
+        self._i3d = (jax.device_put(i3d.load_params()), jax.jit(i3d.logits)) if "i3d" in names else None
         self._features: list[tuple[np.ndarray, np.ndarray]] = []
 
     @staticmethod
@@ -93,7 +93,7 @@ class _Networks:
                 self._features.append((np.asarray(run(params, clip[None]))[0], np.asarray(run(params, other[None]))[0]))
 
     def summarize(self) -> dict[str, float]:
-        results = {f"lpips_{name}": float(np.mean(values)) for name, (_, _, values) in self._lpips.items()}
+        results = {f"lpips_{name}": float(np.mean(np.concatenate(values))) for name, (_, _, values) in self._lpips.items()}
         if self._features:
             real, made = (np.stack(x) for x in zip(*self._features))
             results["rfvd"] = i3d.frechet_distance(real, made)
