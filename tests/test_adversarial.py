@@ -162,6 +162,15 @@ def test_state_of_both_optimizers_lies_as_its_parameters():
         assert len(moments) > 4 and sum(not place.is_fully_replicated for place in moments) > len(moments) / 2
 
 
+@pytest.mark.parametrize("name", ["muon", "lion", "sgd"])
+def test_optimizers_by_name_take_groups(name):
+    config = dataclasses.replace(CONFIG, optimizer=OptimizerConfig(name=name))
+    task = TokenizerTask(config)
+    optimizer, params = make_task_optimizer(task, config), task.definition.abstract
+    updates, _ = jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p), params)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+
+
 def test_each_player_follows_its_own_loss(run):
     """The gradient of the one loss is, for each player, that of its own loss with the other held fixed."""
     config = dataclasses.replace(

@@ -53,6 +53,17 @@ def test_every_config_describes_a_model_and_has_a_smaller_smoke_variant(name, va
     assert smoke.flops_per_step() < full.flops_per_step() / 10
 
 
+@pytest.mark.parametrize(
+    "name", ["tokenizer_stages.py:highres", "tokenizer_stages.py:adversarial", "tokenizer_quantizers.py:vq,gan"]
+)
+def test_stages_that_need_metric_weights_parse_and_have_a_smoke_variant_without(name):
+    full, smoke = config_lib.load(f"configs/{name}"), config_lib.load(f"configs/{name},smoke")
+    assert full.initial_workdir and full.perceptual.weight > 0
+    task = make_task(smoke)
+    assert not smoke.perceptual.weight and task.adversarial == ("highres" not in name)
+    assert task.groups is not None  # something is frozen, or the discriminator has its own optimizer
+
+
 @pytest.mark.parametrize("name, billions", [("lumos_500m.py", 0.509), ("lumos_1b.py", 1.504), ("lumos_3b.py", 3.615)])
 def test_parameter_counts_of_the_released_sizes(name, billions):
     config = _load(name)

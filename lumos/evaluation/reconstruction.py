@@ -93,7 +93,9 @@ class _Networks:
                 self._features.append((np.asarray(run(params, clip[None]))[0], np.asarray(run(params, other[None]))[0]))
 
     def summarize(self) -> dict[str, float]:
-        results = {f"lpips_{name}": float(np.mean(np.concatenate(values))) for name, (_, _, values) in self._lpips.items()}
+        results = {
+            f"lpips_{name}": float(np.mean(np.concatenate(values))) for name, (_, _, values) in self._lpips.items()
+        }
         if self._features:
             real, made = (np.stack(x) for x in zip(*self._features))
             results["rfvd"] = i3d.frechet_distance(real, made)
