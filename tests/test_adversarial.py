@@ -281,24 +281,26 @@ def test_running_means_of_the_codebook_and_dead_codes():
 
 
 def test_statistics_add_over_microbatches():
+    """A reset from two draws has the mean and the spread of one latent."""
     vq = VQ(TokenizerConfig(quantizer="vq", levels=(8,), code_dim=2), nnx.Rngs(0))
+    graph, params = nnx.split(vq)
     z = jax.random.normal(jax.random.key(0), (64, 2)) + jnp.array([3.0, -2.0])
-    whole = vq(z, jax.random.key(1)).statistics
-    halves = [vq(part, jax.random.key(i)).statistics for i, part in enumerate(jnp.split(z, 2))]
-    summed = jax.tree.map(jnp.add, *halves)
+
+    @jax.jit
+    def reset(key):
+        vq = nnx.merge(graph, params)
+        vq.counts[...] = jnp.full(8, -100.0)  # all codes are dead
+        whole = vq(z, key).statistics
+        halves = [vq(part, jax.random.fold_in(key, i)).statistics for i, part in enumerate(jnp.split(z, 2))]
+        summed = jax.tree.map(jnp.add, *halves)
+        vq.update_statistics(summed)
+        return whole, summed, vq.codebook[...]
+
+    results = [reset(jax.random.key(seed)) for seed in range(40)]
+    whole, summed, _ = results[0]
     for name in ("counts", "sums"):
-        np.testing.assert_allclose(summed[name], whole[name], rtol=1e-5)
-    # A reset from two draws has the mean and the spread of one latent.
-    vq.counts[...] = -jnp.full(8, 100.0)
-    drawn = []
-    for seed in range(40):
-        halves = [
-            vq(part, jax.random.fold_in(jax.random.key(seed), i)).statistics for i, part in enumerate(jnp.split(z, 2))
-        ]
-        vq.counts[...] = jnp.full(8, -100.0)
-        vq.update_statistics(jax.tree.map(jnp.add, *halves))
-        drawn.append(np.array(vq.codebook[...]))
-    drawn = np.concatenate(drawn)
+        np.testing.assert_allclose(summed[name], whole[name], rtol=1e-5, atol=1e-5)
+    drawn = np.concatenate([codebook for _, _, codebook in results])
     np.testing.assert_allclose(drawn.mean(axis=0), z.mean(axis=0), atol=0.25)
     np.testing.assert_allclose(drawn.std(axis=0), z.std(axis=0), rtol=0.25)
 
