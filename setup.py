@@ -21,7 +21,7 @@ setup(
     python_requires=">=3.11",
     packages=find_namespace_packages(include=["lumos", "lumos.*"]),
     package_data={"lumos.data": ["*.model"]},
-    entry_points={"console_scripts": ["lumos=lumos.cli:main"]},
+    entry_points={"console_scripts": ["lumos=lumos.cli:run_and_exit"]},
     install_requires=[
         "absl-py",
         "array_record",

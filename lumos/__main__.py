@@ -1,7 +1,5 @@
 """`python -m lumos` is `lumos`."""
 
-import sys
+from lumos.cli import run_and_exit
 
-from lumos.cli import main
-
-sys.exit(main())
+run_and_exit()

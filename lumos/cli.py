@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import flags
 from absl import logging as absl_logging
 
-from lumos.errors import UserError
+from lumos.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, UserError
 
 _USAGE = """usage: lumos <verb> [flags]
 
@@ -19,6 +22,7 @@ _USAGE = """usage: lumos <verb> [flags]
   data record      play VizDoom or Atari games at random -> clips
   data vocab       train a sentencepiece model from captions
   train            train a tokenizer or a transformer; resumes by itself
+  replay           run a step that went wrong again, from its dump
   tokenize         clips -> shards of tokens
   generate         prompts (and first frames) -> videos
   evaluate         a training workdir -> results.jsonl and an HTML report
@@ -29,7 +33,7 @@ _USAGE = """usage: lumos <verb> [flags]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; return the exit code (2 for a user error, which prints one line)."""
+    """Run one command; return the exit code: 2 for a user error (printed in one line), 75 after a preemption."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_USAGE, end="")
@@ -37,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     verb = arguments.pop(0)
     if verb == "data" and arguments and not arguments[0].startswith("-"):
         verb += " " + arguments.pop(0)
+    if verb == "replay" and arguments and not arguments[0].startswith("-"):
+        arguments[0] = f"--dump={arguments[0]}"
     try:
         if verb not in _VERBS:
             raise UserError(f"unknown command {verb!r}; commands: {', '.join(_VERBS)}")
@@ -58,9 +64,42 @@ def main(argv: list[str] | None = None) -> int:
         _start_logging()
         run(values, overrides)
     except UserError as error:
-        print(f"lumos: error: {error}", file=sys.stderr)
-        return 2
+        return _fail(str(error), EXIT_USER_ERROR)
+    except Preempted as error:
+        return _fail(str(error), EXIT_PREEMPTED)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        return _fail(f"{error.filename or 'writing failed'}: {error.strerror}", EXIT_USER_ERROR)
     return 0
+
+
+def run_and_exit() -> None:
+    """Run the command of this process and end it."""
+    try:
+        code = main()
+    except Exception:  # a bug, or another process of the run is gone
+        if "JAX_COORDINATOR_ADDRESS" not in os.environ:
+            raise
+        traceback.print_exc()
+        code = 1
+    if code not in (0, EXIT_PREEMPTED) and "JAX_COORDINATOR_ADDRESS" in os.environ:
+        # At its end a process waits for the others of the run, and they wait for this one in a collective.
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+# What a full or read-only disk and a wrong path say, wherever it is that something is written.
+_DISK_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR,
+    errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+}  # fmt: skip
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"lumos: {'error: ' if code == EXIT_USER_ERROR else ''}{message}", file=sys.stderr)
+    return code
 
 
 def _split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -166,10 +205,26 @@ def _data_vocab(values, overrides):
 
 
 def _train(values, overrides):
-    from lumos import config
-    from lumos.training.loop import train
+    from lumos.training.watchdog import Watchdog
 
-    train(config.load(values.config, overrides), values.workdir)
+    with Watchdog() as watchdog:  # before jax is imported and devices are looked for
+        from lumos import config
+        from lumos.training.loop import train
+
+        fresh = tuple(filter(None, values.fresh.split(",")))
+        run = config.load(values.config, overrides)
+        train(run, values.workdir, init_from=values.init_from, fresh=fresh, watchdog=watchdog)
+
+
+def _replay(values, overrides):
+    from lumos.training.replay import replay
+
+    if overrides:
+        raise UserError("lumos replay takes no config overrides: it runs the step as it was")
+    result = replay(values.dump)
+    for name, value in result["metrics"].items():
+        print(f"{name:12} now {value!r:24} then {result['recorded'].get(name)!r}")
+    print(f"step {result['step']} ({result['reason']}): {'bitwise equal' if result['bitwise'] else 'DIFFERENT'}")
 
 
 def _tokenize(values, overrides):
@@ -257,7 +312,16 @@ _VERBS: dict[str, tuple[Callable, Callable]] = {
         ),
         _data_vocab,
     ),
-    "train": (_flags(_CONFIG, _WORKDIR), _train),
+    "train": (
+        _flags(
+            _CONFIG,
+            _WORKDIR,
+            _text("init_from", "", "workdir whose weights a new run starts from"),
+            _text("fresh", "", "parameters that start anew even so, such as lm_head,embed"),
+        ),
+        _train,
+    ),
+    "replay": (_flags(_text("dump", None, "folder under <workdir>/dumps", required=True)), _replay),
     "tokenize": (
         _flags(
             _CONFIG,

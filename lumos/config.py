@@ -1,4 +1,4 @@
-"""The typed configuration schema, its loading and its validation.
+"""The typed configuration schema and its loading (what makes sense together is in config_rules.py).
 
 A run is a Python file under `configs/` with `get_config(variant)`, which starts from `default()` (a locked
 `ml_collections.ConfigDict` that holds every field below) and changes what it needs. `parse` turns such a
@@ -8,17 +8,21 @@ ConfigDict into the frozen dataclasses of this file and checks it; everything el
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib.util
 import json
 import math
-import re
+import os
+import traceback
+import typing
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from lumos.errors import UserError
+from lumos import config_rules
+from lumos.errors import UserError, short, suggest
+
+_INT_LIMIT = 2**31
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,8 +43,8 @@ class DataConfig:
     cache_gb: float = 2.0  # source "clips": the first clips of the manifest that fit are decoded once and kept
     num_threads: int = 2  # grain read threads
     prefetch: int = 4  # batches prepared ahead
-    max_pixels: int = 4096 * 2304  # larger frames are refused by `lumos data index`
-    max_seconds: float = 3600.0  # longer files are refused by `lumos data index`
+    # What a file may have at most, pixels of a frame, seconds, gigabytes: `lumos data index` refuses what is larger.
+    limits: tuple[int, float, float] = (4096 * 2304, 3600.0, 20.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -226,7 +230,11 @@ class TrainConfig:
     sample_every: int = 0  # 0 = only at the end of training
     num_samples: int = 4  # 0 = never
     checkpoint_every: int = 500  # steps between checkpoints
-    keep_checkpoints: int = 2  # newest checkpoints to keep
+    keep_checkpoints: int = 2  # newest checkpoints to keep; the last good one is kept beside them
+    keep_every: int = 0  # checkpoints at multiples of so many steps are kept for ever; 0 = none
+    on_bad_steps: str = "stop"  # stop | rewind, when steps in a row are not finite or spike (training/health.py)
+    # Seconds that start, restore, compile, step, save, evaluate may take; then the watchdog ends the process. 0 = no limit
+    deadlines: tuple[float, ...] = (1800.0, 1800.0, 1800.0, 900.0, 1800.0, 1800.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -287,14 +295,16 @@ class Config:
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
 
     def __post_init__(self):
-        _validate(self)
+        config_rules.check(self)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     def save(self, path: str | Path) -> None:
-        """Write the resolved config as JSON (stored beside every checkpoint)."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        """Write the resolved config as JSON (stored beside every checkpoint), atomically."""
+        partial = Path(f"{path}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        os.replace(partial, path)
 
     @property
     def codebook_size(self) -> int:
@@ -320,16 +330,26 @@ def load(spec: str, overrides: dict[str, Any] | None = None) -> Config:
     path_text, _, variant = str(spec).partition(":")
     path = _find(path_text)
     if path.suffix == ".json":
-        config = parse(json.loads(path.read_text()))
-        tree = _to_config_dict(config)
-    else:
+        try:
+            values = json.loads(path.read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path} is not the JSON of a config: {_one_line(error)}") from error
+        tree = _to_config_dict(parse(values))
+    elif path.suffix == ".py":
         module_spec = importlib.util.spec_from_file_location(f"lumos_config_{path.stem}", path)
         module = importlib.util.module_from_spec(module_spec)
-        module_spec.loader.exec_module(module)
         try:
+            module_spec.loader.exec_module(module)
             tree = module.get_config(variant) if variant else module.get_config()
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path_text}: {_one_line(error)}") from error
+        except UserError:
+            raise
+        except Exception as error:  # whatever the user's code raises
+            line = next(
+                (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), 0
+            )
+            raise UserError(f"{path_text}:{line}: {type(error).__name__}: {_one_line(error)}") from error
+    else:
+        raise UserError(f"{path_text} is no config: the suffix must be .py or .json")
     return _apply(tree, overrides or {})
 
 
@@ -371,22 +391,18 @@ def _override(tree: ml_collections.ConfigDict, dotted: str, text: Any) -> ml_col
         literal = {"true": "True", "false": "False"}.get(text.lower(), text)
         try:
             value = ast.literal_eval(literal)
-        except (ValueError, SyntaxError) as error:
+        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
             raise UserError(f"--config.{dotted}={text}: expected {type(old).__name__} like {old!r}") from error
-    node[leaf] = _coerce(type(old), value, f"config.{dotted}")
+    with node.ignore_type():  # `parse` checks it
+        node[leaf] = value
     return tree
 
 
 def _child(node, name, dotted):
     if not isinstance(node, ml_collections.ConfigDict) or name not in node:
         keys = sorted(node) if isinstance(node, ml_collections.ConfigDict) else []
-        raise UserError(f"unknown config field {dotted!r}{_suggest(name, keys)}")
+        raise UserError(f"unknown config field {dotted!r}{suggest(name, keys)}")
     return node[name]
-
-
-def _suggest(name: str, allowed: list[str]) -> str:
-    near = difflib.get_close_matches(name, allowed, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(allowed)}"
 
 
 def _one_line(error: Exception) -> str:
@@ -398,233 +414,36 @@ def _to_config_dict(config: Config) -> ml_collections.ConfigDict:
 
 
 def _from_dict(cls, values: dict[str, Any], where: str):
+    if not isinstance(values, dict):
+        raise UserError(f"{where} must be a section with fields, got {type(values).__name__} {short(values)}")
+    kinds = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
-            raise UserError(f"unknown field {where}.{name}{_suggest(name, sorted(fields))}")
+            raise UserError(f"unknown field {where}.{name}{suggest(name, sorted(fields))}")
     kwargs = {}
     for name, value in values.items():
-        default = _default_of(fields[name])
-        if dataclasses.is_dataclass(default):
-            kwargs[name] = _from_dict(type(default), value, f"{where}.{name}")
-        else:
-            kwargs[name] = _coerce(type(default), value, f"{where}.{name}")
+        read = _from_dict if dataclasses.is_dataclass(kinds[name]) else _coerce
+        kwargs[name] = read(kinds[name], value, f"{where}.{name}")
     return cls(**kwargs)
 
 
-def _default_of(field: dataclasses.Field):
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    return field.default_factory()
-
-
-def _coerce(kind: type, value: Any, where: str) -> Any:
+def _coerce(kind: Any, value: Any, where: str) -> Any:
     """Return value as `kind`; int becomes float and lists become tuples, nothing else changes silently."""
-    if kind is tuple and isinstance(value, (list, tuple)):
-        return tuple(_coerce(tuple, item, where) if isinstance(item, (list, tuple)) else item for item in value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if typing.get_origin(kind) is tuple and isinstance(value, (list, tuple)):
+        kinds = typing.get_args(kind)
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(value)
+        if len(kinds) != len(value):
+            raise UserError(f"{where} must have {len(kinds)} entries, got {short(value)}")
+        return tuple(_coerce(kind, item, where) for kind, item in zip(kinds, value))
+    if type(value) is int and abs(value) >= _INT_LIMIT:
+        raise UserError(f"{where}={short(value)} is too large")
+    if kind is float and type(value) is int:
         return float(value)
     if type(value) is kind:
+        if kind is float and not math.isfinite(value):
+            raise UserError(f"{where}={value} must be finite")
         return value
-    raise UserError(f"{where} must be {kind.__name__}, got {type(value).__name__} {value!r}")
-
-
-_CHOICES = {
-    "task": ("transformer", "tokenizer"),
-    "data.source": ("moving_shapes", "clips", "tokens"),
-    "shapes.level": ("easy", "medium", "hard"),
-    "sequence.style": ("compact", "lumos1"),
-    "tokenizer.body": ("causal", "holistic"),
-    "tokenizer.quantizer": ("fsq", "lfq", "bsq", "vq", "simvq", "ibq", "svq"),
-    "tokenizer.norm": ("frame", "position"),
-    "tokenizer.composition": ("single", "grouped", "residual", "layers"),
-    "perceptual.net": ("vgg", "alex"),
-    "adversarial.loss": ("hinge", "nonsaturating"),
-    "adversarial.discriminator": ("video", "frame", "both"),
-    "model.qk_norm": ("none", "rms", "layer"),
-    "model.rope": ("mm", "3d", "1d"),
-    "model.dtype": ("float32", "bfloat16"),
-    "model.param_dtype": ("float32", "bfloat16"),
-    "tokenizer.dtype": ("float32", "bfloat16"),
-    "model.attention": ("flash", "dense"),
-    "model.remat": ("none", "dots", "full"),
-    "corruption.level": ("cosine", "uniform", "constant", "normal", "full"),
-    "corruption.temporal": ("shared", "independent"),
-    "corruption.spatial": ("tube", "frame", "clip"),
-    "generate.mode": ("paper", "reference"),
-    "optimizer.schedule": ("cosine", "wsd", "constant"),
-}
-
-
-def _validate(config: Config) -> None:
-    for dotted, allowed in _CHOICES.items():
-        value = config
-        for name in dotted.split("."):
-            value = getattr(value, name)
-        if value not in allowed:
-            raise UserError(f"config.{dotted}={value!r}{_suggest(str(value), list(allowed))}")
-    _validate_model(config.model)
-    _validate_tokenizer(config.tokenizer)
-    _validate_data(config)
-    unknown = set(config.evaluate.networks) - {"alex", "vgg", "i3d"}
-    if unknown:
-        raise UserError(f"config.evaluate.networks: unknown {min(unknown)!r}; allowed: alex, vgg, i3d")
-    positive = {
-        "data.batch_size": config.data.batch_size,
-        "train.num_steps": config.train.num_steps,
-        "train.accumulation": config.train.accumulation,
-        "train.log_every": config.train.log_every,
-        "generate.steps": config.generate.steps,
-        "loss.chunk": config.loss.chunk,
-        "adversarial.num_layers": config.adversarial.num_layers,
-    }
-    for dotted, value in positive.items():
-        if value < 1:
-            raise UserError(f"config.{dotted}={value} must be at least 1")
-    if not 0 <= config.evaluate.num_given < config.sequence.grid[0]:
-        raise UserError(
-            f"config.evaluate.num_given={config.evaluate.num_given} must lie in [0, {config.sequence.grid[0] - 1}]: "
-            "at least one latent frame is generated"
-        )
-    if config.data.batch_size % config.train.accumulation:
-        raise UserError(
-            f"config.data.batch_size={config.data.batch_size} is not divisible by config.train.accumulation="
-            f"{config.train.accumulation}"
-        )
-    for dotted, value in {
-        "corruption.floor": config.corruption.floor,
-        "corruption.text_drop": config.corruption.text_drop,
-        "generate.history_ratio": config.generate.history_ratio,
-        "data.image_fraction": config.data.image_fraction,
-        "evaluate.mask_ratio": config.evaluate.mask_ratio,
-    }.items():
-        if not 0.0 <= value <= 1.0:
-            raise UserError(f"config.{dotted}={value} must lie in [0, 1]")
-
-
-def _validate_model(model: ModelConfig) -> None:
-    if model.head_dim % 32:
-        raise UserError(
-            f"config.model.head_dim={model.head_dim} must be a multiple of 32: MM-RoPE assigns axes in groups of 16 "
-            "channels and both halves of a rotation pair need the same axis"
-        )
-    if model.num_kv_heads < 1 or model.num_heads % model.num_kv_heads:
-        raise UserError(
-            f"config.model.num_heads={model.num_heads} must be a multiple of config.model.num_kv_heads={model.num_kv_heads}"
-        )
-    if model.qk_norm_groups < 1 or model.num_kv_heads % model.qk_norm_groups:
-        raise UserError(
-            f"config.model.qk_norm_groups={model.qk_norm_groups} must divide config.model.num_kv_heads={model.num_kv_heads}"
-        )
-
-
-def _validate_tokenizer(tokenizer: TokenizerConfig) -> None:
-    for name in ("patch_size", "spatial_compression", "temporal_compression"):
-        value = getattr(tokenizer, name)
-        if value < 1 or value & (value - 1):
-            raise UserError(f"config.tokenizer.{name}={value} must be a power of two")
-        if value < tokenizer.patch_size:
-            raise UserError(
-                f"config.tokenizer.{name}={value} must be at least config.tokenizer.patch_size={tokenizer.patch_size}"
-            )
-    if not tokenizer.levels or min(tokenizer.levels) < 2:
-        raise UserError(f"config.tokenizer.levels={tokenizer.levels}: every level must be at least 2")
-    if math.prod(tokenizer.levels) >= 2**31:
-        raise UserError(f"config.tokenizer.levels={tokenizer.levels}: at most 2**31 codes; use config.tokenizer.parts")
-    if tokenizer.quantizer in ("lfq", "bsq"):
-        if set(tokenizer.levels) != {2} or len(tokenizer.levels) > 18:
-            raise UserError(
-                f"config.tokenizer.levels={tokenizer.levels}: {tokenizer.quantizer} takes a 2 for each bit, at most 18 of "
-                "them, as (2,) * 10; more bits per cell: config.tokenizer.parts"
-            )
-    if tokenizer.composition == "residual" and tokenizer.quantizer not in ("fsq", "vq", "simvq"):
-        raise UserError(
-            f"config.tokenizer.composition='residual' does not go with {tokenizer.quantizer}; allowed: fsq (with levels of 2: "
-            "bits), vq, simvq"
-        )
-    if tokenizer.body == "holistic":
-        _validate_holistic(tokenizer)
-    if tokenizer.parts < 1 or (tokenizer.parts == 1) != (tokenizer.composition == "single"):
-        raise UserError(
-            f"config.tokenizer.parts={tokenizer.parts} does not go with composition {tokenizer.composition!r}: 1 part is "
-            "'single', more are 'grouped', 'residual' or 'layers'"
-        )
-    downs = int(math.log2(tokenizer.spatial_compression // tokenizer.patch_size))
-    if downs >= len(tokenizer.channel_mult):
-        raise UserError(
-            f"config.tokenizer.spatial_compression={tokenizer.spatial_compression} needs {downs} strided levels beyond the "
-            f"patcher, so channel_mult needs at least {downs + 1} entries, got {len(tokenizer.channel_mult)}"
-        )
-
-
-def _validate_holistic(tokenizer: TokenizerConfig) -> None:
-    if tokenizer.num_queries < 1 or len(tokenizer.clip) != 3:
-        raise UserError(
-            f"config.tokenizer.body='holistic' needs num_queries (got {tokenizer.num_queries}) and clip, the (frames, height, "
-            f"width) of every clip (got {tokenizer.clip})"
-        )
-    if tokenizer.temporal_compression != tokenizer.patch_size or tokenizer.channels % 32:
-        raise UserError(
-            f"config.tokenizer.body='holistic' needs temporal_compression={tokenizer.temporal_compression} equal to patch_size="
-            f"{tokenizer.patch_size} and channels={tokenizer.channels} a multiple of 32 (heads)"
-        )
-    if tokenizer.composition not in ("single", "grouped"):
-        raise UserError(f"config.tokenizer.composition={tokenizer.composition!r} needs cells; body 'holistic' has none")
-    if tokenizer.prior_weight and (
-        tokenizer.composition != "single" or tokenizer.quantizer not in ("vq", "simvq", "ibq", "svq")
-    ):
-        raise UserError("config.tokenizer.prior_weight needs a single table of codes: vq, simvq, ibq or svq")
-
-
-def _validate_data(config: Config) -> None:
-    tokenizer = config.tokenizer
-    for bucket in config.data.buckets:
-        if len(bucket) != 3:
-            raise UserError(f"config.data.buckets: {bucket} must be (frames, height, width)")
-        frames, height, width = bucket
-        check_clip_shape(frames, height, width, tokenizer)
-    if not config.data.buckets:
-        raise UserError("config.data.buckets is empty; give at least one (frames, height, width)")
-    if config.text.template:
-        found = re.findall(r"{(\w*)}", config.text.template)
-        unknown = set(found) - {"caption", "width", "height", "frames", "fps"}
-        if unknown or found.count("caption") != 1:
-            raise UserError(
-                f"config.text.template={config.text.template!r} must hold {{caption}} once, and beside it only {{width}}, "
-                "{height}, {frames} and {fps}"
-            )
-    if config.sequence.style == "lumos1":
-        if len(config.sequence.special_tokens) not in (0, 7):
-            raise UserError(
-                f"config.sequence.special_tokens={config.sequence.special_tokens} must hold 7 ids (image_start, image_end, "
-                "new_line, separator, video_start, video_end, mask), or none for those of the released models"
-            )
-        unit = config.sequence.size_unit
-        _, height, width = config.sequence.grid
-        if height % unit or width % unit:
-            raise UserError(
-                f"config.sequence.grid={config.sequence.grid}: the lumos1 style writes sizes in units of {unit} latent "
-                f"cells, so rows and columns must be multiples of {unit}"
-            )
-
-
-def check_clip_shape(frames: int, height: int, width: int, tokenizer: TokenizerConfig) -> None:
-    """Raise UserError unless the tokenizer can encode a clip of this size."""
-    if tokenizer.body == "holistic" and (frames, height, width) != tuple(tokenizer.clip):
-        raise UserError(f"config.tokenizer.clip={tokenizer.clip}, but a clip has size {(frames, height, width)}")
-    if frames < 1 or (frames - 1) % tokenizer.temporal_compression:
-        raise UserError(
-            f"a clip of {frames} frames does not fit temporal compression {tokenizer.temporal_compression}: frames must be "
-            f"1 + {tokenizer.temporal_compression}k (1, {1 + tokenizer.temporal_compression}, "
-            f"{1 + 2 * tokenizer.temporal_compression}, ...)"
-        )
-    for name, size in (("height", height), ("width", width)):
-        if size < 1 or size % tokenizer.spatial_compression:
-            raise UserError(
-                f"clip {name} {size} is not a multiple of the spatial compression {tokenizer.spatial_compression}"
-            )
-        if tokenizer.composition == "layers" and size % (tokenizer.spatial_compression << (tokenizer.parts - 1)):
-            raise UserError(
-                f"clip {name} {size} is not a multiple of {tokenizer.spatial_compression << (tokenizer.parts - 1)}, a cell of "
-                f"the coarsest of {tokenizer.parts} layers"
-            )
+    name = "tuple" if typing.get_origin(kind) is tuple else kind.__name__
+    raise UserError(f"{where} must be {name}, got {type(value).__name__} {short(value)}")

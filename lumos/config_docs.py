@@ -7,6 +7,7 @@ import inspect
 import re
 
 from lumos import config as config_lib
+from lumos import config_rules
 
 
 def render() -> str:
@@ -29,7 +30,7 @@ def render() -> str:
             if field.default is dataclasses.MISSING:
                 continue
             name = f"{prefix}.{field.name}" if prefix else field.name
-            choices = config_lib._CHOICES.get(name)
+            choices = config_rules.CHOICES.get(name)
             meaning = comments.get(field.name, "") or (" \\| ".join(choices) if choices else "")
             parts.append(f"| `{name}` | `{field.default!r}` | {meaning} |")
     return "\n".join(parts) + "\n"

@@ -1,4 +1,11 @@
-"""The one exception type that users see."""
+"""The exceptions that end a command, its exit codes, and pieces of their messages."""
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, start me again
+EXIT_STUCK = 76  # the watchdog gave up waiting: start me again
 
 
 class UserError(Exception):
@@ -6,3 +13,19 @@ class UserError(Exception):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+class Preempted(Exception):
+    """The run was asked to stop, and everything is saved. The command line exits with code 75: start it again."""
+
+
+def suggest(name: str, allowed: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name: the one that was probably meant, or all that are allowed."""
+    near = difflib.get_close_matches(name, allowed := list(allowed), n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(allowed)}"
+
+
+def short(value: object) -> str:
+    """Return repr(value), cut to fit into a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -6,10 +6,12 @@ Model code names logical axes ("embed", "heads", ...); `RULES` maps them to the 
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -100,6 +102,18 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Assemble a global batch on the devices from this process's rows of it."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+
+def max_over_processes(mesh: Mesh, value: int) -> jax.Array:
+    """Return the largest of the values that all processes give, as a device scalar: nothing waits until it is read."""
+    spread = NamedSharding(mesh, PartitionSpec(MESH_AXES))
+    array = jax.make_array_from_callback((mesh.size,), spread, lambda _: np.full(1, value, np.int32))
+    return _max(mesh)(array)
+
+
+@functools.cache
+def _max(mesh: Mesh):
+    return jax.jit(jnp.max, out_shardings=replicated(mesh))
 
 
 def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:

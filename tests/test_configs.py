@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import typing
 from pathlib import Path
 
 import jax
@@ -129,12 +130,11 @@ def test_a_saved_config_loads_to_the_same_config(tmp_path):
 
 
 def _fields(cls, prefix=""):
-    for field in dataclasses.fields(cls):
-        default = config_lib._default_of(field)
-        if dataclasses.is_dataclass(default):
-            yield from _fields(type(default), f"{prefix}{field.name}.")
+    for name, kind in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(kind):
+            yield from _fields(kind, f"{prefix}{name}.")
         else:
-            yield prefix + field.name, field.name
+            yield prefix + name, name
 
 
 def test_the_schema_is_small_and_every_field_is_read():

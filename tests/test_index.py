@@ -129,14 +129,14 @@ def test_lists(folder, tmp_path, suffix):
 
 
 def test_limits(folder, tmp_path):
-    tight = dataclasses.replace(DATA, max_seconds=0.9, max_pixels=32 * 48)
+    tight = dataclasses.replace(DATA, limits=(32 * 48, 0.9, 20.0))
     write_video(folder / "large.png", np.zeros((1, 40, 48, 3), np.uint8), fps=1)
     summary = index(folder, tmp_path / "m.jsonl", tight)
     assert [row["id"] for row in read_manifest(summary.manifest)] == ["a.gif", "still.png"]
     assert [row["reason"] for row in read_lines(summary.rejected_list)] == [
-        "1.0 s is more than data.max_seconds=0.9",
-        "1.1 s is more than data.max_seconds=0.9",
-        "48x40 is more than data.max_pixels=1536",
+        "1.0 s is more than 0.9 (data.limits)",
+        "1.1 s is more than 0.9 (data.limits)",
+        "48x40 is more than 1536 pixels",
     ]
 
 

@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lumos.config import TokenizerConfig, check_clip_shape
+from lumos.config import TokenizerConfig
+from lumos.config_rules import check_clip_shape
 from lumos.errors import UserError
 from lumos.model.definition import Definition
 from lumos.tokenizers.composed_quantizers import token_grid

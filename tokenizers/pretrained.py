@@ -109,7 +109,7 @@ def _read_config(workdir: str | Path) -> config_lib.Config:
 def _restore(workdir: str | Path, config: config_lib.Config) -> Params:
     """Return the weights of the VAE; a discriminator beside it is left out."""
     definition = make_training_definition(config)
-    checkpointer = Checkpointer(workdir)
+    checkpointer = Checkpointer(workdir, read_only=True)
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), definition.abstract)
     try:

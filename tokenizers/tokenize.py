@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from lumos import provenance
 from lumos.config import Config
 from lumos.data.buckets import Bucket, assign, plan_buckets
-from lumos.data.records import RecordWriter
+from lumos.data.records import RecordSource, RecordWriter
 from lumos.data.sources import Source, open_sources
 from lumos.errors import UserError
 from lumos.tokenizers.pretrained import Tokenizer
@@ -81,8 +82,10 @@ def tokenize(
         for path, items in mine:
             _write_shard(path, items, tokenizer, config, bar)
     if all(path.exists() for path, _ in shards):
-        _write_json(out / "manifest.json", plan)
-        _log.info("tokenize: %d shards in %s", len(shards), out)
+        num = len(RecordSource([path for path, _ in shards]))
+        _write_json(out / "manifest.json", plan | {"records": num, "provenance": provenance.describe(config)})
+        left_out = sum(counts.values()) - num
+        _log.info("tokenize: %d clips in %d shards in %s, %d left out", num, len(shards), out, left_out)
     return plan
 
 

@@ -14,16 +14,25 @@ import hashlib
 import itertools
 import json
 import os
+import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lumos.config import DataConfig
-from lumos.data import video
-from lumos.errors import UserError
+from lumos.data import decoder, video
+from lumos.errors import UserError, short
 
 _LISTS = (".csv", ".jsonl", ".parquet")
+_MAX_CAPTION = 10_000  # characters; what is behind them is left out
+_MAX_FIELDS_BYTES = 1 << 20  # of a .json file beside a clip
 _SUFFIXES = video.VIDEO_SUFFIXES + video.IMAGE_SUFFIXES
+
+
+_FIELDS = {
+    "path": (str,), "id": (str,), "caption": (str,), "duration": (float, int), "fps": (float, int), "width": (int,),
+    "height": (int,), "frames": (int,),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +58,7 @@ class _Candidate:
     id: str
     caption: str | None  # None: look for a file beside the clip
     split: str = ""
+    escapes: bool = False  # the list's path leads out of its folder
 
 
 def index(source: str | Path, out: str | Path, data: DataConfig) -> Summary:
@@ -58,7 +68,7 @@ def index(source: str | Path, out: str | Path, data: DataConfig) -> Summary:
       source: a folder (searched recursively), a glob pattern, one clip, or a .csv/.jsonl/.parquet list with the columns
         path and optionally caption, id, split; its paths are relative to the list. Without a caption column, captions
         come from `<clip>.txt` or the "caption" of `<clip>.json` beside the clip; clips without any are kept.
-      data: max_pixels and max_seconds limit what is accepted; num_threads files are checked at a time.
+      data: limits says what is accepted; num_threads files are checked at a time.
 
     Raises:
       UserError: nothing was found, nothing could be used, or the list cannot be read.
@@ -96,13 +106,30 @@ def index(source: str | Path, out: str | Path, data: DataConfig) -> Summary:
 def read_manifest(path: str | Path) -> list[dict]:
     """Return the rows of a manifest, paths made absolute. Raises UserError when it is missing or malformed."""
     path = Path(path)
-    rows = list(_read_jsonl(path))
+    rows, seen = list(_read_jsonl(path)), set()
     for number, row in enumerate(rows, 1):
-        missing = {"path", "id", "caption", "duration", "fps", "width", "height", "frames"} - row.keys()
-        if missing:
+        if missing := _FIELDS.keys() - row.keys():
             raise UserError(f"{path}:{number} lacks {', '.join(sorted(missing))}; write it with `lumos data index`")
+        for name, kinds in _FIELDS.items():
+            value = row[name]
+            if type(value) not in kinds or (kinds != (str,) and not 0 <= value < 1e12):
+                raise UserError(f"{path}:{number}: {name} must not be {short(value)}; write it with `lumos data index`")
+        if min(row["frames"], row["width"], row["height"]) < 1:
+            raise UserError(
+                f"{path}:{number}: a clip of {row['frames']} frames of {row['width']}x{row['height']} pixels"
+            )
+        if row["id"] in seen:
+            raise UserError(f"{path}:{number}: the id {short(row['id'])} was given before")
+        if _escapes(row["path"]):
+            raise UserError(f"{path}:{number}: {short(row['path'])} leads out of the folder of the manifest")
+        seen.add(row["id"])
         row["path"] = str(path.parent / row["path"])
     return rows
+
+
+def _escapes(path: str) -> bool:
+    """Return whether a relative path leads out of its folder. Absolute paths are meant as they are."""
+    return not os.path.isabs(path) and os.path.normpath(path).split(os.sep)[0] == os.pardir
 
 
 def fingerprint(rows: list[dict]) -> str:
@@ -127,6 +154,7 @@ def _candidates(source: str) -> Iterator[_Candidate]:
                 str(row.get("id") or Path(name).as_posix()),
                 None if caption is None else str(caption),
                 str(row.get("split") or ""),
+                _escapes(name),
             )
         return
     if path.is_dir():
@@ -145,20 +173,23 @@ def _candidates(source: str) -> Iterator[_Candidate]:
 def _check(candidate: _Candidate, data: DataConfig) -> dict | str:
     """Return the manifest row of a file, or the reason why it cannot be used."""
     path = candidate.path
+    if candidate.escapes:
+        return "the path leads out of the folder of the list; give an absolute path if that is meant"
     if path.suffix.lower() not in _SUFFIXES:
         return f"suffix {path.suffix!r} is none of {', '.join(_SUFFIXES)}"
+    pixels, seconds, gigabytes = data.limits
     try:
-        info = video.probe(path)
+        if path.is_file() and path.stat().st_size > gigabytes * 1e9:
+            return f"{path.stat().st_size / 1e9:.1f} GB is more than {gigabytes:g} (data.limits)"
+        info = decoder.probe(path, pixels)
         caption = _caption_beside(path) if candidate.caption is None else candidate.caption
-    except UserError as error:
+    except (UserError, OSError, ValueError) as error:  # ValueError: a null character in the path
         return str(error).removeprefix(f"{path}: ")
-    if info.width * info.height > data.max_pixels:
-        return f"{info.width}x{info.height} is more than data.max_pixels={data.max_pixels}"
-    if info.duration > data.max_seconds:
-        return f"{info.duration:.1f} s is more than data.max_seconds={data.max_seconds}"
+    if info.duration > seconds:
+        return f"{info.duration:.1f} s is more than {seconds:g} (data.limits)"
     row = {
         "id": candidate.id,
-        "caption": " ".join(caption.split()),
+        "caption": _clean(caption),
         "duration": round(info.duration, 4),
         "fps": round(info.fps, 4),
         "width": info.width,
@@ -169,14 +200,23 @@ def _check(candidate: _Candidate, data: DataConfig) -> dict | str:
     return {**row, "split": candidate.split} if candidate.split else row
 
 
+def _clean(caption: str) -> str:
+    """Return the caption on one line, without control characters and halves of surrogate pairs, not longer than a page."""
+    printable = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in caption[:_MAX_CAPTION])
+    return " ".join(printable.split())
+
+
 def _caption_beside(path: Path) -> str:
     text, fields = path.with_suffix(".txt"), path.with_suffix(".json")
     try:
         if text.is_file():
-            return text.read_text(encoding="utf-8")
+            with text.open(encoding="utf-8") as file:
+                return file.read(_MAX_CAPTION)
         if fields.is_file():
+            if fields.stat().st_size > _MAX_FIELDS_BYTES:
+                raise ValueError(f"more than {_MAX_FIELDS_BYTES} bytes")
             return str(json.loads(fields.read_text(encoding="utf-8")).get("caption") or "")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError, OSError) as error:
         raise UserError(f"{path}: its caption file cannot be read ({error})") from error
     return ""
 
@@ -185,8 +225,11 @@ def _read_list(path: Path) -> Iterator[dict]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.suffix.lower() == ".csv":
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            yield from csv.DictReader(file)
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                yield from csv.DictReader(file)
+        except (csv.Error, ValueError) as error:
+            raise UserError(f"{path}: not a CSV file in UTF-8 ({error})") from error
     elif path.suffix.lower() == ".jsonl":
         yield from _read_jsonl(path)
     else:
@@ -203,11 +246,11 @@ def _read_list(path: Path) -> Iterator[dict]:
 def _read_jsonl(path: Path) -> Iterator[dict]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                row = json.loads(line)
-            except ValueError as error:
+                row = json.loads(line.decode("utf-8"))
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}:{number} is not JSON ({error})") from error
             if not isinstance(row, dict):
                 raise UserError(f"{path}:{number} must be an object with path and caption, got {type(row).__name__}")

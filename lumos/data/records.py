@@ -7,6 +7,7 @@ suffix ".utf8", and comes back as a string.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -61,16 +62,24 @@ class RecordWriter:
         self.num_records = 0
 
     def write(self, record: Mapping[str, np.ndarray | str]) -> None:
-        self._writer.write(encode(record))
+        try:
+            self._writer.write(encode(record))
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"cannot write {self.path}: {_first_line(error)}") from error
         self.num_records += 1
 
     def close(self) -> None:
-        self._writer.close()
+        try:
+            self._writer.close()
+        except (OSError, RuntimeError) as error:
+            self._partial.unlink(missing_ok=True)
+            raise UserError(f"cannot write {self.path}: {_first_line(error)}") from error
         os.replace(self._partial, self.path)
 
     def discard(self) -> None:
-        self._writer.close()
-        self._partial.unlink()
+        with contextlib.suppress(OSError, RuntimeError):  # the error that led here is the one to report
+            self._writer.close()
+        self._partial.unlink(missing_ok=True)
 
     def __enter__(self) -> RecordWriter:
         return self
@@ -108,7 +117,7 @@ class RecordSource:
         position = index - self._ends[shard] + self.lengths[shard]
         try:
             return decode(self._shards[shard][position])
-        except (SafetensorError, ValueError, RuntimeError) as error:
+        except (SafetensorError, ValueError, RuntimeError, KeyError, IndexError) as error:
             raise UserError(f"{self._paths[shard]}: record {position} is damaged ({_first_line(error)})") from error
 
 

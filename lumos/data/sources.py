@@ -29,9 +29,10 @@ from absl import logging
 
 from lumos.config import Config
 from lumos.data.buckets import Bucket
+from lumos.data.decoder import read_clip
 from lumos.data.index import read_manifest
 from lumos.data.records import RecordSource
-from lumos.data.video import VideoInfo, read_clip
+from lumos.data.video import VideoInfo
 from lumos.errors import UserError
 
 HELD_OUT = 0.05  # share of a manifest without splits that validation and test get
@@ -141,7 +142,12 @@ class TokensSource:
         if not shards:
             found = sorted({shard.name.split("-")[0] for shard in folder.glob("*-*-of-*.array_record")})
             raise UserError(f"{path}: no shards of split {split!r}; there are: {', '.join(found) or 'none'}")
-        self._records = RecordSource(shards)
+        promised = shards[0].stem.rsplit("-", 1)[-1]
+        if promised != f"{len(shards):05d}":
+            raise UserError(
+                f"{path}: {len(shards)} of {promised} shards of split {split!r}; finish `lumos tokenize` first"
+            )
+        self._records, self._codebook = RecordSource(shards), vocabulary
         time, space = config.tokenizer.temporal_compression, config.tokenizer.spatial_compression
         size = functools.cache(lambda shape: (1 + (shape[0] - 1) * time, shape[1] * space, shape[2] * space))
         self.sizes = [size(shape) for shape in self._shapes()]
@@ -151,16 +157,35 @@ class TokensSource:
         start = 0
         for length in filter(None, self._records.lengths):
             places = range(start, start + length)
-            first, last = (self._records[place]["tokens"].shape for place in (places[0], places[-1]))
-            if first == last:
+            first, last = (self._shape_of(place) for place in (places[0], places[-1]))
+            if first and first == last:
                 yield from itertools.repeat(first, length)
-            else:  # the border between two sizes
-                yield from (self._records[place]["tokens"].shape for place in places)
+            else:  # the border between two sizes, or damage, which shows when it is read in training
+                known = [shape for shape in map(self._shape_of, places) if shape]
+                if not known:
+                    raise UserError(f"{self.name}: no record of {length} can be read")
+                yield from (self._shape_of(place) or known[0] for place in places)
             start += length
+
+    def _shape_of(self, index: int) -> tuple[int, int, int] | None:
+        try:
+            return self._read(index)["tokens"].shape
+        except UserError as error:
+            logging.warning("%s", error)
+            return None
+
+    def _read(self, index: int) -> dict:
+        record = self._records[index]
+        tokens = record.get("tokens")
+        if not isinstance(tokens, np.ndarray) or tokens.ndim != 3 or not isinstance(record.get("caption"), str):
+            raise UserError(f"{self.name}: record {index} holds no tokens [T, H, W] with a caption")
+        if tokens.dtype.kind not in "iu" or tokens.size == 0 or tokens.max() >= self._codebook or tokens.min() < 0:
+            raise UserError(f"{self.name}: record {index} holds tokens outside of the codebook of {self._codebook}")
+        return record
 
     def load(self, index: int, bucket: Bucket, where: float) -> tuple[dict[str, np.ndarray], str]:
         del where
-        record = self._records[index]
+        record = self._read(index)
         tokens_THW = record["tokens"][: bucket.latent_THW[0]]
         if tokens_THW.shape != bucket.latent_THW:
             raise UserError(f"{self.name}: tokens {tokens_THW.shape} do not fill the bucket's {bucket.latent_THW}")

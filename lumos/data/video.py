@@ -26,6 +26,11 @@ from lumos.errors import UserError
 VIDEO_SUFFIXES = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".mpg", ".gif")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
+# Content decides how a file is read, whatever it is called. Playlists (hls, dash, concat) would open other files, and
+# Pillow would run Ghostscript for PostScript: only real containers and images are read.
+_CONTAINERS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,gif,asf,flv,ogg,wav,mp3,aac,flac"
+_IMAGES = ("PNG", "JPEG", "WEBP")
+
 # What Pillow raises on files that are no images, are cut short, or unpack to an absurd size.
 _IMAGE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
@@ -45,20 +50,22 @@ class VideoInfo:
         return self.frames if fps == 0 or self.frames == 1 else int(self.duration * fps + 1e-6)
 
 
-def probe(path: str | Path) -> VideoInfo:
+def probe(path: str | Path, max_pixels: int = 0) -> VideoInfo:
     """Read the facts of a video or image and check that both of its ends can be read.
+
+    A picture of more than `max_pixels` (0 = any) is refused before anything is decoded.
 
     The first frame is decoded. Where the header counts the frames (mp4, mov) the last packet is read too, so that a
     file cut short is found; elsewhere the packets are counted.
 
     Raises:
-      UserError: the file is missing, damaged, cut short, or has no video.
+      UserError: the file is missing, damaged, cut short, too large, or has no video.
     """
     path = Path(path)
     if is_image(path):
-        image = _open_image(path)
+        image = _open_image(path, max_pixels)
         return VideoInfo(1, 0.0, 0.0, image.width, image.height, 0, image.format_description)
-    with _open(path) as (container, stream):
+    with _open(path, max_pixels) as (container, stream):
         first = next(_decode(container, stream), None)
         if first is None:
             raise UserError(f"{path}: no frame can be decoded")
@@ -75,6 +82,7 @@ def probe(path: str | Path) -> VideoInfo:
         fps = declared if abs(measured - declared) < 0.1 * measured else measured
         sideways = first.rotation % 180 != 0
         width, height = (first.height, first.width) if sideways else (first.width, first.height)
+        _check_size(path, width, height, max_pixels)  # again: the header of the file may lie
         return VideoInfo(frames, duration, fps, width, height, first.rotation, stream.codec_context.name)
 
 
@@ -154,9 +162,15 @@ def is_image(path: str | Path) -> bool:
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
-def _open_image(path: Path) -> Image.Image:
+def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
+    if max_pixels and width * height > max_pixels:
+        raise UserError(f"{path}: {width}x{height} is more than {max_pixels} pixels")
+
+
+def _open_image(path: Path, max_pixels: int = 0) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_IMAGES) as image:
+            _check_size(path, *image.size, max_pixels)
             upright = ImageOps.exif_transpose(image).convert("RGB")
             upright.format_description = (image.format or "image").lower()
             return upright
@@ -166,24 +180,27 @@ def _open_image(path: Path) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def _open(path: Path, max_pixels: int = 0) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """Open the first real video stream; FFmpeg errors inside the block become UserError."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty")
     try:
-        with av.open(str(path)) as container:
+        # Absolute, so that no file name is taken for a protocol ("concat:a|b").
+        options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+        with av.open(str(path.absolute()), container_options=options) as container:
             # Sound files carry their cover art as a video stream.
             covers = av.stream.Disposition.attached_pic
             streams = [stream for stream in container.streams.video if not stream.disposition & covers]
             if not streams:
                 raise UserError(f"{path}: no video stream")
             stream = streams[0]
+            _check_size(path, stream.codec_context.width, stream.codec_context.height, max_pixels)
             # The pipeline runs one clip per thread; threads inside a decoder would only fight with them.
             stream.codec_context.thread_count = 1
             yield container, stream
-    except (av.error.FFmpegError, EOFError) as error:
+    except (av.error.FFmpegError, EOFError, ValueError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{path}: damaged or not a video ({reason})") from error
 

@@ -14,6 +14,7 @@ import numpy as np
 
 import lumos
 from lumos import config as config_lib
+from lumos import provenance
 from lumos.checkpoint import read_config
 from lumos.config import Config
 from lumos.data.pipeline import make_pipeline
@@ -45,25 +46,26 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     read_config(workdir)
     config = config_lib.load(str(Path(workdir) / "config.json"), overrides)
-    results: dict[str, Any] = {"name": config.name, "versions": versions()}
+    results: dict[str, Any] = {"name": config.name, "versions": versions(), "provenance": provenance.describe(config)}
+    facts = provenance.of_file(config, workdir, seed=seed)
     if config.task == "tokenizer":
-        results["reconstruction"] = _reconstruction(config, Path(workdir), out)
+        results["reconstruction"] = _reconstruction(config, Path(workdir), out, facts)
         runs = {"tokenizer": Path(workdir)}
     elif what == "tokenizer":
         runs = {"tokenizer": Path(config.tokenizer_workdir)}
         trained = dataclasses.replace(config_lib.parse(read_config(runs["tokenizer"])), evaluate=config.evaluate)
-        results["reconstruction"] = _reconstruction(trained, runs["tokenizer"], out)
+        results["reconstruction"] = _reconstruction(trained, runs["tokenizer"], out, facts)
     else:
         generator = Generator.load(workdir, overrides)
         tokenizer_workdir = Path(config.tokenizer_workdir)
         tokenizer_config = config_lib.parse(read_config(tokenizer_workdir))
         tokenizer_config = dataclasses.replace(tokenizer_config, evaluate=config.evaluate)
-        results["reconstruction"] = _reconstruction(tokenizer_config, tokenizer_workdir, out)
+        results["reconstruction"] = _reconstruction(tokenizer_config, tokenizer_workdir, out, facts)
         results["masked_cross_entropy"] = _masked_cross_entropy(generator)
         if tokenizer_config.data.source == "moving_shapes":
-            results |= _prompt_following(generator, tokenizer_config.shapes.level, out, seed)
+            results |= _prompt_following(generator, tokenizer_config.shapes.level, out, seed, facts)
         if config.evaluate.num_given:
-            results["continuation"] = _continuation(generator, tokenizer_config, out, seed)
+            results["continuation"] = _continuation(generator, tokenizer_config, out, seed, facts)
         runs = {"tokenizer": tokenizer_workdir, "transformer": Path(workdir)}
     with open(out / "results.jsonl", "a") as file:
         file.write(json.dumps(results) + "\n")
@@ -90,9 +92,9 @@ def _evaluate_task(task: Task, params, config: Config, split: str, num_batches: 
     return task.summarize(jax.tree.map(np.asarray, sums))
 
 
-def _reconstruction(config: Config, workdir: Path, out: Path) -> dict[str, Any]:
+def _reconstruction(config: Config, workdir: Path, out: Path, facts) -> dict[str, Any]:
     results, videos, labels = reconstruction(config, workdir)
-    _write_videos(out, "reconstruction", videos, labels, config)
+    _write_videos(out, "reconstruction", videos, labels, config.generate.fps, facts)
     _log.info("reconstruction: psnr %.2f dB, usage %.2f", results["psnr"], results["usage"])
     return results
 
@@ -104,7 +106,7 @@ def _masked_cross_entropy(generator: Generator) -> dict[str, Any]:
     return _evaluate_task(task, generator.params, config, config.data.eval_split, num)
 
 
-def _prompt_following(generator: Generator, level: str, out: Path, seed: int) -> dict[str, Any]:
+def _prompt_following(generator: Generator, level: str, out: Path, seed: int, facts) -> dict[str, Any]:
     """Generate held-out prompts and let the checker read colour, shape and direction back from the pixels."""
     from lumos.data import moving_shapes
 
@@ -125,7 +127,7 @@ def _prompt_following(generator: Generator, level: str, out: Path, seed: int) ->
         prompts[i].caption + "   [" + ", ".join(f"{k} {'ok' if v else 'wrong'}" for k, v in scores[i].items()) + "]"
         for i in shown
     ]
-    _write_videos(out, "prompts", [videos[i] for i in shown], marks, generator.config)
+    _write_videos(out, "prompts", [videos[i] for i in shown], marks, generator.config.generate.fps, facts)
     _log.info("prompt following over %d prompts: %s", len(prompts), accuracy)
     # The first call compiles; with a single call its time includes that.
     return {
@@ -134,7 +136,7 @@ def _prompt_following(generator: Generator, level: str, out: Path, seed: int) ->
     }
 
 
-def _continuation(generator: Generator, tokenizer_config: Config, out: Path, seed: int) -> dict[str, Any]:
+def _continuation(generator: Generator, tokenizer_config: Config, out: Path, seed: int, facts) -> dict[str, Any]:
     """Give the first latent frames of real clips and compare what follows with the truth, by pixel frame.
 
     The first new frame can be judged against the truth; later ones may rightly take another course.
@@ -153,7 +155,7 @@ def _continuation(generator: Generator, tokenizer_config: Config, out: Path, see
             if not shown:
                 shown = list(np.concatenate([truth, made.videos], axis=3)[:6])
                 labels = [f"{caption}   [truth | continued after {num_known} frames]" for caption in captions[:6]]
-    _write_videos(out, "continuation", shown, labels, generator.config)
+    _write_videos(out, "continuation", shown, labels, generator.config.generate.fps, facts)
     psnr_F = np.concatenate(psnr_NF).mean(axis=0)
     _log.info("continuation: first new frame %.2f dB", psnr_F[num_known])
     return {
@@ -164,10 +166,10 @@ def _continuation(generator: Generator, tokenizer_config: Config, out: Path, see
     }
 
 
-def _write_videos(out: Path, name: str, videos, captions: list[str], config: Config) -> None:
+def _write_videos(out: Path, name: str, videos, captions: list[str], fps: float, facts) -> None:
     folder = out / name
     folder.mkdir(exist_ok=True)
     for i, (video, caption) in enumerate(zip(videos, captions)):
-        write_video(folder / f"{i:02d}.mp4", video, config.generate.fps, {"prompt": caption})
+        write_video(folder / f"{i:02d}.mp4", video, fps, {"prompt": caption} | facts)
     (folder / "captions.json").write_text(json.dumps(captions))
     contact_sheet(videos, captions).save(out / f"{name}.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lumos import provenance
 from lumos.data.video import write_video
 from lumos.errors import UserError
 from lumos.generation.generate import Generator
@@ -36,8 +37,9 @@ def generate(
     generator = Generator.load(workdir, overrides)
     frames = generator.read_given(given) if given else None
     made = generator.generate(prompts, seed=seed, num_frames=num_frames, given=frames)
+    facts = provenance.of_file(generator.config, workdir, seed=seed)
     paths = [out] if is_file else [out / f"{i:03d}.mp4" for i in range(len(prompts))]
     for path, video, prompt in zip(paths, made.videos, prompts):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_video(path, video, generator.config.generate.fps, {"prompt": prompt})
+        write_video(path, video, generator.config.generate.fps, {"prompt": prompt} | facts)
     return paths

@@ -54,7 +54,7 @@ class Generator:
         definition = make_definition(config.model, make_layout(config).vocabulary)
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), definition.abstract)
-        checkpointer = Checkpointer(workdir)
+        checkpointer = Checkpointer(workdir, read_only=True)
         try:
             return cls(config, definition, checkpointer.restore_params(abstract))
         finally:

@@ -1,133 +1,241 @@
-"""The training loop, for every task: restore, then fetch, step, log, evaluate, sample, save."""
+"""The training loop, for every task: restore, then fetch, step, log, evaluate, sample, save.
+
+Metrics are read one step late, so the device never waits for the host. What can go wrong has its own file: requests
+(SIGTERM), health (numbers), replay (dumps), watchdog (hangs), checkpoint (what survives all of them).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from lumos import sharding
+from lumos import processes, provenance, sharding
 from lumos.checkpoint import Checkpointer
 from lumos.config import Config
 from lumos.data.pipeline import make_pipeline
 from lumos.data.video import write_video
-from lumos.errors import UserError
+from lumos.errors import Preempted, UserError
 from lumos.evaluation.contact_sheet import contact_sheet
-from lumos.training import flops
+from lumos.training import replay
+from lumos.training.health import HealthMonitor
+from lumos.training.initialize import initial_state
+from lumos.training.meter import Meter, num_positions
 from lumos.training.metrics import MetricsWriter
 from lumos.training.optimizer import make_schedule
-from lumos.training.state import abstract_state, create_state
+from lumos.training.requests import SAVE, STOP, Requests
 from lumos.training.step import Task, make_train_step
 from lumos.training.tasks import make_task, make_task_optimizer, resolve
+from lumos.training.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
+_MAX_REWINDS = 3  # in a row, without a checkpoint in between
 
-def train(config: Config, workdir: str | Path) -> dict[str, Any]:
-    """Train until `train.num_steps` updates are done, resuming from the latest checkpoint. Returns the last evaluation."""
-    config, workdir = resolve(config), Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    mesh = sharding.make_mesh(config.mesh)
-    if config.data.batch_size % (sharding.num_batch_shards(mesh) * config.train.accumulation):
-        raise UserError(
-            f"config.data.batch_size={config.data.batch_size} must be a multiple of the batch shards of the mesh "
-            f"({sharding.num_batch_shards(mesh)}) times config.train.accumulation={config.train.accumulation}"
-        )
-    with jax.set_mesh(mesh):
-        return _Run(config, workdir, mesh).run()
+
+def train(
+    config: Config,
+    workdir: str | Path,
+    *,
+    init_from: str | Path = "",
+    fresh: tuple[str, ...] = (),
+    watchdog: Watchdog | None = None,
+) -> dict[str, Any]:
+    """Train until `train.num_steps` updates are done, resuming from the latest checkpoint.
+
+    Args:
+      init_from: workdir whose newest weights (EMA where there is one) a new run starts from.
+      fresh: parameters, such as "lm_head", that start anew even so: those whose shape has changed.
+      watchdog: one that runs since the start of the process.
+
+    Returns:
+      The last evaluation.
+
+    Raises:
+      UserError: config, data or workdir cannot be used, saving failed, or the numbers went bad.
+      Preempted: SIGTERM came; the state is saved.
+    """
+    watchdog = watchdog or Watchdog()
+    with watchdog:
+        workdir = Path(workdir)
+        watchdog.configure(config.train.deadlines, workdir)
+        processes.join()
+        config = resolve(config)
+        workdir.mkdir(parents=True, exist_ok=True)
+        mesh = sharding.make_mesh(config.mesh)
+        if config.data.batch_size % (sharding.num_batch_shards(mesh) * config.train.accumulation):
+            raise UserError(
+                f"config.data.batch_size={config.data.batch_size} must be a multiple of the batch shards of the mesh "
+                f"({sharding.num_batch_shards(mesh)}) times config.train.accumulation={config.train.accumulation}"
+            )
+        with jax.set_mesh(mesh), Requests(mesh) as requests:
+            return _Run(config, workdir, mesh, watchdog, requests, init_from, fresh).run()
+
+
+@dataclasses.dataclass
+class _InFlight:
+    """A dispatched step whose metrics nobody has read yet."""
+
+    step: int  # finished updates before it
+    batch_number: int
+    batch: dict[str, np.ndarray]  # this process's rows
+    metrics: dict[str, jax.Array]
+    wish: jax.Array | int
 
 
 class _Run:
-    def __init__(self, config: Config, workdir: Path, mesh):
+    def __init__(self, config: Config, workdir: Path, mesh, watchdog, requests, init_from, fresh):
         self.config, self.workdir, self.mesh = config, workdir, mesh
+        self.watchdog, self.requests = watchdog, requests
+        watchdog.enter("restore")
         self.task: Task = make_task(config)
         optimizer = make_task_optimizer(self.task, config)
         self.schedule = make_schedule(config.optimizer, config.train.num_steps)
-        has_ema = config.optimizer.ema_decay > 0
-        self.checkpointer = Checkpointer(workdir, keep=config.train.keep_checkpoints)
-        if self.checkpointer.latest_step() is None:
-            params = self.task.initial_params() if config.initial_workdir else None
-            self.state = create_state(
-                self.task.definition, optimizer, mesh, seed=config.seed, ema=has_ema, params=params
-            )
-            self.start = 0
-        elif not self.checkpointer.has_optimizer():
-            abstract = abstract_state(self.task.definition, optimizer, mesh, ema=False).params
-            params = self.checkpointer.restore_params(abstract)
-            self.state = create_state(
-                self.task.definition, optimizer, mesh, seed=config.seed, ema=has_ema, params=params
-            )
-            self.start = 0
-            _log.info("fine-tuning the weights in %s", workdir)
-        else:
-            abstract = abstract_state(self.task.definition, optimizer, mesh, ema=has_ema)
-            self.state, meta = self.checkpointer.restore(abstract)
-            self.start = meta["step"]
+        self.checkpointer = Checkpointer(
+            workdir, keep=config.train.keep_checkpoints, keep_every=config.train.keep_every
+        )
+        weights = self.task.initial_params if config.initial_workdir else None
+        self.restore = lambda step=None: initial_state(
+            config,
+            self.task.definition,
+            optimizer,
+            mesh,
+            self.checkpointer,
+            init_from,
+            fresh,
+            step=step,
+            weights=weights,
+        )
+        self.state, meta = self.restore()
+        self.start, self.first_batch = meta["step"], meta["data_step"]
+        if self.start:
             _log.info("resuming %s from step %d", workdir, self.start)
         self.main_process = jax.process_index() == 0
+        self.provenance = provenance.describe(config)
         if self.main_process:
             config.save(workdir / "config.json")
+            provenance.record(workdir / "runs.jsonl", self.provenance | {"start_step": self.start})
         self.train_step = make_train_step(self.task, optimizer, config, mesh)
         self.evaluate_batch = jax.jit(self.task.evaluate_batch)
+        self.health, self.in_flight, self.rewinds = HealthMonitor(), deque(), 0
 
     def run(self) -> dict[str, Any]:
-        c, total = self.config.train, self.config.train.num_steps
-        pipeline = self._pipeline(self.config.data.split, start_step=self.start)
+        total, results, shapes, step = self.config.train.num_steps, {}, set(), self.start
+        self.pipeline = self._pipeline(self.config.data.split, start_step=self.first_batch)
         self.writer = MetricsWriter(
-            self.workdir, total_steps=total, start_step=self.start, name=self.config.name, active=self.main_process
+            self.workdir, total_steps=total, start_step=step, name=self.config.name, active=self.main_process
         )
-        batches, pending, results = iter(pipeline), None, {}
-        self.meter = _Meter(self.task.flops_per_step(), self.start)
+        self.meter = Meter(self.task.flops_per_step(), step)
         try:
-            for step in range(self.start, total):
-                batch = sharding.put_batch(self.mesh, next(batches))
+            if int(self.requests.ask()) == STOP:
+                raise Preempted(f"asked to stop before step {step + 1}")
+            while step < total:
+                self.watchdog.enter("step", f"step {step + 1}")
+                number, rows = self.pipeline.step, next(self.pipeline)
+                shape = tuple(rows[name].shape for name in sorted(rows))
+                if new := shape not in shapes:
+                    shapes.add(shape)
+                    self.watchdog.enter("compile", f"step {step + 1}")
+                batch = sharding.put_batch(self.mesh, rows)
                 self.state, metrics = self.train_step(self.state, batch)
-                self.meter.count(_num_positions(batch), pipeline.wait_ms)
+                self.in_flight.append(_InFlight(step, number, rows, metrics, self.requests.ask()))
+                self.meter.count(num_positions(batch), self.pipeline.wait_ms)
                 self.writer.advance()
-                if pending:  # metrics of the step before: fetching them does not hold up the device
-                    self._log(*pending)
-                done, pending = step + 1, None
-                if done % c.log_every == 0 or done == total:
-                    pending = (done, metrics)
-                due = [
-                    work for work, every in self._schedule_of_work() if done == total or (every and done % every == 0)
-                ]
-                if due:
-                    if pending:
-                        self._log(*pending)
-                        pending = None
-                    for work in due:
-                        results = work(done) or results
-                    self.meter.restart(done)
+                step += 1
+                self.checkpointer.check()
+                # Read the step before: the device works on this one meanwhile. A new shape is waited for, as other
+                # processes may take longer to compile it.
+                wish = self._settle(leave=0 if new else 1)
+                work = self._due(step, wish)
+                if work:
+                    self._settle(leave=0)
+                if self.health.hopeless:
+                    step = self._go_back_or_stop()
+                    continue
+                for phase, do in work:
+                    self.watchdog.enter(phase, f"step {step}")
+                    results = do(step) or results
+                if work:
+                    self.meter.restart(step)
+                if wish == STOP:
+                    self.checkpointer.wait()
+                    raise Preempted(f"asked to stop: step {step} is saved, start the same command again to go on")
+            self.watchdog.enter("save", f"step {step}")
             self.checkpointer.wait()
             if self.start >= total:
+                self.watchdog.enter("evaluate")
                 results = self.evaluate(total)
+                if self.config.train.num_samples and not self._samples(total).exists():
+                    self.sample(total)
         finally:
-            pipeline.close()
+            self.pipeline.close()
             self.writer.close()
             self.checkpointer.close()
         return results
 
-    def _schedule_of_work(self):
-        """What is done between steps, with its interval (0 = only at the end), in this order."""
+    def _due(self, done: int, wish: int) -> list:
+        """Return what is done after this step, as (phase, function), in this order. An interval of 0 = only at the end."""
         c = self.config.train
-        yield self.evaluate, c.eval_every
+        works = [("evaluate", self.evaluate, c.eval_every), ("save", self.save, c.checkpoint_every)]
         if c.num_samples:
-            yield self.sample, c.sample_every
-        yield self.save, c.checkpoint_every
+            works.insert(1, ("evaluate", self.sample, c.sample_every))
+        if wish == STOP:
+            return [("save", self.save)]
+        return [
+            (phase, do)
+            for phase, do, every in works
+            if done == c.num_steps or (every and done % every == 0) or (wish == SAVE and do == self.save)
+        ]
 
-    def _log(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        speed = self.meter.take(step)
-        self.writer.write(step, "train", values | {"learning_rate": float(self.schedule(step - 1))} | speed)
+    def _settle(self, leave: int) -> int:
+        """Read the metrics of all but the newest `leave` steps: judge, log. Return what was wished for in them."""
+        wish = 0
+        while len(self.in_flight) > leave:
+            item = self.in_flight.popleft()
+            values = {name: float(value) for name, value in jax.device_get(item.metrics).items()}
+            wish = max(wish, int(item.wish))
+            reason = self.health.observe(item.step, item.batch_number, values["loss"], values["grad_norm"])
+            if reason:
+                _log.warning("step %d, batch %d: %s", item.step + 1, item.batch_number, reason)
+                self.checkpointer.wait()
+                replay.write_dump(self.workdir, self.config, self.checkpointer, item, values, reason, self.provenance)
+            done = item.step + 1
+            if done % self.config.train.log_every == 0 or done == self.config.train.num_steps:
+                extra = {"learning_rate": float(self.schedule(item.step)), "bad_steps": self.health.num_bad}
+                extra["replaced_clips"] = self.pipeline.num_replaced
+                self.writer.write(done, "train", values | extra | self.meter.take(done))
+        return wish
+
+    def _go_back_or_stop(self) -> int:
+        """Too many bad steps: stop, or restore the last good checkpoint and leave out the data since. Return its step."""
+        self._settle(leave=0)
+        good, reason = self.checkpointer.last_good_step(), self.health.describe()
+        if self.config.train.on_bad_steps == "stop" or good is None or self.rewinds == _MAX_REWINDS:
+            raise UserError(
+                f"{reason}. The last good checkpoint is {'none' if good is None else f'step {good}'}; the batches are in "
+                f"{self.workdir / 'dumps'}: look with lumos replay, or set config.train.on_bad_steps=rewind to leave them out"
+            )
+        self.rewinds += 1
+        self.watchdog.enter("restore", f"step {good}")
+        _log.warning("%s; back to step %d, going on with batch %d", reason, good, self.pipeline.step)
+        self.checkpointer.delete_after(good)
+        self.state, _ = self.restore(good)
+        self.health.forget()
+        self.meter.restart(good)
+        return good
 
     def save(self, step: int) -> None:
         """Start an asynchronous checkpoint."""
-        self.checkpointer.save(step, self.state, {"data_step": step})
+        meta = {"data_step": self.pipeline.step, "config": self.config.to_dict(), "provenance": self.provenance}
+        self.checkpointer.save(step, self.state, meta, good=self.health.healthy)
+        self.requests.saved()
+        if self.health.healthy:
+            self.rewinds = 0
 
     def evaluate(self, step: int) -> dict[str, Any]:
         """Average `eval_batches` batches of the evaluation split, with the EMA weights where there are any."""
@@ -146,11 +254,15 @@ class _Run:
         videos, captions = self.task.samples(self.state.eval_params, {k: v[:num] for k, v in batch.items()})
         if not self.main_process:
             return
-        folder = self.workdir / "samples" / f"step_{step:08d}"
+        folder = self._samples(step)
         folder.mkdir(parents=True, exist_ok=True)
         for i, (video, caption) in enumerate(zip(videos, captions)):
-            write_video(folder / f"{i:02d}.mp4", video, self.config.generate.fps, {"prompt": caption})
+            facts = {"prompt": caption} | provenance.of_file(self.config, self.workdir, step=step)
+            write_video(folder / f"{i:02d}.mp4", video, self.config.generate.fps, facts)
         contact_sheet(videos, captions).save(folder / "contact_sheet.png")
+
+    def _samples(self, step: int) -> Path:
+        return self.workdir / "samples" / f"step_{step:08d}"
 
     def _batches(self, split: str, num: int):
         pipeline = self._pipeline(split, train=False)
@@ -170,41 +282,3 @@ class _Run:
             train=train,
             divisor=sharding.num_batch_shards(self.mesh) * (self.config.train.accumulation if train else 1),
         )
-
-
-def _num_positions(batch: dict[str, jax.Array]) -> int:
-    """Return the tokens (transformer) or pixels (tokenizer) of a batch, over all processes."""
-    return batch["tokens"].size if "tokens" in batch else batch["video"].size // 3
-
-
-class _Meter:
-    """Speed between two log lines: step time, data wait, throughput, mask-exact MFU.
-
-    Times are taken where metrics arrive from the device, so they are those of finished steps.
-    """
-
-    def __init__(self, flops_per_step: float, step: int):
-        self._flops = flops_per_step
-        self.restart(step)
-
-    def restart(self, step: int) -> None:
-        """Start a new window after `step`: time spent on evaluation and saving is not step time."""
-        self._start, self._step = time.perf_counter(), step
-        self._dispatched: list[tuple[int, float]] = []
-
-    def count(self, positions: int, wait_ms: float) -> None:
-        """Count a dispatched step."""
-        self._dispatched.append((positions, wait_ms))
-
-    def take(self, step: int) -> dict[str, float]:
-        """Return the averages over the steps from the last window to `step`, and start the next one."""
-        now, steps = time.perf_counter(), step - self._step
-        window, self._dispatched = self._dispatched[:steps], self._dispatched[steps:]
-        seconds, self._start, self._step = now - self._start, now, step
-        peak = flops.peak_flops_per_device() * jax.device_count()
-        return {
-            "step_time_ms": 1e3 * seconds / steps,
-            "data_wait_ms": sum(wait for _, wait in window) / steps,
-            "positions_per_s": sum(positions for positions, _ in window) / seconds,
-            "mfu": self._flops * steps / seconds / peak,
-        }

@@ -21,7 +21,11 @@ class MetricsWriter:
         self._active, self._name = active, name
         if not active:
             return
-        self._file = open(Path(workdir) / "metrics.jsonl", "a", buffering=1)
+        path = Path(workdir) / "metrics.jsonl"
+        torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+        self._file = open(path, "a", buffering=1)
+        if torn:  # killed while writing a line: the next one must not be glued to it
+            self._file.write("\n")
         self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), max_queue=1000, flush_secs=30)
         self._bar = tqdm(
             total=total_steps, initial=start_step, desc=name, unit="step", disable=not sys.stderr.isatty(), leave=True
@@ -64,5 +68,13 @@ def _short(value: Any) -> str:
 def read(workdir: str | Path, kind: str) -> list[dict[str, Any]]:
     """Return the recorded lines of one kind, the last one per step (a resumed run repeats steps)."""
     path = Path(workdir) / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [line for _, line in sorted({line["step"]: line for line in lines if line["kind"] == kind}.items())]
+    lines = [_parse(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [line for _, line in sorted({line["step"]: line for line in lines if line.get("kind") == kind}.items())]
+
+
+def _parse(line: str) -> dict[str, Any]:
+    """Return a recorded line; one that a kill has cut short is empty."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return {}

@@ -53,6 +53,7 @@ def make_train_step(
 
     The randomness of step s is fold_in(seed, s). Gradients of the summed loss are accumulated over microbatches and
     divided once by the summed weight, so accumulation equals one large batch however weights are spread.
+    A step whose loss or gradient is not finite leaves parameters, optimizer state and EMA as they were ("skipped" is 1).
     """
     num_micro, decay = config.train.accumulation, config.optimizer.ema_decay
     update_statistics = getattr(task, "update_statistics", None)
@@ -96,7 +97,12 @@ def make_train_step(
             ema = jax.tree.map(lambda e, p: e + (1 - rate).astype(e.dtype) * (p - e), ema, params)
         metrics = {name: value / weight for name, value in sums.items()}
         metrics["grad_norm"] = optax.global_norm(grads)
-        return TrainState(state.step + 1, params, opt_state, ema), metrics
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        metrics["skipped"] = 1.0 - finite
+        # Selected on the device: the host learns of it one step later, and nothing waits.
+        new, old = (params, opt_state, ema), (state.params, state.opt_state, state.ema)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+        return TrainState(state.step + 1, *kept), metrics
 
     places = state_shardings(task.definition, optimizer, mesh, ema=decay > 0)
     return jax.jit(step, donate_argnums=0, out_shardings=(places, None))

@@ -1,0 +1,92 @@
+"""Where a result comes from: seed, versions, git commit, config and data, recorded with every run and every file."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import lumos
+from lumos.config import Config
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av", "sentencepiece")
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """Return everything that a run's numbers depend on."""
+    return {
+        "seed": config.seed,
+        "config": fingerprint(config),
+        "data": data_fingerprint(config.data.path),
+        "commit": commit(),
+        "versions": {"lumos": lumos.__version__, "python": platform.python_version(), **_packages()},
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
+    }
+
+
+def of_file(config: Config, workdir: str | Path, **more: Any) -> dict[str, str]:
+    """Return the short form that goes into the metadata of a file made by the run in `workdir`; `more` may say the step."""
+    try:
+        data = json.loads((Path(workdir) / "runs.jsonl").read_text().splitlines()[-1])["data"]
+    except (OSError, ValueError, LookupError):  # weights that lumos has not trained
+        data = ""
+    facts = {"run": Path(workdir).name, "seed": config.seed, "config": fingerprint(config), "data": data}
+    versions = {"commit": commit(), "lumos": lumos.__version__, "jax": jax.__version__}
+    return {name: str(value) for name, value in (facts | versions | more).items()}
+
+
+def record(path: Path, facts: dict[str, Any]) -> None:
+    """Append one line to a JSONL file: every start of a run leaves its own."""
+    torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")  # killed while writing a line
+    with path.open("a") as file:
+        file.write(
+            "\n" * torn + json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts}) + "\n"
+        )
+
+
+def fingerprint(config: Config) -> str:
+    """Return a short hash of all config fields."""
+    return hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def data_fingerprint(paths: str) -> str:
+    """Return a short hash of the manifests that `data.path` names: of a clip list, a token folder, a TFDS folder."""
+    from lumos.data.sources import parse_paths
+
+    digest = hashlib.sha256()
+    for text, weight in parse_paths(paths):
+        path = Path(text)
+        files = [path] if path.is_file() else sorted(path.rglob("manifest.json")) + sorted(path.rglob("*_info.json"))
+        digest.update(str(weight).encode())
+        for file in files:
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def commit() -> str:
+    """Return the git commit of the code, with "+changes" where files differ from it; "" outside a checkout."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20, check=True)
+        return result.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+@functools.cache
+def _packages() -> dict[str, str]:
+    return {name: metadata.version(name) for name in _PACKAGES}

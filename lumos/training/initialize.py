@@ -1,0 +1,61 @@
+"""How a run begins: from its own checkpoint, from another run's weights, or from random ones."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lumos.checkpoint import Checkpointer
+from lumos.config import Config
+from lumos.errors import UserError
+from lumos.training.state import TrainState, abstract_state, create_state
+
+_log = logging.getLogger(__name__)
+
+
+def initial_state(
+    config: Config,
+    definition,
+    optimizer,
+    mesh,
+    checkpointer: Checkpointer,
+    init_from: str | Path = "",
+    fresh: tuple[str, ...] = (),
+    step: int | None = None,
+    weights: Callable[[], Any] | None = None,
+) -> tuple[TrainState, dict[str, Any]]:
+    """Return the state, and {"step", "data_step"}: the finished updates and the batch that comes next.
+
+    A run that has a checkpoint resumes from it (the latest, or `step`), whatever `init_from` says: the same command
+    starts and resumes. One that has only weights, without optimizer state, starts from them. `weights` returns parameters
+    to start from instead of random ones. See `lumos.training.loop.train` for the other arguments.
+    """
+    has_ema = config.optimizer.ema_decay > 0
+    if checkpointer.latest_step() is not None and not checkpointer.has_optimizer():
+        params = checkpointer.restore_params(abstract_state(definition, optimizer, mesh, ema=False).params)
+        _log.info("fine-tuning the weights in %s", checkpointer.directory)
+        state = create_state(definition, optimizer, mesh, seed=config.seed, ema=has_ema, params=params)
+        return state, {"step": 0, "data_step": 0}
+    if checkpointer.latest_step() is not None:
+        abstract = abstract_state(definition, optimizer, mesh, ema=has_ema)
+        state, meta = checkpointer.restore(abstract, step)
+        return state, {"step": meta["step"], "data_step": meta.get("data_step", meta["step"])}
+    if fresh and not init_from:
+        raise UserError(f"--fresh={','.join(fresh)} says what --init_from leaves out; give --init_from too")
+    first = weights() if weights else None
+    state = create_state(definition, optimizer, mesh, seed=config.seed, ema=has_ema, params=first)
+    if init_from:
+        source = Checkpointer(init_from, read_only=True)
+        try:
+            params = source.restore_params(state.params, fresh=fresh)
+            _log.info("starting from the weights in %s (step %d)", init_from, source.latest_step())
+        finally:
+            source.close()
+        state = create_state(definition, optimizer, mesh, seed=config.seed, ema=has_ema, params=params)
+        checkpointer.save(0, state, {"data_step": 0, "init_from": str(init_from)})
+        jax.block_until_ready(state)
+    return state, {"step": 0, "data_step": 0}

@@ -1,0 +1,121 @@
+"""Dumps of bad steps, and `lumos replay`, which runs one again, bitwise.
+
+A dump under `<workdir>/dumps/<step>/` holds the batch, what the step returned, and the checkpoint before it (as hard
+links: no space). Batches are a function of the seed and their number, so running from that checkpoint to the step gives
+the very state the step began with, without keeping a second copy of the state while training.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from lumos import config as config_lib
+from lumos import sharding
+from lumos.checkpoint import Checkpointer, read_config
+from lumos.data.pipeline import make_pipeline
+from lumos.errors import UserError
+from lumos.training.initialize import initial_state
+from lumos.training.state import create_state
+from lumos.training.step import make_train_step
+from lumos.training.tasks import make_task, make_task_optimizer
+
+_log = logging.getLogger(__name__)
+
+MAX_DUMPS = 16  # of one workdir: a run that is bad throughout must not fill the disk
+
+
+def write_dump(workdir: Path, config, checkpointer: Checkpointer, item, values: dict, reason: str, provenance) -> None:
+    """Write the dump of a step (`item` has step, batch_number, batch), once per step and at most MAX_DUMPS of them."""
+    folder = workdir / "dumps" / f"{item.step + 1:08d}"
+    (workdir / "dumps").mkdir(exist_ok=True)
+    if len(list((workdir / "dumps").iterdir())) >= MAX_DUMPS and not folder.exists():
+        _log.warning("%s holds %d dumps; no more are written", folder.parent, MAX_DUMPS)
+        return
+    folder.mkdir(exist_ok=True)
+    save_file(
+        {k: np.ascontiguousarray(v) for k, v in item.batch.items()}, folder / f"batch-{jax.process_index()}.safetensors"
+    )
+    if jax.process_index():
+        return
+    from_step = checkpointer.latest_step()
+    if from_step is not None and not (folder / "checkpoints").exists():
+        checkpointer.link(from_step, folder)
+    config.save(folder / "config.json")
+    facts = {
+        "step": item.step,
+        "batch_number": item.batch_number,
+        "reason": reason,
+        "from_step": from_step,
+        "metrics": {name: float(value).hex() for name, value in values.items()},  # hex: every bit
+        "processes": jax.process_count(),
+        "provenance": provenance,
+    }
+    (folder / "dump.json").write_text(json.dumps(facts, indent=1) + "\n")
+    _log.warning("the batch is in %s; run the step again with: lumos replay %s", folder, folder)
+
+
+def replay(folder: str | Path) -> dict[str, Any]:
+    """Run the step of a dump again; return {"metrics", "recorded", "bitwise"}.
+
+    Must run on as many processes and devices as the run did. Raises UserError when this is not a dump, or when its data
+    have changed since.
+    """
+    folder = Path(folder)
+    try:
+        dump = json.loads((folder / "dump.json").read_text())
+        rows = load_file(folder / f"batch-{jax.process_index()}.safetensors")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is not the dump of a step: {error}") from error
+    if dump["processes"] != jax.process_count():
+        raise UserError(f"{folder} was written by {dump['processes']} processes; these are {jax.process_count()}")
+    config = config_lib.parse(read_config(folder))
+    mesh, task = sharding.make_mesh(config.mesh), make_task(config)
+    optimizer = make_task_optimizer(task, config)
+    with jax.set_mesh(mesh):
+        state = _state_before(folder, dump, config, task, optimizer, mesh)
+        step = make_train_step(task, optimizer, config, mesh)
+        pipeline = make_pipeline(
+            config,
+            config.data.split,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            # Batches follow each other from the checkpoint on, wherever a rewind has moved their beginning to.
+            start_step=dump["batch_number"] - (dump["step"] - (dump["from_step"] or 0)),
+            divisor=sharding.num_batch_shards(mesh) * config.train.accumulation,
+        )
+        with pipeline:
+            for batch in pipeline:
+                if pipeline.step > dump["batch_number"]:
+                    break
+                state, _ = step(state, sharding.put_batch(mesh, batch))
+        if any(not np.array_equal(batch[name], rows[name]) for name in rows):
+            raise UserError(f"{config.data.path} has changed since {folder} was written: its batch is another one now")
+        _, metrics = step(state, sharding.put_batch(mesh, rows))
+    got = {name: float(value).hex() for name, value in jax.device_get(metrics).items()}
+    return {
+        "step": dump["step"] + 1,
+        "reason": dump["reason"],
+        "metrics": {name: float.fromhex(value) for name, value in got.items()},
+        "recorded": {name: float.fromhex(value) for name, value in dump["metrics"].items()},
+        "bitwise": got == dump["metrics"],
+    }
+
+
+def _state_before(folder: Path, dump: dict, config, task, optimizer, mesh):
+    """Return the state of the checkpoint in the dump, or the initial one."""
+    if dump["from_step"] is None:
+        has_ema = config.optimizer.ema_decay > 0
+        params = task.initial_params() if config.initial_workdir else None
+        return create_state(task.definition, optimizer, mesh, seed=config.seed, ema=has_ema, params=params)
+    checkpointer = Checkpointer(folder, read_only=True)
+    try:
+        return initial_state(config, task.definition, optimizer, mesh, checkpointer)[0]
+    finally:
+        checkpointer.close()

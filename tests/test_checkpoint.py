@@ -1,0 +1,231 @@
+"""Checkpoints: what is kept, what a failed save does, and what comes of restoring under other circumstances."""
+
+import dataclasses
+import json
+import logging
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from tokens import one_device, run_config, write_tokens  # noqa: F401
+
+from lumos import sharding
+from lumos.checkpoint import Checkpointer, fingerprint
+from lumos.config import MeshConfig
+from lumos.errors import UserError
+from lumos.training import requests
+from lumos.training.initialize import initial_state
+from lumos.training.loop import train
+from lumos.training.optimizer import make_optimizer
+from lumos.training.state import abstract_state, create_state
+from lumos.training.transformer_task import TransformerTask
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+class Saved:
+    """A state on a mesh of the eight test devices, and what it takes to restore it elsewhere."""
+
+    def __init__(self, mesh=None, num_devices=8, **changes):
+        self.config = tiny.transformer(model__num_kv_heads=2, **changes)
+        self.mesh = sharding.make_mesh(mesh or MeshConfig(), jax.devices()[:num_devices])
+        self.definition = TransformerTask(self.config).definition
+        self.optimizer = make_optimizer(self.config.optimizer, 10)
+        self.ema = self.config.optimizer.ema_decay > 0
+
+    def state(self, seed=0):
+        return create_state(self.definition, self.optimizer, self.mesh, seed=seed, ema=self.ema)
+
+    @property
+    def abstract(self):
+        return abstract_state(self.definition, self.optimizer, self.mesh, ema=self.ema)
+
+
+def save(workdir, saved, steps=(1,), good=lambda step: True, **options):
+    checkpointer = Checkpointer(workdir, **options)
+    state = saved.state()
+    for step in steps:
+        checkpointer.save(step, state, {"data_step": step}, good=good(step))
+    checkpointer.wait()
+    return checkpointer, state
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A workdir with one checkpoint, for tests that only read it, and the state in it."""
+    folder = tmp_path_factory.mktemp("plain")
+    checkpointer, state = save(folder, Saved())
+    checkpointer.close()
+    return folder, state
+
+
+def test_newest_multiples_and_the_last_good_checkpoint_are_kept(tmp_path):
+    checkpointer, _ = save(tmp_path, Saved(), steps=range(1, 9), good=lambda step: step <= 5, keep=2, keep_every=3)
+    assert sorted(checkpointer._manager.all_steps()) == [3, 5, 6, 7, 8]
+    assert (checkpointer.latest_step(), checkpointer.last_good_step()) == (8, 5)
+    again = Checkpointer(tmp_path, read_only=True)
+    assert again.last_good_step() == 5
+    checkpointer.delete_after(5)
+    assert sorted(checkpointer._manager.all_steps()) == [3, 5]
+
+
+@pytest.mark.parametrize(
+    "mesh, num_devices", [({"fsdp": 4, "tensor": 2}, 8), ({"fsdp": 2, "replica": 2}, 4), ({"fsdp": 1}, 1)]
+)
+def test_restoring_on_another_mesh_gives_the_same_numbers(plain, mesh, num_devices):
+    (folder, state) = plain
+    checkpointer = Checkpointer(folder, read_only=True)
+    other = Saved(MeshConfig(**{"fsdp": 1, **mesh}), num_devices)
+    restored, meta = checkpointer.restore(other.abstract)
+    assert (int(restored.step), meta["data_step"]) == (1, 1)
+    assert fingerprint(restored.params) == fingerprint(state.params)
+    jax.tree.map(np.testing.assert_array_equal, restored.opt_state, state.opt_state)
+    wanted = jax.tree.map(lambda x: x.sharding, other.abstract.params)
+    assert jax.tree.map(lambda x: x.sharding, restored.params) == wanted
+
+
+def test_restoring_in_another_dtype_casts_and_says_so(plain, caplog):
+    (folder, state) = plain
+    checkpointer = Checkpointer(folder, read_only=True)
+    with caplog.at_level(logging.WARNING, logger="lumos"):
+        logging.getLogger("lumos").propagate = True
+        restored, _ = checkpointer.restore(Saved(model__param_dtype="bfloat16").abstract)
+    assert {x.dtype for x in jax.tree.leaves(restored.params)} == {jnp.dtype(jnp.bfloat16)}
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(jnp.bfloat16)), restored.params, state.params)
+    assert "arrays are cast" in caplog.text
+
+
+def test_an_ema_that_was_not_saved_starts_as_a_copy(tmp_path):
+    checkpointer, state = save(tmp_path, Saved(optimizer__ema_decay=0.0))
+    restored, _ = checkpointer.restore(Saved().abstract)
+    assert fingerprint(restored.ema) == fingerprint(state.params)
+
+
+def test_an_ema_that_is_not_wanted_is_left_out(plain):
+    (folder, state) = plain
+    checkpointer = Checkpointer(folder, read_only=True)
+    restored, _ = checkpointer.restore(Saved(optimizer__ema_decay=0.0).abstract)
+    assert restored.ema is None and fingerprint(restored.params) == fingerprint(state.params)
+
+
+def test_weights_alone_are_the_ema_unless_params_are_asked_for(plain, tmp_path):
+    saved, state = Saved(), plain[1]
+    state = dataclasses.replace(state, ema=jax.tree.map(lambda x: x + 1, state.params))
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(1, state, {})
+    checkpointer.wait()
+    abstract = saved.abstract.params
+    assert fingerprint(checkpointer.restore_params(abstract)) == fingerprint(state.ema)
+    assert fingerprint(checkpointer.restore_params(abstract, item="params")) == fingerprint(state.params)
+    without, _ = save(tmp_path / "without", Saved(optimizer__ema_decay=0.0))
+    with pytest.raises(UserError, match="has no ema; it has params, opt_state"):
+        without.restore_params(abstract, item="ema")
+
+
+def test_a_changed_vocabulary_is_refused_by_name_and_taken_when_named(plain):
+    (folder, state) = plain
+    checkpointer = Checkpointer(folder, read_only=True)
+    larger = Saved(model__visual_vocab=300)
+    with pytest.raises(UserError, match=r"lm_head/kernel is \(32, \d+\), the config wants \(32, \d+\)") as caught:
+        checkpointer.restore(larger.abstract)
+    assert "--fresh" in str(caught.value) and "\n" not in str(caught.value)
+    start = larger.state(seed=5)
+    changed = [name for name in start.params if name.startswith(("embed", "lm_head"))]
+    params = checkpointer.restore_params(start.params, fresh=changed)
+    assert fingerprint(params["layers"]) == fingerprint(state.ema["layers"])
+    for name in changed:
+        assert fingerprint(params[name]) == fingerprint(start.params[name])
+    with pytest.raises(UserError, match="no parameter is named 'head'"):
+        checkpointer.restore_params(start.params, fresh=["head"])
+
+
+def test_missing_and_extra_arrays_and_items_are_named(plain, tmp_path):
+    checkpointer = Checkpointer(plain[0], read_only=True)
+    with pytest.raises(UserError, match="o_proj/bias is missing"):
+        checkpointer.restore(Saved(model__attention_bias=True).abstract)
+    with pytest.raises(UserError, match="q_norm/.* is not in the model of this config"):
+        checkpointer.restore(Saved(model__qk_norm="none").abstract)
+    with pytest.raises(UserError, match=r"no checkpoint of step 7 .*there are \[1\]"):
+        checkpointer.restore(Saved().abstract, step=7)
+    shutil.copytree(plain[0], tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints" / "1" / "opt_state")
+    with pytest.raises(UserError, match="has no opt_state, only params, ema"):
+        Checkpointer(tmp_path, read_only=True).restore(Saved().abstract)
+    with pytest.raises(UserError, match="no checkpoint in"):
+        Checkpointer(tmp_path / "nothing", read_only=True)
+
+
+def test_weights_without_optimizer_state_start_a_run_of_their_own(plain, tmp_path):
+    saved, state = Saved(), plain[1]
+    shutil.copytree(plain[0], tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints" / "1" / "opt_state")
+    start, meta = initial_state(saved.config, saved.definition, saved.optimizer, saved.mesh, Checkpointer(tmp_path))
+    assert meta == {"step": 0, "data_step": 0} and int(start.step) == 0
+    assert fingerprint(start.params) == fingerprint(state.ema)
+
+
+def test_a_reader_leaves_the_unfinished_save_of_a_running_writer_alone(plain, tmp_path):
+    shutil.copytree(plain[0], tmp_path, dirs_exist_ok=True)
+    unfinished = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    reader = Checkpointer(tmp_path, read_only=True)
+    assert reader.latest_step() == 1 and unfinished.exists()
+    writer = Checkpointer(tmp_path)
+    assert writer.latest_step() == 1 and not unfinished.exists()
+
+
+def test_an_asynchronous_save_that_fails_stops_the_run_and_leaves_the_one_before(tmp_path, monkeypatch):
+    """The disk is full from the second save on: the error comes up by itself, in one line."""
+    import resource
+
+    config = run_config(write_tokens(tmp_path / "tokens"))
+    saved_before = Checkpointer.save
+
+    def save(self, step, *args, **kwargs):
+        saved_before(self, step, *args, **kwargs)
+        if step == 2:
+            self.wait()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(Checkpointer, "save", save)
+    try:
+        with pytest.raises(UserError, match="saving a checkpoint in .* failed .the last good one is step 2.") as caught:
+            train(config, tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    train(config, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "runs.jsonl").read_text().splitlines()[-1])["start_step"] == 2
+    assert Checkpointer(tmp_path / "run", read_only=True).latest_step() == 6
+
+
+def test_the_clock_asks_for_checkpoints_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(requests, "SAVE_SECONDS", 0.0)
+    config = run_config(write_tokens(tmp_path / "tokens"), train__checkpoint_every=10**6, train__keep_checkpoints=9)
+    train(config, tmp_path / "run")
+    assert len(Checkpointer(tmp_path / "run", read_only=True)._manager.all_steps()) >= 3  # 1 without the clock
+
+
+def test_every_save_logs_its_size_and_the_host_memory(tmp_path, caplog):
+    logging.getLogger("lumos").propagate = True
+    with caplog.at_level(logging.INFO, logger="lumos"):
+        save(tmp_path, Saved())
+    (line,) = [text for text in caplog.messages if text.startswith("saving step 1")]
+    size, memory = (float(word) for word in re.findall(r"([\d.]+) GB", line))
+    assert size >= 0 and 0.1 < memory < 100
+
+
+def test_init_from_takes_weights_and_starts_at_step_0(tmp_path):
+    config = run_config(write_tokens(tmp_path / "tokens"), train__keep_checkpoints=9)
+    train(config, tmp_path / "first")
+    wider = dataclasses.replace(config, model=dataclasses.replace(config.model, visual_vocab=300))
+    with pytest.raises(UserError, match="lm_head"):
+        train(wider, tmp_path / "second", init_from=tmp_path / "first")
+    train(config, tmp_path / "third", init_from=tmp_path / "first")
+    assert sorted(Checkpointer(tmp_path / "third", read_only=True)._manager.all_steps()) == [0, 2, 4, 6]

@@ -1,0 +1,114 @@
+"""What real processes do: SIGTERM, a second one, a stuck peer."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tokens import run_config, write_tokens
+from worker import free_port, start
+
+from lumos.checkpoint import Checkpointer
+from lumos.errors import EXIT_PREEMPTED, EXIT_STUCK
+from lumos.training import metrics
+
+DEADLINE = 6.0  # seconds of a step where a peer is stuck or dead
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """A run that would not end for hours, and a cache of its compiled programs."""
+    folder = tmp_path_factory.mktemp("run")
+    config = run_config(write_tokens(folder / "tokens"), train__num_steps=10**6, train__checkpoint_every=10**6)
+    config.save(folder / "config.json")
+    return {"config": str(folder / "config.json"), "cache": folder / "cache"}
+
+
+def with_deadlines(job, folder, deadlines):
+    """Return the job with other deadlines (of start, restore, compile, step, save, evaluate)."""
+    config = json.loads(Path(job["config"]).read_text())
+    config["train"]["deadlines"] = deadlines
+    (folder / "config.json").write_text(json.dumps(config))
+    return job | {"config": str(folder / "config.json")}
+
+
+def launch(job, workdir, count=1, **trouble):
+    """Start the processes of a run; `trouble` goes to the last of them."""
+    workdir.mkdir(exist_ok=True)
+    base = {"config": job["config"], "workdir": str(workdir), "count": count, "port": free_port()}
+    return [start(base | {"process": p} | (trouble if p == count - 1 else {}), job["cache"]) for p in range(count)]
+
+
+def wait_for_steps(workdir, processes, num=3, seconds=300):
+    limit = time.monotonic() + seconds
+    while not [line for line in metrics.read(workdir, "train") if line["step"] >= num]:
+        assert all(process.poll() is None for process in processes), processes[0].communicate()[1][-3000:]
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+
+
+def finish(processes, seconds):
+    """Return (exit codes, stderr texts), killing what is left after `seconds`."""
+    limit, texts = time.monotonic() + seconds, []
+    try:
+        for process in processes:
+            texts.append(process.communicate(timeout=max(0.1, limit - time.monotonic()))[1])
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], texts
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_sigterm_saves_and_leaves_with_the_restart_code(job, tmp_path, count):
+    """With two processes only one hears the signal, and both leave after the same step."""
+    processes = launch(job, tmp_path / "run", count)
+    wait_for_steps(tmp_path / "run", processes)
+    processes[-1].send_signal(signal.SIGTERM)
+    codes, texts = finish(processes, 30)
+    assert codes == [EXIT_PREEMPTED] * count, texts[0][-3000:]
+    saved = Checkpointer(tmp_path / "run", read_only=True).latest_step()
+    assert saved >= 3 and all(f"step {saved} is saved" in text for text in texts)
+    assert "Traceback" not in texts[0]
+
+
+def test_a_second_sigterm_ends_the_process_at_once(job, tmp_path):
+    processes = launch(job, tmp_path / "run", slow_save=1000)
+    wait_for_steps(tmp_path / "run", processes)
+    processes[0].send_signal(signal.SIGTERM)
+    time.sleep(2)
+    assert processes[0].poll() is None
+    processes[0].send_signal(signal.SIGTERM)
+    codes, _ = finish(processes, 10)
+    assert codes == [-signal.SIGTERM]
+
+
+def test_a_stuck_peer_takes_no_one_hostage(job, tmp_path):
+    """Process 1 hangs: both processes dump their stacks and leave within the deadline and 10 seconds."""
+    job = with_deadlines(job, tmp_path, [600.0, 600.0, 600.0, DEADLINE, 600.0, 600.0])
+    processes = launch(job, tmp_path / "run", 2, stuck_at=8)
+    wait_for_steps(tmp_path / "run", processes, num=6)
+    codes, texts = finish(processes, DEADLINE + 10)
+    assert EXIT_STUCK in codes and 0 not in codes, (codes, texts[0][-2000:])
+    assert "no progress for" in texts[1] and "in stuck" in texts[1] and "phase 'step'" in texts[1]
+    stacks = list((tmp_path / "run").glob("stacks-*.txt"))
+    assert len(stacks) == codes.count(EXIT_STUCK)
+
+
+@pytest.mark.slow
+def test_a_dead_peer_takes_no_one_hostage(job, tmp_path):
+    job = with_deadlines(job, tmp_path, [600.0, 600.0, 600.0, DEADLINE, 600.0, 600.0])
+    first, second = launch(job, tmp_path / "run", 2)
+    wait_for_steps(tmp_path / "run", [first, second])
+    second.kill()
+    codes, texts = finish([first, second], DEADLINE + 10)
+    assert codes[0] not in (0, None) and codes[1] == -signal.SIGKILL, texts[0][-2000:]
+
+
+def test_a_peer_that_never_comes_is_not_waited_for(job, tmp_path):
+    first, second = launch(with_deadlines(job, tmp_path, [DEADLINE] + 5 * [600.0]), tmp_path / "run", 2)
+    second.kill()
+    codes, texts = finish([first], 60)
+    assert codes == [EXIT_STUCK] and "phase 'start'" in texts[0] and "processes.py" in texts[0], texts[0][-2000:]
+    second.wait()

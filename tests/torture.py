@@ -1,0 +1,307 @@
+"""Kill a run at random moments and look at what is left: `python tests/torture.py --kills=100` (`make torture`).
+
+Five kinds of work are killed with SIGKILL in turn: training with one process, with two, and with their number changing
+at every start; tokenising; and restoring (a training run killed early). After each kill the same command is started
+again, with another kill waiting for it. At the end the run completes, and must be as if nothing had happened:
+
+    checkpoints       every one that is left can be restored; a run goes on from the newest one there was
+    losses            bit for bit those of an undisturbed run, at every step (within 1e-5 on another number of processes)
+    token records     neither missing nor twice, bit for bit those of an undisturbed run
+
+Processes are forked from one that has imported everything, so that a restart costs a second, not ten; it must not use
+any of it, for threads do not survive a fork. Prints one line
+of JSON and exits with 1 when anything was lost.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+os.environ.update(XLA_FLAGS="", JAX_PLATFORMS="cpu", JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+
+# ruff: noqa: E402
+import jax
+import numpy as np
+import worker
+from tokens import run_config, write_tokens
+
+from lumos import config as config_lib
+from lumos.checkpoint import Checkpointer
+from lumos.data.index import index
+from lumos.data.records import RecordSource
+from lumos.data.video import write_video
+from lumos.tokenizers import pretrained, tokenize
+from lumos.training import initialize, loop, metrics, optimizer, state, tasks  # noqa: F401
+
+STEPS = 12
+CLIPS = 24
+
+
+def fork(target, log: Path) -> int:
+    """Run `target` in a child whose output goes to `log`; return its process id. Its exit code is what target returns."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 99
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        code = target() or 0
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def wait(pids: list[int], kill_after: float | None = None, victim: int = 0) -> list[int]:
+    """Wait for children and return their exit codes. One is killed after some time; then the others have to leave too."""
+    began, codes = time.monotonic(), {}
+    while len(codes) < len(pids):
+        for pid in pids:
+            if pid not in codes:
+                done, status = os.waitpid(pid, os.WNOHANG)
+                if done:
+                    codes[pid] = os.waitstatus_to_exitcode(status)
+        waited = time.monotonic() - began
+        if kill_after is not None and waited > kill_after:
+            # All of them, as a scheduler does when one of a job has died; the victim first.
+            for pid in [pids[victim], *pids]:
+                if pid not in codes:
+                    os.kill(pid, signal.SIGKILL)
+            kill_after = None
+        if waited > 600:
+            raise SystemExit(f"children {pids} hang")
+        time.sleep(0.005)
+    return [codes[pid] for pid in pids]
+
+
+class Training:
+    """A training run; its starts take turns among the numbers of processes in `counts`."""
+
+    def __init__(self, folder: Path, counts: tuple[int, ...], part: float = 1.0):
+        self.folder, self.part, self.workdir, self.starts = folder, part, folder / "run", 0
+        self.counts, self.newest, self.lines = itertools.cycle(counts), -1, 0
+
+    def start(self) -> list[int]:
+        count = next(self.counts)
+        job = {"config": str(self.folder / "config.json"), "workdir": str(self.workdir), "count": count}
+        job["port"] = worker.free_port()
+        return [fork(lambda p=p: worker.run(job | {"process": p}), self.folder / f"log-{p}") for p in range(count)]
+
+    def check(self, codes: list[int]) -> list[str]:
+        """Return what is wrong after a start that ended."""
+        steps = [int(path.name) for path in (self.workdir / "checkpoints").glob("*") if path.name.isdigit()]
+        runs = self.workdir / "runs.jsonl"
+        lines = (
+            [json.loads(line) for line in runs.read_text().splitlines() if line.endswith("}")] if runs.exists() else []
+        )
+        before, self.newest = self.newest, max(steps, default=-1)
+        problems = [f"the newest checkpoint went from {before} to {self.newest}"] if self.newest < before else []
+        if len(lines) > self.lines and lines[-1]["start_step"] != max(before, 0):
+            problems.append(f"step {before} was saved, but the run went on from {lines[-1]['start_step']}")
+        self.lines = len(lines)
+        # A process whose peer was killed may notice before it is killed itself.
+        if len(codes) == 1 and codes[0] not in (0, -signal.SIGKILL):
+            problems.append(f"exit code {codes[0]}: {(self.folder / 'log-0').read_text()[-500:]}")
+        return problems
+
+    def restorable(self) -> list[str]:
+        """Return the checkpoints that cannot be restored. Runs in a child: jax must not start in this process."""
+
+        def target():
+            config = tasks.resolve(config_lib.load(str(self.folder / "config.json")))
+            definition = tasks.make_task(config).definition
+            mesh = loop.sharding.make_mesh(config.mesh)
+            update = optimizer.make_optimizer(config.optimizer, config.train.num_steps)
+            checkpointer = Checkpointer(self.workdir, read_only=True)
+            for step in checkpointer._manager.all_steps():
+                restored, meta = checkpointer.restore(state.abstract_state(definition, update, mesh, ema=True), step)
+                assert meta["step"] == step and all(np.isfinite(x).all() for x in jax.tree.leaves(restored.params))
+            return 0
+
+        code = wait([fork(target, self.folder / "log-check")])[0]
+        return (
+            [] if code == 0 else [f"a checkpoint cannot be restored: {(self.folder / 'log-check').read_text()[-500:]}"]
+        )
+
+    def result(self):
+        return [(line["step"], line["loss"], line["grad_norm"]) for line in metrics.read(self.workdir, "train")]
+
+
+class Tokenising:
+    """`lumos tokenize` of a folder of small clips."""
+
+    part = 1.0
+
+    def __init__(self, folder: Path, source: Path, out: str = "tokens"):
+        self.folder, self.source, self.out = folder, source, folder / out
+        folder.mkdir(exist_ok=True)
+
+    def start(self) -> list[int]:
+        def target():
+            config = config_lib.load(str(self.source / "config.json"))
+            tokenizer = pretrained.load(str(self.source / "tokenizer"))
+            tokenize.tokenize(config, tokenizer, self.out, splits=("train",), clips_per_shard=3)
+            return 0
+
+        return [fork(target, self.folder / "log")]
+
+    def check(self, codes: list[int]) -> list[str]:
+        self.records()  # every shard under its final name is whole
+        return (
+            []
+            if codes[0] in (0, -signal.SIGKILL)
+            else [f"exit code {codes[0]}: {(self.folder / 'log').read_text()[-500:]}"]
+        )
+
+    def restorable(self) -> list[str]:
+        return []
+
+    def records(self) -> list:
+        """Return the records of all finished shards."""
+
+        def target():
+            source = RecordSource(sorted(self.out.glob("*.array_record")))
+            records = [(record["id"], record["caption"], record["tokens"].tolist()) for record in source]
+            (self.folder / "records.json").write_text(json.dumps(records))
+
+        assert wait([fork(target, self.folder / "log-records")]) == [0], (self.folder / "log-records").read_text()
+        return json.loads((self.folder / "records.json").read_text())
+
+    def result(self):
+        return self.records() if (self.out / "manifest.json").exists() else ["unfinished"]
+
+
+def prepare_tokenizer(folder: Path) -> None:
+    """Make clips, their manifest, and a tokenizer with random weights."""
+    for i in range(CLIPS):
+        clip = np.random.default_rng(i).integers(0, 255, (5, 16, 16, 3), dtype=np.uint8)
+        write_video(folder / "clips" / f"{i:02d}.mp4", clip, fps=8)
+    config = config_lib.default()
+    config.data.path, config.data.source = str(folder / "clips.jsonl"), "clips"
+    config.data.buckets, config.data.batch_size, config.task = ((5, 16, 16),), 2, "tokenizer"
+    config.tokenizer.channels, config.tokenizer.channel_mult, config.tokenizer.mid_attention = 8, (1, 1), False
+    config = config_lib.parse(config)
+    index(folder / "clips", folder / "clips.jsonl", config.data)
+    (folder / "tokenizer").mkdir()
+    config.save(folder / "config.json")
+    config.save(folder / "tokenizer" / "config.json")
+
+    mesh = loop.sharding.make_mesh(config.mesh)
+    update = optimizer.make_optimizer(config.optimizer, 1)
+    first = state.create_state(tasks.make_task(config).definition, update, mesh, seed=0, ema=True)
+    checkpointer = Checkpointer(folder / "tokenizer")
+    checkpointer.save(1, first, {})
+    checkpointer.wait()
+
+
+def differences(kind: str, result: list, expected: list) -> str:
+    """Return what differs: nothing may, but losses in the last bits where the number of processes changes."""
+    if kind in ("two_processes_as_one", "changing_processes"):
+        same = len(result) == len(expected) and np.allclose(result, expected, rtol=0, atol=1e-5)
+    else:
+        same = result == expected
+    return "" if same else "the result differs from that of an undisturbed run"
+
+
+def torture(folder: Path, kills: int, seed: int, until: float, only: str) -> dict:
+    rng = random.Random(seed)
+    tokens = folder / "data"
+    for target in (lambda: write_tokens(tokens) and 0, lambda: prepare_tokenizer(folder)):
+        assert wait([fork(target, folder / "log")]) == [0], (folder / "log").read_text()
+    config = run_config(tokens, train__num_steps=STEPS, train__checkpoint_every=2, train__keep_checkpoints=3)
+
+    def training(name, counts, part=1.0):
+        (folder / name).mkdir()
+        config.save(folder / name / "config.json")
+        return Training(folder / name, counts, part)
+
+    # Kills while restoring: in the first part of a run that has something to restore.
+    kinds = {
+        "train": (0.4, lambda name: training(name, (1,))),
+        "restore": (0.2, lambda name: training(name, (1,), part=0.5)),
+        "tokenize": (0.2, lambda name: Tokenising(folder / name, folder)),
+        "two_processes": (0.1, lambda name: training(name, (2,))),
+        "changing_processes": (0.1, lambda name: training(name, (2, 1))),
+    }
+
+    @functools.cache
+    def undisturbed(kind: str) -> tuple[list, float]:
+        """Return the result of a run that is not killed, and its seconds."""
+        whole, began = kinds[kind][1](f"{kind}-whole"), time.monotonic()
+        codes = wait(whole.start())
+        assert codes == [0] * len(codes), [path.read_text()[-2000:] for path in whole.folder.glob("log*")]
+        return whole.result(), time.monotonic() - began
+
+    report = {"kills": {}, "problems": []}
+    for kind, (share, make) in kinds.items():
+        if only not in kind:
+            continue
+        expected, seconds = undisturbed({"restore": "train", "changing_processes": "train"}.get(kind, kind))
+        wanted, landed, rounds = max(1, round(kills * share)), 0, 0
+        while landed < wanted and time.monotonic() < until:
+            work = make(f"{kind}-{rounds}")
+            rounds += 1
+            problems = []
+            for _ in range(4):  # at most four kills in one run, then it may finish
+                began, pids = time.monotonic(), work.start()
+                codes = wait(
+                    pids, kill_after=rng.uniform(0, max(seconds * work.part, 0.3)), victim=rng.randrange(len(pids))
+                )
+                problems += work.check(codes)
+                if -signal.SIGKILL not in codes:  # too late: it was faster than the undisturbed one, which compiled
+                    seconds = min(seconds, time.monotonic() - began)
+                    break
+                landed += 1
+                if landed == wanted:
+                    break
+            problems += work.restorable()
+            codes = wait(work.start())
+            if any(codes):
+                problems.append(f"cannot go on: {codes} {next(iter(work.folder.glob('log*'))).read_text()[-500:]}")
+            else:
+                problems.append(differences(kind, work.result(), expected))
+            report["problems"] += [f"{work.folder.name}: {problem}" for problem in filter(None, problems)]
+            print(*problems, sep="\n", end="", file=sys.stderr, flush=True)
+        report["kills"][kind] = landed
+        print(kind, landed, "kills, problems:", len(report["problems"]), file=sys.stderr, flush=True)
+    if not only:
+        problem = differences("two_processes_as_one", undisturbed("two_processes")[0], undisturbed("train")[0])
+        report["problems"] += [f"two processes against one: {problem}"] if problem else []
+    if sum(report["kills"].values()) < kills and not only:
+        report["problems"].append("the time was up before all kills were done")
+    return report
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--only", default="", help="one kind of work, for finding out what is wrong")
+    parser.add_argument("--minutes", type=float, default=30, help="when to give up")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder) / "cache"))
+        report = torture(Path(folder), arguments.kills, arguments.seed, began + 60 * arguments.minutes, arguments.only)
+    print(json.dumps(report | {"seconds": round(time.monotonic() - began)}))
+    return 1 if report["problems"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
