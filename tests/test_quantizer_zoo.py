@@ -215,3 +215,8 @@ def test_token_grids():
 def test_combinations_that_make_no_sense_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         Config(tokenizer=TokenizerConfig(**fields), data=DataConfig(buckets=((5, 32, 32),)))
+
+
+def test_stages_of_a_tokenizer_are_no_fields_of_a_transformer():
+    with pytest.raises(UserError, match="--init_from"):
+        Config(task="transformer", initial_workdir="somewhere")
