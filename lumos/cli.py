@@ -20,6 +20,7 @@ _USAGE = """usage: lumos <verb> [flags]
   demo             everything below, tiny, on a CPU: ends with videos and a report
   data index       folder, glob or list of clips -> manifest
   data shapes      draw the moving_shapes data set of a config
+  data record      play VizDoom or Atari games at random -> clips
   data vocab       train a sentencepiece model from captions
   train            train a tokenizer or a transformer; resumes by itself
   replay           run a step that went wrong again, from its dump
@@ -190,6 +191,17 @@ def _data_shapes(values, overrides):
     moving_shapes.prepare(c.data.path, c.shapes, c.data.buckets[0], c.seed)
 
 
+def _data_record(values, overrides):
+    from lumos.data.record import record
+
+    if overrides:
+        raise UserError("lumos data record takes no config overrides")
+    path = record(
+        values.game, values.out, values.clips, num_frames=values.frames, seed=values.seed, workers=values.workers
+    )
+    print(f"{path}; next: lumos data index --input={path} --out={path.with_name('manifest.jsonl')}")
+
+
 def _data_vocab(values, overrides):
     from lumos import config
     from lumos.data.index import read_manifest
@@ -260,7 +272,7 @@ def _generate(values, overrides):
 def _evaluate(values, overrides):
     from lumos.evaluation.evaluate import evaluate
 
-    results = evaluate(values.workdir, values.out, overrides, seed=values.seed)
+    results = evaluate(values.workdir, values.out, overrides, seed=values.seed, what=values.what)
     print(results["report"])
 
 
@@ -322,6 +334,17 @@ _VERBS: dict[str, tuple[Callable, Callable]] = {
         _data_index,
     ),
     "data shapes": (_flags(_CONFIG), _data_shapes),
+    "data record": (
+        _flags(
+            _text("game", None, "vizdoom | ale", required=True),
+            _text("out", None, "folder for the clips", required=True),
+            _number("clips", 1024, "clips in all; of eight, six are for training, one for validation, one for test"),
+            _number("frames", 33, "frames of a clip"),
+            _number("seed", 0, "random seed"),
+            _number("workers", 2, "processes that play"),
+        ),
+        _data_record,
+    ),
     "data vocab": (
         _flags(
             _text("manifest", None, "manifest whose captions to learn from", required=True),
@@ -404,7 +427,12 @@ _VERBS: dict[str, tuple[Callable, Callable]] = {
         _launch,
     ),
     "evaluate": (
-        _flags(_WORKDIR, _text("out", None, "folder of the report", required=True), _number("seed", 0, "random seed")),
+        _flags(
+            _WORKDIR,
+            _text("out", None, "folder of the report", required=True),
+            _text("what", "all", "all | tokenizer (reconstruction alone)"),
+            _number("seed", 0, "random seed"),
+        ),
         _evaluate,
     ),
 }

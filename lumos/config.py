@@ -70,6 +70,10 @@ class TextConfig:
 class TokenizerConfig:
     """The causal 3D VAE (tokenizers/causal_vae.py). Defaults are the XS net of small runs."""
 
+    body: str = "causal"  # causal | holistic: LARP, width `channels`, `num_res_blocks` transformer layers on each side
+    num_queries: int = 0  # tokens of a clip (holistic)
+    clip: tuple[int, ...] = ()  # the one (frames, height, width) that can be coded (holistic)
+    prior_weight: float = 0.0  # of the autoregressive prior's loss (holistic)
     channels: int = 16  # width of the first level
     channel_mult: tuple[int, ...] = (1, 2, 2)  # width of each level, as a multiple of channels
     num_res_blocks: int = 1  # residual blocks per level (the decoder has one more)
@@ -77,14 +81,65 @@ class TokenizerConfig:
     spatial_compression: int = 8  # pixels per latent cell, along rows and columns
     temporal_compression: int = 4  # frames per latent frame (the first frame has its own)
     z_channels: int = 16  # width before and after the quantiser's projection
-    levels: tuple[int, ...] = (8, 5, 5, 5)  # FSQ levels; their product is the codebook size
-    quantizer: str = "fsq"
+    # Sizes of the factors of a code; their product is the codebook size. FSQ: levels of each channel; LFQ and BSQ: a 2
+    # for each bit; VQ, SimVQ and IBQ: only the product counts.
+    levels: tuple[int, ...] = (8, 5, 5, 5)
+    quantizer: str = "fsq"  # fsq | lfq | bsq | vq (with EMA) | simvq | ibq | svq (stochastic, LARP)
+    # Several codes for each latent cell (parts): of slices of the channels (grouped), of what the codes before left over
+    # (residual), or of ever finer grids, each half as coarse as the one before (layers).
+    composition: str = "single"  # single | grouped | residual | layers
+    parts: int = 1  # codes per cell, or layers
+    part_drop: float = 0.0  # share of training clips that keep only a random number of the first parts
+    code_dim: int = 8  # channels of a code of VQ, SimVQ, IBQ and SVQ
+    commitment_weight: float = 0.25  # pulls latents to their codes (all but FSQ)
+    entropy_weight: float = 0.1  # confident positions, evenly used codes (LFQ, BSQ, IBQ)
+    entropy_temperature: float = 0.01  # of the code probabilities in the entropies
+    entropy_boost_steps: int = (
+        2000  # the entropy weight starts three times as large and falls to itself over these steps
+    )
+    codebook_decay: float = 0.99  # of the running counts and sums (VQ)
+    codebook_reset: float = 0.1  # codes used less than this share of the mean move to a random latent (VQ); 0 = never
     outer_norm: bool = False  # norms before the bottleneck and the output (the Cosmos shape has them)
+    # What a norm averages over: frame (rows, columns and channels, as Cosmos) or position (channels: cells stay independent)
+    norm: str = "frame"
     mid_attention: bool = True  # spatial and causal temporal attention at the latent resolution
     temporal_window: int = 0  # latent frames that temporal attention sees, itself included; 0 = all before
     dtype: str = "float32"
+    remat: bool = False  # compute each level again in the backward pass instead of keeping its activations
     l1_weight: float = 1.0  # absolute error, pixels in [-1, 1]
     l2_weight: float = 0.5  # squared error; more of it raises PSNR
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerceptualConfig:
+    """Distances between features of frames (tokenizers/perceptual.py); needs lumos-video[metrics]."""
+
+    net: str = "vgg"  # vgg | alex
+    weight: float = 0.0  # of LPIPS
+    start_step: int = 0  # first step with LPIPS in the loss
+    gram_weight: float = 0.0  # of the Gram matrices of the same features
+    gram_start_step: int = 0  # first step with Gram matrices in the loss
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdversarialConfig:
+    """The discriminator of tokenizer training (tokenizers/adversarial.py)."""
+
+    weight: float = 0.0  # of the decoder's adversarial loss; 0 = no discriminator
+    adaptive: bool = True  # scale it to the gradient of the reconstruction loss at the decoder's last layer
+    loss: str = "hinge"  # hinge | nonsaturating
+    start_step: int = 0  # first step at which the discriminator learns and is heeded
+    ramp_steps: int = 0  # the weights of what the decoder takes from it rise to their values over these steps
+    discriminator: str = "video"  # video (patches in time and space) | frame (patches of single frames) | both
+    channels: int = 32  # width of the discriminator's first layer
+    num_layers: int = 3  # strided layers, each twice as wide as the one before (at most 8 times the first)
+    feature_weight: float = (
+        0.0  # feature matching: distance between the discriminator's features of video and reconstruction
+    )
+    lecam_weight: float = 0.0  # LeCAM regularisation
+    r1_weight: float = 0.0  # gradient penalty on real clips
+    learning_rate: float = 1e-4  # of the discriminator, with the schedule of config.optimizer
+    beta1: float = 0.5  # of the discriminator's AdamW
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -211,6 +266,8 @@ class EvaluateConfig:
     batch_size: int = 16  # clips per batch
     num_given: int = 0  # latent frames given when clips are continued; 0 = that is not evaluated
     mask_ratio: float = 0.7  # of the fixed evaluation mask
+    # Metric networks for reconstructions, from lumos-video[metrics]: any of "alex", "vgg" (LPIPS), "i3d" (rFVD).
+    networks: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -219,10 +276,14 @@ class Config:
     task: str = "transformer"  # what `lumos train` trains: transformer | tokenizer
     seed: int = 0  # of initialisation, data order and masks
     tokenizer_workdir: str = ""  # transformer runs: where the tokenizer was trained
+    initial_workdir: str = ""  # tokenizer runs: start from the weights trained there (the stage before)
+    freeze_encoder: bool = False  # tokenizer runs: train the decoder alone; tokens stay as they are
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     shapes: ShapesConfig = dataclasses.field(default_factory=ShapesConfig)
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=TokenizerConfig)
+    perceptual: PerceptualConfig = dataclasses.field(default_factory=PerceptualConfig)
+    adversarial: AdversarialConfig = dataclasses.field(default_factory=AdversarialConfig)
     sequence: SequenceConfig = dataclasses.field(default_factory=SequenceConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     corruption: CorruptionConfig = dataclasses.field(default_factory=CorruptionConfig)

@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 # The least value of numbers; what is not here may be negative. In tuples every entry counts.
 _AT_LEAST = {
     1: """data.batch_size data.buckets shapes.num_train shapes.num_validation shapes.num_test
-        text.vocab_size tokenizer.channels tokenizer.channel_mult tokenizer.z_channels sequence.grid sequence.text_length
+        text.vocab_size tokenizer.parts tokenizer.code_dim adversarial.channels adversarial.num_layers tokenizer.channels tokenizer.channel_mult tokenizer.z_channels sequence.grid sequence.text_length
         sequence.size_unit model.num_layers model.model_dim model.mlp_dim model.num_heads model.num_kv_heads
         model.head_dim model.qk_norm_groups loss.chunk train.num_steps train.accumulation train.log_every train.eval_batches
         train.keep_checkpoints generate.steps evaluate.num_prompts evaluate.num_clips evaluate.batch_size""",
     0: """seed data.fps data.cache_gb data.num_threads data.prefetch data.limits
+        tokenizer.num_queries tokenizer.clip tokenizer.prior_weight tokenizer.commitment_weight tokenizer.entropy_weight
+        tokenizer.entropy_boost_steps tokenizer.codebook_reset perceptual.weight perceptual.start_step perceptual.gram_weight
+        perceptual.gram_start_step adversarial.weight adversarial.start_step adversarial.ramp_steps adversarial.feature_weight
+        adversarial.lecam_weight adversarial.r1_weight adversarial.learning_rate adversarial.beta1
         tokenizer.num_res_blocks tokenizer.temporal_window tokenizer.l1_weight tokenizer.l2_weight
         sequence.visual_start sequence.number_zero sequence.fps sequence.duration model.text_vocab model.visual_vocab model.rope_theta
         model.norm_eps model.init_std loss.z_loss loss.label_smoothing loss.text_weight optimizer.learning_rate
@@ -34,7 +38,13 @@ CHOICES = {
     "data.source": ("moving_shapes", "clips", "tokens"),
     "shapes.level": ("easy", "medium", "hard"),
     "sequence.style": ("compact", "lumos1"),
-    "tokenizer.quantizer": ("fsq",),
+    "tokenizer.body": ("causal", "holistic"),
+    "tokenizer.quantizer": ("fsq", "lfq", "bsq", "vq", "simvq", "ibq", "svq"),
+    "tokenizer.composition": ("single", "grouped", "residual", "layers"),
+    "tokenizer.norm": ("frame", "position"),
+    "perceptual.net": ("vgg", "alex"),
+    "adversarial.loss": ("hinge", "nonsaturating"),
+    "adversarial.discriminator": ("video", "frame", "both"),
     "model.qk_norm": ("none", "rms", "layer"),
     "model.rope": ("mm", "3d", "1d"),
     "model.dtype": ("float32", "bfloat16"),
@@ -64,6 +74,14 @@ def check(config: Config) -> None:
     _check_model(config.model)
     _check_tokenizer(config.tokenizer)
     _check_data(config)
+    unknown = set(config.evaluate.networks) - {"alex", "vgg", "i3d"}
+    if unknown:
+        raise UserError(f"config.evaluate.networks: unknown {short(min(unknown))}; allowed: alex, vgg, i3d")
+    if config.task != "tokenizer" and (config.initial_workdir or config.freeze_encoder):
+        raise UserError(
+            "config.initial_workdir and config.freeze_encoder are for task 'tokenizer'; to start from another run's weights: "
+            "lumos train --init_from=WORKDIR"
+        )
     if len(config.train.deadlines) != 6:
         raise UserError(f"config.train.deadlines={short(config.train.deadlines)} must be six numbers of seconds")
     if not 0 <= config.evaluate.num_given < config.sequence.grid[0]:
@@ -82,6 +100,8 @@ def check(config: Config) -> None:
         "generate.history_ratio": config.generate.history_ratio,
         "data.image_fraction": config.data.image_fraction,
         "evaluate.mask_ratio": config.evaluate.mask_ratio,
+        "tokenizer.part_drop": config.tokenizer.part_drop,
+        "tokenizer.codebook_decay": config.tokenizer.codebook_decay,
     }.items():
         if not 0.0 <= value <= 1.0:
             raise UserError(f"config.{dotted}={value} must lie in [0, 1]")
@@ -117,13 +137,54 @@ def _check_tokenizer(tokenizer: TokenizerConfig) -> None:
                 f"config.tokenizer.{name}={value} must be at least config.tokenizer.patch_size={tokenizer.patch_size}"
             )
     if not tokenizer.levels or min(tokenizer.levels) < 2:
-        raise UserError(f"config.tokenizer.levels={tokenizer.levels}: every FSQ level must be at least 2")
+        raise UserError(f"config.tokenizer.levels={tokenizer.levels}: every level must be at least 2")
+    if math.prod(tokenizer.levels) >= 2**31:
+        raise UserError(f"config.tokenizer.levels={tokenizer.levels}: at most 2**31 codes; use config.tokenizer.parts")
+    if tokenizer.quantizer in ("lfq", "bsq"):
+        if set(tokenizer.levels) != {2} or len(tokenizer.levels) > 18:
+            raise UserError(
+                f"config.tokenizer.levels={tokenizer.levels}: {tokenizer.quantizer} takes a 2 for each bit, at most 18 of "
+                "them, as (2,) * 10; more bits per cell: config.tokenizer.parts"
+            )
+    if tokenizer.composition == "residual" and tokenizer.quantizer not in ("fsq", "vq", "simvq"):
+        raise UserError(
+            f"config.tokenizer.composition='residual' does not go with {tokenizer.quantizer}; allowed: fsq (with levels of 2: "
+            "bits), vq, simvq"
+        )
+    if tokenizer.body == "holistic":
+        _check_holistic(tokenizer)
+    if tokenizer.parts > 16 or (tokenizer.parts == 1) != (tokenizer.composition == "single"):
+        raise UserError(
+            f"config.tokenizer.parts={tokenizer.parts} does not go with composition {tokenizer.composition!r}: 1 part is "
+            "'single', 2 to 16 are 'grouped', 'residual' or 'layers'"
+        )
+    if tokenizer.entropy_temperature <= 0:
+        raise UserError(f"config.tokenizer.entropy_temperature={tokenizer.entropy_temperature} must be positive")
     downs = int(math.log2(tokenizer.spatial_compression // tokenizer.patch_size))
     if downs >= len(tokenizer.channel_mult):
         raise UserError(
             f"config.tokenizer.spatial_compression={tokenizer.spatial_compression} needs {downs} strided levels beyond the "
             f"patcher, so channel_mult needs at least {downs + 1} entries, got {len(tokenizer.channel_mult)}"
         )
+
+
+def _check_holistic(tokenizer: TokenizerConfig) -> None:
+    if tokenizer.num_queries < 1 or len(tokenizer.clip) != 3:
+        raise UserError(
+            f"config.tokenizer.body='holistic' needs num_queries (got {tokenizer.num_queries}) and clip, the (frames, height, "
+            f"width) of every clip (got {tokenizer.clip})"
+        )
+    if tokenizer.temporal_compression != tokenizer.patch_size or tokenizer.channels % 32:
+        raise UserError(
+            f"config.tokenizer.body='holistic' needs temporal_compression={tokenizer.temporal_compression} equal to patch_size="
+            f"{tokenizer.patch_size} and channels={tokenizer.channels} a multiple of 32 (heads)"
+        )
+    if tokenizer.composition not in ("single", "grouped"):
+        raise UserError(f"config.tokenizer.composition={tokenizer.composition!r} needs cells; body 'holistic' has none")
+    if tokenizer.prior_weight and (
+        tokenizer.composition != "single" or tokenizer.quantizer not in ("vq", "simvq", "ibq", "svq")
+    ):
+        raise UserError("config.tokenizer.prior_weight needs a single table of codes: vq, simvq, ibq or svq")
 
 
 def _check_data(config: Config) -> None:
@@ -157,6 +218,8 @@ def _check_data(config: Config) -> None:
 
 def check_clip_shape(frames: int, height: int, width: int, tokenizer: TokenizerConfig) -> None:
     """Raise UserError unless the tokenizer can encode a clip of this size."""
+    if tokenizer.body == "holistic" and (frames, height, width) != tuple(tokenizer.clip):
+        raise UserError(f"config.tokenizer.clip={tokenizer.clip}, but a clip has size {(frames, height, width)}")
     if frames < 1 or (frames - 1) % tokenizer.temporal_compression:
         raise UserError(
             f"a clip of {frames} frames does not fit temporal compression {tokenizer.temporal_compression}: frames must be "
@@ -167,4 +230,9 @@ def check_clip_shape(frames: int, height: int, width: int, tokenizer: TokenizerC
         if size < 1 or size % tokenizer.spatial_compression:
             raise UserError(
                 f"clip {name} {size} is not a multiple of the spatial compression {tokenizer.spatial_compression}"
+            )
+        if tokenizer.composition == "layers" and size % (tokenizer.spatial_compression << (tokenizer.parts - 1)):
+            raise UserError(
+                f"clip {name} {size} is not a multiple of {tokenizer.spatial_compression << (tokenizer.parts - 1)}, a cell of "
+                f"the coarsest of {tokenizer.parts} layers"
             )

@@ -120,7 +120,8 @@ def test_matches_the_reference_network(golden, frames):
     np.testing.assert_allclose(
         jitted(definition, params, "latents")(video), channels_last(expected["latent"]), atol=2e-5
     )
-    recon, indices, losses = jitted(definition, params, "reconstruct")(video)
+    recon, quantized = jitted(definition, params, "reconstruct")(video)
+    indices, losses = quantized.indices, quantized.losses
     np.testing.assert_array_equal(indices, expected["indices"])
     codes = definition.bind(params).quantizer.indices_to_codes(indices)
     np.testing.assert_array_equal(codes, channels_last(expected["codes"]))
@@ -236,7 +237,8 @@ def test_a_fresh_network_is_linear_and_keeps_the_scale_of_pixels():
 def test_bfloat16_compute_keeps_the_interface():
     full, low = make_definition(TINY), make_definition(dataclasses.replace(TINY, dtype="bfloat16"))
     params, video = random_params(full), random_video(5)
-    recon, indices, _ = jitted(low, params, "reconstruct")(video)
+    recon, quantized = jitted(low, params, "reconstruct")(video)
+    indices = quantized.indices
     assert recon.dtype == jnp.float32 and indices.dtype == jnp.int32
     z, exact = jitted(low, params, "latents")(video), jitted(full, params, "latents")(video)
     np.testing.assert_allclose(z, exact, atol=0.3)
@@ -351,7 +353,7 @@ def clips(num, frames=5, seed=0):
 def test_loss_is_a_weighted_sum_over_clips(task):
     params = random_params(task.definition)
     batch, loss_of = clips(4), jax.jit(task.loss)
-    loss, weight, metrics = loss_of(params, batch, jax.random.key(1))
+    loss, weight, metrics, _ = loss_of(params, batch, jax.random.key(1))
     assert weight == 4 and loss.dtype == weight.dtype == jnp.float32
     halves = [
         loss_of(params, {"video": batch["video"][part]}, jax.random.key(1))[0] for part in (slice(2), slice(2, 4))
@@ -377,7 +379,7 @@ def test_evaluation_sums_add_up(task):
     evaluate = jax.jit(task.evaluate_batch)
     batches = [clips(2, 5, seed=0), clips(2, 1, seed=1)]
     summary = task.summarize(jax.tree.map(lambda *x: sum(x), *(evaluate(params, batch) for batch in batches)))
-    pairs = [np.split(task.samples(params, batch)[0], 2, axis=3) for batch in batches]
+    pairs = [np.split(task.samples(params, batch)[0], 3, axis=3)[:2] for batch in batches]
     assert summary["psnr"] == pytest.approx(np.concatenate([psnr(*pair) for pair in pairs]).mean(), abs=1e-3)
     first = np.concatenate([frame_psnr(*pair)[:, 0] for pair in pairs])
     assert summary["psnr_frame_0"] == pytest.approx(first.mean(), abs=1e-3)
@@ -389,6 +391,8 @@ def test_evaluation_sums_add_up(task):
 def test_samples_show_the_original_on_the_left(task):
     batch = clips(2, 5)
     shown, labels = task.samples(random_params(task.definition), batch)
-    assert shown.shape == (2, 5, 16, 32, 3) and shown.dtype == np.uint8 and len(labels) == 2
+    assert shown.shape == (2, 5, 16, 48, 3) and shown.dtype == np.uint8 and len(labels) == 2
     np.testing.assert_array_equal(shown[:, :, :, :16], batch["video"])
-    assert not np.array_equal(shown[:, :, :, 16:], batch["video"])
+    assert not np.array_equal(shown[:, :, :, 16:32], batch["video"])
+    error = np.abs(shown[:, :, :, :16].astype(int) - shown[:, :, :, 16:32])
+    np.testing.assert_array_equal(shown[:, :, :, 32:], error)

@@ -210,11 +210,12 @@ def test_flags_are_frozen(capsys):
         "demo": ["config", "variant", "workdir"],
         "data index": ["config", "input", "out"],
         "data shapes": ["config"],
+        "data record": ["clips", "frames", "game", "out", "seed", "workers"],
         "data vocab": ["config", "manifest", "out"],
         "train": ["config", "fresh", "init_from", "workdir"],
         "replay": ["dump"],
         "tokenize": ["config", "out", "splits", "workdir"],
         "generate": ["frames", "image", "out", "prompt", "seed", "video", "workdir"],
-        "evaluate": ["out", "seed", "workdir"],
+        "evaluate": ["out", "seed", "what", "workdir"],
         "convert": ["dtype", "from", "ids", "input", "text", "to", "tokenizer"],
     }

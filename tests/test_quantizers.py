@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from lumos.config import TokenizerConfig
 from lumos.tokenizers.quantizers import FSQ, code_histogram, codebook_usage, make_quantizer, perplexity
@@ -103,7 +104,7 @@ def test_matches_the_reference_implementation():
 
 
 def test_config_names_the_quantizer():
-    quantizer = make_quantizer(TokenizerConfig(levels=(4, 3)))
+    quantizer = make_quantizer(TokenizerConfig(levels=(4, 3)), nnx.Rngs(0))
     assert isinstance(quantizer, FSQ) and (quantizer.codebook_size, quantizer.dim) == (12, 2)
 
 

@@ -27,8 +27,10 @@ from lumos.config import TokenizerConfig
 from lumos.config_rules import check_clip_shape
 from lumos.errors import UserError
 from lumos.model.definition import Definition
-from lumos.tokenizers.layers import Attention, Dense, Downsample, FactorizedConv, FrameNorm, ResidualBlock, Upsample
-from lumos.tokenizers.quantizers import make_quantizer
+from lumos.tokenizers.composed_quantizers import token_grid
+from lumos.tokenizers.holistic import HolisticVAE
+from lumos.tokenizers.layers import NORMS, Attention, Dense, Downsample, FactorizedConv, ResidualBlock, Upsample
+from lumos.tokenizers.quantizers import Quantized, make_quantizer
 from lumos.tokenizers.streaming import Stream
 from lumos.tokenizers.wavelet import haar_patch, haar_unpatch
 
@@ -36,9 +38,9 @@ from lumos.tokenizers.wavelet import haar_patch, haar_unpatch
 class Stage(nnx.Module):
     """One level of the encoder or decoder: residual blocks, then an optional resampling."""
 
-    def __init__(self, in_dim: int, out_dim: int, num_blocks: int, rngs: nnx.Rngs):
+    def __init__(self, in_dim: int, out_dim: int, num_blocks: int, norm: str, rngs: nnx.Rngs):
         dims = [in_dim] + [out_dim] * num_blocks
-        self.block = _numbered(ResidualBlock(dims[i], out_dim, rngs) for i in range(num_blocks))
+        self.block = _numbered(ResidualBlock(dims[i], out_dim, rngs, norm=norm) for i in range(num_blocks))
 
     def __call__(self, x_BTHWC: jax.Array, stream: Stream | None = None) -> jax.Array:
         for block in _in_order(self.block):
@@ -53,11 +55,13 @@ class Middle(nnx.Module):
     """Residual block, spatial and temporal attention (optional), residual block, at the latent resolution."""
 
     def __init__(self, dim: int, config: TokenizerConfig, rngs: nnx.Rngs):
-        self.block_1 = ResidualBlock(dim, dim, rngs)
+        norm = config.norm
+        self.block_1 = ResidualBlock(dim, dim, rngs, norm=norm)
         if config.mid_attention:
-            space = Attention(dim, rngs, over="space")
-            self.attn_1 = nnx.Dict(space=space, time=Attention(dim, rngs, over="time", window=config.temporal_window))
-        self.block_2 = ResidualBlock(dim, dim, rngs)
+            space = Attention(dim, rngs, over="space", norm=norm)
+            time = Attention(dim, rngs, over="time", window=config.temporal_window, norm=norm)
+            self.attn_1 = nnx.Dict(space=space, time=time)
+        self.block_2 = ResidualBlock(dim, dim, rngs, norm=norm)
 
     def __call__(self, x_BTHWC: jax.Array, stream: Stream | None = None) -> jax.Array:
         x = self.block_1(x_BTHWC, stream)
@@ -70,7 +74,7 @@ class Encoder(nnx.Module):
     """Video [B, F, Y, X, 3] -> features [B, T, H, W, z_channels]."""
 
     def __init__(self, config: TokenizerConfig, rngs: nnx.Rngs):
-        self.patch_size = config.patch_size
+        self.patch_size, self.remat = config.patch_size, config.remat
         num_space, num_time = _num_strides(config)
         dims = [config.channels * mult for mult in (1, *config.channel_mult)]
         bands = 3 * config.patch_size**3
@@ -78,7 +82,8 @@ class Encoder(nnx.Module):
         conv_in = FactorizedConv if config.outer_norm else Dense
         self.conv_in = conv_in(bands, dims[0], rngs, gain=config.patch_size**1.5)
         self.down = _numbered(
-            Stage(dims[level], dims[level + 1], config.num_res_blocks, rngs) for level in range(len(dims) - 1)
+            Stage(dims[level], dims[level + 1], config.num_res_blocks, config.norm, rngs)
+            for level in range(len(dims) - 1)
         )
         for level in range(max(num_space, num_time)):
             self.down[str(level)].downsample = Downsample(
@@ -86,15 +91,15 @@ class Encoder(nnx.Module):
             )
         self.mid = Middle(dims[-1], config, rngs)
         if config.outer_norm:
-            self.norm_out = FrameNorm(dims[-1])
+            self.norm_out = NORMS[config.norm](dims[-1])
         self.conv_out = FactorizedConv(dims[-1], config.z_channels, rngs, axis=None)
 
     def __call__(self, video_BFYXC: jax.Array, stream: Stream | None = None) -> jax.Array:
-        stream = stream or Stream()
+        stream = stream or Stream(forgets=True)
         bands = haar_patch(video_BFYXC, self.patch_size, first=stream.first)
         x = self.conv_in(bands, stream) if isinstance(self.conv_in, FactorizedConv) else self.conv_in(bands)
         for stage in _in_order(self.down):
-            x = stage(x, stream)
+            x = _run_stage(stage, x, stream, self.remat)
         x = self.mid(x, stream)
         if hasattr(self, "norm_out"):
             x = jax.nn.silu(self.norm_out(x))
@@ -105,7 +110,7 @@ class Decoder(nnx.Module):
     """Features [B, T, H, W, z_channels] -> video [B, F, Y, X, 3], not clipped."""
 
     def __init__(self, config: TokenizerConfig, rngs: nnx.Rngs):
-        self.patch_size = config.patch_size
+        self.patch_size, self.remat = config.patch_size, config.remat
         num_space, num_time = _num_strides(config)
         dims = [config.channels * mult for mult in (*config.channel_mult, config.channel_mult[-1])]
         top = len(config.channel_mult) - 1
@@ -113,7 +118,8 @@ class Decoder(nnx.Module):
         self.conv_in = FactorizedConv(config.z_channels, dims[-1], rngs)
         self.mid = Middle(dims[-1], config, rngs)
         self.up = _numbered(
-            Stage(dims[level + 1], dims[level], config.num_res_blocks + 1, rngs) for level in range(top + 1)
+            Stage(dims[level + 1], dims[level], config.num_res_blocks + 1, config.norm, rngs)
+            for level in range(top + 1)
         )
         # Stages run from the top down. Time is doubled from the second one on; space begins with it, or before when
         # there are more strides in space than in time.
@@ -132,15 +138,15 @@ class Decoder(nnx.Module):
                     dims[level], rngs, space=position in in_space, time=position in in_time
                 )
         if config.outer_norm:
-            self.norm_out = FrameNorm(dims[0])
+            self.norm_out = NORMS[config.norm](dims[0])
         conv_out = FactorizedConv if config.outer_norm else Dense
         self.conv_out = conv_out(dims[0], bands, rngs, axis=None, gain=config.patch_size**-1.5)
 
     def __call__(self, z_BTHWC: jax.Array, stream: Stream | None = None) -> jax.Array:
-        stream = stream or Stream()
+        stream = stream or Stream(forgets=True)
         x = self.mid(self.conv_in(z_BTHWC, stream), stream)
         for stage in reversed(_in_order(self.up)):
-            x = stage(x, stream)
+            x = _run_stage(stage, x, stream, self.remat)
         if hasattr(self, "norm_out"):
             x = jax.nn.silu(self.norm_out(x))
         bands = self.conv_out(x, stream) if isinstance(self.conv_out, FactorizedConv) else self.conv_out(x)
@@ -152,7 +158,7 @@ class CausalVAE(nnx.Module):
 
     def __init__(self, config: TokenizerConfig, rngs: nnx.Rngs):
         self.config = config
-        self.quantizer = make_quantizer(config)
+        self.quantizer = make_quantizer(config, rngs)
         self.encoder = Encoder(config, rngs)
         self.quant_conv = Dense(config.z_channels, self.quantizer.dim, rngs, axis=None)
         self.post_quant_conv = Dense(self.quantizer.dim, config.z_channels, rngs, axis=None)
@@ -160,7 +166,7 @@ class CausalVAE(nnx.Module):
 
     def latents(self, video_BFYXC: jax.Array) -> jax.Array:
         """Return what the quantiser rounds, float32 [B, T, H, W, d], for a video in [-1, 1]."""
-        return self.latents_of_chunk(video_BFYXC, Stream())[0]
+        return self.latents_of_chunk(video_BFYXC, Stream(forgets=True))[0]
 
     def latents_of_chunk(self, video_BFYXC: jax.Array, stream: Stream) -> tuple[jax.Array, list]:
         """Return the latents of a chunk of video and what the next chunk needs (see `streaming`)."""
@@ -170,21 +176,21 @@ class CausalVAE(nnx.Module):
         return self.quant_conv(features).astype(jnp.float32), stream.memory
 
     def encode(self, video_BFYXC: jax.Array) -> jax.Array:
-        """Turn a video in [-1, 1] into int32 tokens [B, T, H, W]."""
+        """Turn a video in [-1, 1] into int32 tokens [B, *token grid], [B, T, H, W] where a cell has one code."""
         return self.quantizer(self.latents(video_BFYXC)).indices
 
     def decode(self, indices_BTHW: jax.Array) -> jax.Array:
         """Turn tokens into a float32 video [B, F, Y, X, 3], nominally in [-1, 1] (not clipped)."""
-        return self.decode_chunk(indices_BTHW, Stream())[0]
+        return self._decode_codes(self.quantizer.indices_to_codes(indices_BTHW))
 
     def decode_chunk(self, indices_BTHW: jax.Array, stream: Stream) -> tuple[jax.Array, list]:
         """Return the video of a chunk of tokens and what the next chunk needs (see `streaming`)."""
         return self._decode_codes(self.quantizer.indices_to_codes(indices_BTHW), stream), stream.memory
 
-    def reconstruct(self, video_BFYXC: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        """Return (reconstruction, tokens, auxiliary losses); differentiable through the quantiser."""
-        quantized = self.quantizer(self.latents(video_BFYXC))
-        return self._decode_codes(quantized.codes), quantized.indices, quantized.losses
+    def reconstruct(self, video_BFYXC: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, Quantized]:
+        """Return the reconstruction and what the quantiser made; differentiable. `key`: in training only."""
+        quantized = self.quantizer(self.latents(video_BFYXC), key)
+        return self._decode_codes(quantized.codes), quantized
 
     def _decode_codes(self, codes_BTHWC: jax.Array, stream: Stream | None = None) -> jax.Array:
         features = self.post_quant_conv(codes_BTHWC.astype(self.config.dtype))
@@ -192,15 +198,19 @@ class CausalVAE(nnx.Module):
 
 
 def make_definition(config: TokenizerConfig) -> Definition:
-    """Describe the tokenizer: init, parameter shapes and axes, and `bind(params) -> CausalVAE`."""
-    return Definition(functools.partial(CausalVAE, config))
+    """Describe the tokenizer: init, parameter shapes and axes, and `bind(params)` -> `CausalVAE` or `HolisticVAE`."""
+    body = HolisticVAE if config.body == "holistic" else CausalVAE
+    return Definition(functools.partial(body, config))
 
 
 def latent_shape(config: TokenizerConfig, frames: int, height: int, width: int) -> tuple[int, int, int]:
-    """Return the token grid (T, H, W) of a clip. Raises UserError for sizes that the tokenizer cannot encode."""
+    """Return the token grid (frames, rows, columns) of a clip. Raises UserError for sizes that the tokenizer cannot encode."""
     check_clip_shape(frames, height, width, config)
+    if config.body == "holistic":
+        return 1, 1, config.num_queries * config.parts
     space = config.spatial_compression
-    return 1 + (frames - 1) // config.temporal_compression, height // space, width // space
+    cells = 1 + (frames - 1) // config.temporal_compression, height // space, width // space
+    return token_grid(config, cells)
 
 
 def _num_strides(config: TokenizerConfig) -> tuple[int, int]:
@@ -208,6 +218,14 @@ def _num_strides(config: TokenizerConfig) -> tuple[int, int]:
     space = config.spatial_compression // config.patch_size
     time = config.temporal_compression // config.patch_size
     return space.bit_length() - 1, time.bit_length() - 1
+
+
+def _run_stage(stage: Stage, x: jax.Array, stream: Stream, remat: bool) -> jax.Array:
+    """Run a level; with `remat` its activations are computed again in the backward pass instead of being kept."""
+    if not (remat and stream.forgets):
+        return stage(x, stream)
+    graph, params = nnx.split(stage)
+    return jax.checkpoint(lambda params, x: nnx.merge(graph, params)(x, Stream(forgets=True)))(params, x)
 
 
 def _numbered(modules) -> nnx.Dict:

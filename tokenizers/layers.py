@@ -2,7 +2,7 @@
 
 The factorised layers of the Cosmos tokenizer (arXiv 2501.03575, section 4.1): a 3x3x3 convolution is a (1, 3, 3)
 one followed by a causal (3, 1, 1) one. Space is padded with zeros, time by repeating the first frame, and every
-norm sees one frame only, so no output depends on a later frame. Compute follows the dtype of the input; norm
+norm sees one frame (or one position) only, so no output depends on a later frame. Compute follows the dtype of the input; norm
 statistics are float32. `axis` names the logical axis of a kernel's output channels.
 """
 
@@ -112,16 +112,31 @@ class FrameNorm(nnx.Module):
         return y.astype(x_BTHWC.dtype)
 
 
+class PositionNorm(nnx.Module):
+    """Normalise each position over its channels (RMS norm), then scale: no cell depends on another through it."""
+
+    def __init__(self, dim: int):
+        self.scale = param(jnp.ones(dim), (None,))
+
+    def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
+        x = x_BTHWC.astype(jnp.float32)
+        y = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + 1e-6) * self.scale
+        return y.astype(x_BTHWC.dtype)
+
+
+NORMS = {"frame": FrameNorm, "position": PositionNorm}
+
+
 class ResidualBlock(nnx.Module):
     """norm, swish, conv, norm, swish, conv beside an identity (or a 1x1x1 map where the channels change).
 
     The last layer of the branch starts at zero (Zhang et al., arXiv 1901.09321), so a new network is linear.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, rngs: nnx.Rngs):
-        self.norm1 = FrameNorm(in_dim)
+    def __init__(self, in_dim: int, out_dim: int, rngs: nnx.Rngs, *, norm: str = "frame"):
+        self.norm1 = NORMS[norm](in_dim)
         self.conv1 = FactorizedConv(in_dim, out_dim, rngs)
-        self.norm2 = FrameNorm(out_dim)
+        self.norm2 = NORMS[norm](out_dim)
         self.conv2 = FactorizedConv(out_dim, out_dim, rngs, gain=0.0)
         if in_dim != out_dim:
             self.nin_shortcut = Dense(in_dim, out_dim, rngs)
@@ -139,9 +154,9 @@ class Attention(nnx.Module):
     There is no position encoding. In time a frame sees the last `window` frames, itself included; 0 = all.
     """
 
-    def __init__(self, dim: int, rngs: nnx.Rngs, *, over: str, window: int = 0):
+    def __init__(self, dim: int, rngs: nnx.Rngs, *, over: str, window: int = 0, norm: str = "frame"):
         self.over, self.window = over, window
-        self.norm = FrameNorm(dim)
+        self.norm = NORMS[norm](dim)
         self.q = Dense(dim, dim, rngs)
         self.k = Dense(dim, dim, rngs)
         self.v = Dense(dim, dim, rngs)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from lumos.config import TokenizerConfig
+from lumos.config import Config
+from lumos.tokenizers import perceptual
+from lumos.tokenizers.adversarial import ramp
 
 
 def reconstruction_losses(recon_BFYXC: jax.Array, video_BFYXC: jax.Array) -> dict[str, jax.Array]:
@@ -14,7 +16,27 @@ def reconstruction_losses(recon_BFYXC: jax.Array, video_BFYXC: jax.Array) -> dic
     return {"l1": jnp.abs(error).mean(), "l2": jnp.square(error).mean()}
 
 
-def total_loss(losses: dict[str, jax.Array], auxiliary: dict[str, jax.Array], config: TokenizerConfig) -> jax.Array:
-    """Weigh the reconstruction losses as configured and add the quantiser's own losses (already weighted)."""
-    weighted = config.l1_weight * losses["l1"] + config.l2_weight * losses["l2"]
-    return weighted + sum(auxiliary.values())
+class PixelLoss:
+    """The weighted sum of everything that compares pixels with pixels: L1, L2, LPIPS, Gram matrices."""
+
+    def __init__(self, config: Config):
+        self._tokenizer, self._perceptual = config.tokenizer, config.perceptual
+        wanted = config.perceptual.weight or config.perceptual.gram_weight
+        self._net = perceptual.PerceptualNet(config.perceptual.net) if wanted else None
+
+    def __call__(
+        self, recon_BFYXC: jax.Array, video_BFYXC: jax.Array, step: jax.Array | int
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Return the loss and its unweighted terms."""
+        losses = reconstruction_losses(recon_BFYXC, video_BFYXC)
+        total = self._tokenizer.l1_weight * losses["l1"] + self._tokenizer.l2_weight * losses["l2"]
+        if self._net:
+            c = self._perceptual
+            made, true = (self._net.features(perceptual.frames(video)) for video in (recon_BFYXC, video_BFYXC))
+            if c.weight:
+                losses["lpips"] = self._net.lpips(made, true).mean()
+                total += c.weight * ramp(step, c.start_step) * losses["lpips"]
+            if c.gram_weight:
+                losses["gram"] = perceptual.gram_distance(made, true)
+                total += c.gram_weight * ramp(step, c.gram_start_step) * losses["gram"]
+        return total, losses

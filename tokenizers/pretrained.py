@@ -12,8 +12,14 @@ import numpy as np
 from lumos import config as config_lib
 from lumos.checkpoint import Checkpointer, fingerprint, read_config
 from lumos.errors import UserError
+from lumos.model.definition import Params
+from lumos.tokenizers.adversarial import make_training_definition
 from lumos.tokenizers.causal_vae import latent_shape, make_definition
+from lumos.tokenizers.composed_quantizers import cells_of
 from lumos.tokenizers.metrics import to_float, to_uint8
+from lumos.tokenizers.streaming import VideoStream
+
+_CHUNK_FRAMES = 64  # videos longer than one frame and a chunk are streamed
 
 
 class Tokenizer:
@@ -27,7 +33,7 @@ class Tokenizer:
     def __init__(self, config: config_lib.TokenizerConfig, params):
         self.config, self.params = config, params
         self.fingerprint = fingerprint(params)
-        definition = make_definition(config)
+        self._definition = definition = make_definition(config)
         self._encode = jax.jit(lambda params, video: definition.bind(params).encode(to_float(video)))
         self._decode = jax.jit(lambda params, tokens: to_uint8(definition.bind(params).decode(tokens)))
 
@@ -38,27 +44,76 @@ class Tokenizer:
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         return latent_shape(self.config, frames, height, width)
 
+    def frame_size(self, rows: int, columns: int) -> tuple[int, int]:
+        """Return height and width in pixels of the frames behind a token grid of these rows and columns."""
+        if self.config.body == "holistic":
+            return tuple(self.config.clip[1:])
+        height, width = cells_of(self.config, rows, columns)
+        return height * self.config.spatial_compression, width * self.config.spatial_compression
+
+    def stream(self) -> VideoStream:
+        """Return a new stream: a video of any length encoded, or its tokens decoded, chunk by chunk."""
+        if self.config.body == "holistic":
+            raise UserError("a holistic tokenizer codes whole clips; it has no stream")
+        return VideoStream(self._definition, self.config, self.params)
+
     def encode(self, video_BFYXC: np.ndarray) -> np.ndarray:
-        """uint8 [B, F, Y, X, 3] -> int32 tokens [B, T, H, W]."""
-        return np.asarray(self._encode(self.params, video_BFYXC))
+        """uint8 [B, F, Y, X, 3] -> int32 tokens [B, T, H, W]. Long videos are streamed: memory does not grow."""
+        if video_BFYXC.shape[1] <= 1 + _CHUNK_FRAMES or self.config.body == "holistic":
+            return np.asarray(self._encode(self.params, video_BFYXC))
+        self.latent_shape(*video_BFYXC.shape[1:4])  # refuses what has no whole groups
+        stream, starts = self.stream(), range(1, video_BFYXC.shape[1], _CHUNK_FRAMES)
+        chunks = [video_BFYXC[:, :1], *(video_BFYXC[:, start : start + _CHUNK_FRAMES] for start in starts)]
+        return np.concatenate([stream.encode(np.asarray(to_float(chunk))) for chunk in chunks], axis=1)
 
     def decode(self, tokens_BTHW: np.ndarray) -> np.ndarray:
-        """int32 tokens [B, T, H, W] -> uint8 [B, F, Y, X, 3]."""
-        return np.asarray(self._decode(self.params, jnp.asarray(tokens_BTHW)))
+        """int32 tokens [B, T, H, W] -> uint8 [B, F, Y, X, 3]. Many latent frames are streamed."""
+        chunk = _CHUNK_FRAMES // self.config.temporal_compression
+        if tokens_BTHW.shape[1] <= 1 + chunk:
+            return np.asarray(self._decode(self.params, jnp.asarray(tokens_BTHW)))
+        stream, starts = self.stream(), range(1, tokens_BTHW.shape[1], chunk)
+        chunks = [tokens_BTHW[:, :1], *(tokens_BTHW[:, start : start + chunk] for start in starts)]
+        return np.concatenate([np.asarray(to_uint8(stream.decode(chunk))) for chunk in chunks], axis=1)
 
 
 @functools.lru_cache(maxsize=2)
 def load(workdir: str | Path) -> Tokenizer:
     """Load the tokenizer that `lumos train` left in a workdir (its EMA weights). Raises UserError."""
+    config = _read_config(workdir)
+    return Tokenizer(config.tokenizer, _restore(workdir, config))
+
+
+def load_params(workdir: str | Path, abstract: Params) -> Params:
+    """Return the weights of a tokenizer in a workdir, for a network of these shapes. Raises UserError."""
+    params = _restore(workdir, _read_config(workdir))
+    found, wanted = (
+        {jax.tree_util.keystr(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(t)}
+        for t in (params, abstract)
+    )
+    if found != wanted:
+        name = min(found.items() ^ wanted.items())[0]
+        raise UserError(
+            f"the tokenizer in {workdir} is another network: {name} is {found.get(name, 'absent')}, wanted "
+            f"{wanted.get(name, 'absent')}; set config.tokenizer as in {workdir}/config.json"
+        )
+    return params
+
+
+def _read_config(workdir: str | Path) -> config_lib.Config:
     config = config_lib.parse(read_config(workdir))
     if config.task != "tokenizer":
         raise UserError(f"{workdir} holds a {config.task} run, not a tokenizer")
+    return config
+
+
+def _restore(workdir: str | Path, config: config_lib.Config) -> Params:
+    """Return the weights of the VAE; a discriminator beside it is left out."""
+    definition = make_training_definition(config)
     checkpointer = Checkpointer(workdir, read_only=True)
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), make_definition(config.tokenizer).abstract
-    )
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), definition.abstract)
     try:
-        return Tokenizer(config.tokenizer, checkpointer.restore_params(abstract))
+        params = checkpointer.restore_params(abstract)
     finally:
         checkpointer.close()
+    return params["vae"] if config.adversarial.weight else params

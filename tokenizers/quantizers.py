@@ -1,13 +1,14 @@
-"""Quantisers: from continuous latents to codes and integer tokens.
+"""Quantisers: from continuous latents to codes and integer tokens. The interface, FSQ, and the measures of usage.
 
-A quantiser maps `z [..., d]` to codes of the same shape and to one integer per position. FSQ has no parameters; a
-quantiser with a learned codebook declares it as parameters of its module and adds its losses to `Quantized.losses`.
+A quantiser maps latents `z [B, T, H, W, dim]` to codes of the same shape and to integer tokens: one for each cell, or
+several (`composed_quantizers`). A quantiser with a codebook declares it as parameters of its module and adds its losses
+to `Quantized.losses`; what it learns without gradients it collects in `Quantized.statistics`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +19,39 @@ from lumos.config import TokenizerConfig
 
 
 class Quantized(NamedTuple):
-    """Codes [..., d] (float32, straight-through gradient), indices [...] (int32) and named auxiliary losses."""
+    """What a quantiser makes of latents [..., dim].
+
+    Attributes:
+      codes: float32 [..., dim], with a straight-through gradient.
+      indices: int32 [...] in [0, codebook_size).
+      losses: named and weighted, to be added to the reconstruction loss.
+      statistics: sums over the cells of the batch, for `Quantizer.update_statistics`.
+    """
 
     codes: jax.Array
     indices: jax.Array
     losses: dict[str, jax.Array]
+    statistics: dict[str, Any]
 
 
 class Quantizer(nnx.Module):
-    """What the tokenizer needs of a quantiser."""
+    """What the tokenizer needs of a quantiser.
 
-    dim: int  # latent channels
-    codebook_size: int
+    Attributes:
+      dim: channels of the latents.
+      levels: sizes of the factors of an index, the least significant first.
+      codebook_size: their product.
+    """
 
-    def __call__(self, z: jax.Array) -> Quantized:
+    dim: int
+    levels: tuple[int, ...]
+
+    @property
+    def codebook_size(self) -> int:
+        return math.prod(self.levels)
+
+    def __call__(self, z: jax.Array, key: jax.Array | None = None) -> Quantized:
+        """Quantise. In training `key` is given: it drives what is random, and asks for statistics."""
         raise NotImplementedError
 
     def codes_to_indices(self, codes: jax.Array) -> jax.Array:
@@ -41,6 +61,13 @@ class Quantizer(nnx.Module):
     def indices_to_codes(self, indices: jax.Array) -> jax.Array:
         """Map indices [...] to float32 codes [..., dim]."""
         raise NotImplementedError
+
+    def update_statistics(self, statistics: dict[str, Any]) -> None:
+        """Take the statistics of a step, summed over the whole batch, into the module's own averages."""
+
+    def by_part(self, indices: jax.Array) -> list[jax.Array]:
+        """Return the indices of each part of a composed quantiser, flat."""
+        return [indices.reshape(-1)]
 
 
 class FSQ(Quantizer):
@@ -55,7 +82,6 @@ class FSQ(Quantizer):
     def __init__(self, levels: tuple[int, ...]):
         self.levels = tuple(levels)
         self.dim = len(self.levels)
-        self.codebook_size = math.prod(self.levels)
 
     def bound(self, z: jax.Array) -> jax.Array:
         """Squash z to the open interval whose integers are the digits (before the shift to 0 ... L - 1)."""
@@ -64,37 +90,60 @@ class FSQ(Quantizer):
         offset = np.where(levels % 2 == 0, np.float32(0.5), np.float32(0))
         return jnp.tanh(z.astype(jnp.float32) + np.arctanh(offset / half)) * half - offset
 
-    def __call__(self, z: jax.Array) -> Quantized:
-        bounded = self.bound(z)
-        rounded = bounded + jax.lax.stop_gradient(jnp.round(bounded) - bounded)
-        codes = rounded / self._half_width
-        return Quantized(codes, self.codes_to_indices(codes), {})
+    def __call__(self, z: jax.Array, key: jax.Array | None = None) -> Quantized:
+        codes = straight_through(self.bound(z), jnp.round) / self._half_width
+        return Quantized(codes, self.codes_to_indices(codes), {}, {})
 
     def codes_to_indices(self, codes: jax.Array) -> jax.Array:
-        digits = jnp.round(codes * self._half_width).astype(jnp.int32) + self._half_width
-        return jnp.sum(digits * self._basis, axis=-1, dtype=jnp.int32)
+        return join_digits(jnp.round(codes * self._half_width).astype(jnp.int32) + self._half_width, self.levels)
 
     def indices_to_codes(self, indices: jax.Array) -> jax.Array:
-        digits = indices[..., None] // self._basis % np.asarray(self.levels, np.int32)
-        return (digits - self._half_width) / self._half_width.astype(np.float32)
+        return (split_digits(indices, self.levels) - self._half_width) / self._half_width.astype(np.float32)
 
     @property
     def _half_width(self) -> np.ndarray:
         return np.asarray(self.levels, np.int32) // 2
 
-    @property
-    def _basis(self) -> np.ndarray:
-        return np.cumprod([1, *self.levels[:-1]], dtype=np.int32)
+
+def straight_through(z: jax.Array, function) -> jax.Array:
+    """Return function(z), with the gradient of z."""
+    return z + jax.lax.stop_gradient(function(z) - z)
 
 
-_QUANTIZERS = {
-    "fsq": lambda config: FSQ(config.levels),
-}
+def join_digits(digits: jax.Array, levels: tuple[int, ...]) -> jax.Array:
+    """Map digits [..., len(levels)], the least significant first, to int32 indices [...]."""
+    basis = np.cumprod([1, *levels[:-1]], dtype=np.int32)
+    return jnp.sum(digits.astype(jnp.int32) * basis, axis=-1, dtype=jnp.int32)
 
 
-def make_quantizer(config: TokenizerConfig) -> Quantizer:
-    """Build the quantiser that `config.quantizer` names."""
-    return _QUANTIZERS[config.quantizer](config)
+def split_digits(indices: jax.Array, levels: tuple[int, ...]) -> jax.Array:
+    """Map indices [...] to int32 digits [..., len(levels)], the least significant first."""
+    basis = np.cumprod([1, *levels[:-1]], dtype=np.int32)
+    return indices[..., None] // basis % np.asarray(levels, np.int32)
+
+
+def make_quantizer(config: TokenizerConfig, rngs: nnx.Rngs) -> Quantizer:
+    """Build the quantiser that `config.quantizer` and `config.composition` name."""
+    # Imported here: the other families build on this file.
+    from lumos.tokenizers import composed_quantizers as composed
+    from lumos.tokenizers import lookup_free, vector_quantizers
+
+    families = {
+        "fsq": lambda: FSQ(config.levels),
+        "lfq": lambda: lookup_free.LFQ(config),
+        "bsq": lambda: lookup_free.BSQ(config),
+        "vq": lambda: vector_quantizers.VQ(config, rngs),
+        "simvq": lambda: vector_quantizers.SimVQ(config, rngs),
+        "svq": lambda: vector_quantizers.SVQ(config, rngs),
+        "ibq": lambda: vector_quantizers.IBQ(config, rngs),
+    }
+    if config.composition == "single":
+        return families[config.quantizer]()
+    if config.composition == "residual" and config.quantizer == "fsq":
+        return composed.ResidualFSQ(config)
+    parts = [families[config.quantizer]() for _ in range(config.parts)]
+    kinds = {"grouped": composed.Grouped, "residual": composed.Residual, "layers": composed.CoarseToFine}
+    return kinds[config.composition](parts, config, rngs)
 
 
 def code_histogram(indices: jax.Array, codebook_size: int) -> jax.Array:
@@ -112,3 +161,10 @@ def perplexity(histogram: np.ndarray) -> float:
     counts = np.asarray(histogram, np.float64)
     probabilities = counts[counts > 0] / counts.sum()
     return float(np.exp(-np.sum(probabilities * np.log(probabilities))))
+
+
+def factor_histograms(histogram: np.ndarray, levels: tuple[int, ...]) -> list[np.ndarray]:
+    """Return how often each value of each factor of the code occurs, the least significant factor first."""
+    table = np.asarray(histogram).reshape(levels[::-1])  # the last axis is the least significant
+    axes = range(len(levels))
+    return [table.sum(axis=tuple(a for a in axes if a != len(levels) - 1 - i)) for i in axes]

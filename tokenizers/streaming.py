@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos.errors import UserError
+from lumos.model.definition import Definition
+from lumos.tokenizers.composed_quantizers import token_grid
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("k", "v", "seen"), meta_fields=())
@@ -40,11 +42,12 @@ class Stream:
     Attributes:
       first: the chunk starts the video.
       memory: what the next chunk needs, one entry per temporal layer.
+      forgets: the chunk is the whole video, so `memory` stays empty.
     """
 
-    def __init__(self, memory: list[Any] | None = None, slots: int = 0):
+    def __init__(self, memory: list[Any] | None = None, slots: int = 0, *, forgets: bool = False):
         """Continue after the chunk that left `memory`. `slots`: of attention without a window, 0 = do not remember."""
-        self.first = memory is None
+        self.first, self.forgets = memory is None, forgets
         self.memory: list[Any] = []
         self._past, self._slots = iter(memory or ()), slots
 
@@ -52,7 +55,8 @@ class Stream:
         """Put the `num` frames before the chunk in front of it: at the start, copies of the first frame."""
         before = jnp.repeat(x_BTHWC[:, :1], num, axis=1) if self.first else next(self._past)
         extended = jnp.concatenate([before, x_BTHWC], axis=1)
-        self.memory.append(extended[:, extended.shape[1] - num :])
+        if not self.forgets:
+            self.memory.append(extended[:, extended.shape[1] - num :])
         return extended
 
     def attend(self, q_NTKC: jax.Array, k_NTKC: jax.Array, v_NTKC: jax.Array, window: int) -> jax.Array:
@@ -71,6 +75,8 @@ class Stream:
             if window:
                 visible &= key > query - window
             out = jax.nn.dot_product_attention(q_NTKC, k_NTKC, v_NTKC, mask=visible[None, None])
+        if self.forgets:
+            return out
         empty = jnp.zeros((k_NTKC.shape[0], slots, *k_NTKC.shape[2:]), k_NTKC.dtype)
         latest = lambda x: jnp.concatenate([empty, x], axis=1)[:, x.shape[1] :]
         self.memory.append(KeyMemory(latest(k_NTKC), latest(v_NTKC), jnp.minimum(seen + length, slots)))
@@ -85,15 +91,16 @@ class VideoStream:
     """
 
     def __init__(self, definition, config, params):
-        self._params, self._window, self._space = params, config.temporal_window, config.spatial_compression
+        self._config, self._params = config, params
+        self._window, self._space = config.temporal_window, config.spatial_compression
         self._group = config.temporal_compression
         self._encoder, self._decoder = _Side(definition, "latents_of_chunk"), _Side(definition, "decode_chunk")
-        self._quantize = jax.jit(lambda params, z: definition.bind(params).quantizer(z).indices)
+        self._quantize = _quantizer_program(definition)
         self._buffer: np.ndarray | None = None  # frames not encoded yet
         self._tail: np.ndarray | None = None  # the last group of encoded frames
 
     def encode(self, video_BFYXC: np.ndarray) -> np.ndarray:
-        """Take the next frames, in [-1, 1]; return int32 tokens [B, T, H, W] of the latent frames they complete."""
+        """Take the next frames, in [-1, 1]; return int32 tokens [B, *token grid] of the latent frames they complete."""
         return self._to_tokens(self.latents(video_BFYXC))
 
     def latents(self, video_BFYXC: np.ndarray) -> np.ndarray:
@@ -134,7 +141,7 @@ class VideoStream:
 
     def _to_tokens(self, z_BTHWC: np.ndarray) -> np.ndarray:
         if not z_BTHWC.shape[1]:
-            return np.zeros(z_BTHWC.shape[:-1], np.int32)
+            return np.zeros((len(z_BTHWC), *token_grid(self._config, z_BTHWC.shape[1:4])), np.int32)
         return np.asarray(self._quantize(self._params, z_BTHWC))
 
 
@@ -142,10 +149,7 @@ class _Side:
     """One direction of a stream: the compiled method and its memory."""
 
     def __init__(self, definition, method: str):
-        def run(params, x, memory, slots):
-            return getattr(definition.bind(params), method)(x, Stream(memory, slots))
-
-        self._run, self.memory, self._frames, self._slots = jax.jit(run, static_argnums=3), None, 0, 0
+        self._run, self.memory, self._frames, self._slots = _chunk_program(definition, method), None, 0, 0
 
     def __call__(self, params, x, num_latents: int, window: int):
         self._frames += num_latents
@@ -155,6 +159,21 @@ class _Side:
             self.memory = self.memory and [grow(entry) for entry in self.memory]
         out, self.memory = self._run(params, x, self.memory, self._slots)
         return out
+
+
+@functools.lru_cache(maxsize=8)
+def _chunk_program(definition: Definition, method: str):
+    """Return the jitted method over a chunk; streams of one tokenizer share it, so a new video compiles nothing."""
+
+    def run(params, x, memory, slots):
+        return getattr(definition.bind(params), method)(x, Stream(memory, slots))
+
+    return jax.jit(run, static_argnums=3)
+
+
+@functools.lru_cache(maxsize=4)
+def _quantizer_program(definition: Definition):
+    return jax.jit(lambda params, z: definition.bind(params).quantizer(z).indices)
 
 
 def reflect_index(num_frames: int, group: int) -> np.ndarray:

@@ -19,12 +19,12 @@ from lumos.checkpoint import read_config
 from lumos.config import Config
 from lumos.data.pipeline import make_pipeline
 from lumos.data.video import write_video
+from lumos.errors import UserError
 from lumos.evaluation import report
 from lumos.evaluation.contact_sheet import contact_sheet
+from lumos.evaluation.reconstruction import reconstruction
 from lumos.generation.generate import Generator
-from lumos.tokenizers import pretrained
 from lumos.tokenizers.metrics import frame_psnr
-from lumos.tokenizers.task import TokenizerTask
 from lumos.training.step import Task
 from lumos.training.transformer_task import TransformerTask
 
@@ -32,14 +32,16 @@ _log = logging.getLogger(__name__)
 
 
 def evaluate(
-    workdir: str | Path, out: str | Path, overrides: dict[str, Any] | None = None, *, seed: int = 0
+    workdir: str | Path, out: str | Path, overrides: dict[str, Any] | None = None, *, seed: int = 0, what: str = "all"
 ) -> dict[str, Any]:
     """Evaluate a training workdir into `out`: `results.jsonl`, videos, contact sheets and `index.html`.
 
     A tokenizer run gets reconstruction metrics. A transformer run gets those of its tokenizer, its masked
     cross-entropy per latent frame, samples, on moving_shapes how well held-out prompts are followed, and, where
-    `evaluate.num_given` says so, how well clips are continued.
+    `evaluate.num_given` says so, how well clips are continued. `what="tokenizer"` stops after the tokenizer.
     """
+    if what not in ("all", "tokenizer"):
+        raise UserError(f"what={what!r}; allowed: all, tokenizer")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     read_config(workdir)
@@ -49,6 +51,10 @@ def evaluate(
     if config.task == "tokenizer":
         results["reconstruction"] = _reconstruction(config, Path(workdir), out, facts)
         runs = {"tokenizer": Path(workdir)}
+    elif what == "tokenizer":
+        runs = {"tokenizer": Path(config.tokenizer_workdir)}
+        trained = dataclasses.replace(config_lib.parse(read_config(runs["tokenizer"])), evaluate=config.evaluate)
+        results["reconstruction"] = _reconstruction(trained, runs["tokenizer"], out, facts)
     else:
         generator = Generator.load(workdir, overrides)
         tokenizer_workdir = Path(config.tokenizer_workdir)
@@ -87,17 +93,7 @@ def _evaluate_task(task: Task, params, config: Config, split: str, num_batches: 
 
 
 def _reconstruction(config: Config, workdir: Path, out: Path, facts) -> dict[str, Any]:
-    """PSNR, SSIM and code usage on held-out clips, and side-by-side videos."""
-    split, batch_size = config.evaluate.split, min(config.evaluate.batch_size, config.evaluate.num_clips)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=batch_size))
-    params = pretrained.load(workdir).params
-    task = TokenizerTask(config)
-    num_batches = max(1, config.evaluate.num_clips // batch_size)
-    results = _evaluate_task(task, params, config, split, num_batches)
-    results["num_clips"] = num_batches * batch_size
-    with make_pipeline(config, split, process_index=0, process_count=1, train=False) as pipeline:
-        batch = next(iter(pipeline))
-    videos, labels = task.samples(params, {name: value[:6] for name, value in batch.items()})
+    results, videos, labels = reconstruction(config, workdir)
     _write_videos(out, "reconstruction", videos, labels, config.generate.fps, facts)
     _log.info("reconstruction: psnr %.2f dB, usage %.2f", results["psnr"], results["usage"])
     return results

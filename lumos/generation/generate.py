@@ -63,8 +63,7 @@ class Generator:
     @property
     def frame_size(self) -> tuple[int, int]:
         """Height and width in pixels of what the model was trained on."""
-        space = self.tokenizer.config.spatial_compression
-        return self.config.sequence.grid[1] * space, self.config.sequence.grid[2] * space
+        return self.tokenizer.frame_size(*self.config.sequence.grid[1:])
 
     def generate(
         self,

@@ -23,6 +23,13 @@ def param(value: jax.Array, axes: tuple[str | None, ...]) -> nnx.Param:
     return nnx.Param(value, axes=axes)
 
 
+def statistic(value: jax.Array, axes: tuple[str | None, ...]) -> nnx.Param:
+    """Declare a parameter that no optimizer touches: running averages, frozen tables (see `Definition.trained`)."""
+    variable = param(value, axes)
+    variable.set_metadata(trained=False)
+    return variable
+
+
 def stack(make: Callable[[nnx.Rngs], nnx.Module], num: int, rngs: nnx.Rngs) -> nnx.Module:
     """Build `num` copies of a module with a leading "layers" axis on every parameter."""
     return nnx.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), num))
@@ -61,6 +68,14 @@ class Definition:
             raise ValueError("modules hold parameters only: pass keys and buffers as arguments")
         self.abstract: Params = nnx.to_pure_dict(state)
         self.axes: Params = _axes(state, self.abstract)
+        # Like the parameters: False where a leaf is a `statistic`.
+        self.trained: Params = nnx.to_pure_dict(
+            jax.tree.map(
+                lambda variable: variable.get_metadata().get("trained", True),
+                state,
+                is_leaf=lambda x: isinstance(x, nnx.Variable),
+            )
+        )
 
     def init(self, key: jax.Array) -> Params:
         """Return freshly initialised parameters as a nested dict (call it inside jit to shard them at birth)."""
@@ -69,6 +84,10 @@ class Definition:
     def bind(self, params: Params) -> nnx.Module:
         """Return the module with these parameters."""
         return nnx.merge(self._graph, nnx.State(params), self._rest)
+
+    def unbind(self, module: nnx.Module) -> Params:
+        """Return the parameters of a module that `bind` made, changed or not."""
+        return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
     @property
     def num_params(self) -> int:

@@ -28,11 +28,11 @@ from lumos.training.health import HealthMonitor
 from lumos.training.initialize import initial_state
 from lumos.training.meter import Meter, num_positions
 from lumos.training.metrics import MetricsWriter
-from lumos.training.optimizer import make_optimizer, make_schedule
+from lumos.training.optimizer import make_schedule
 from lumos.training.profiler import Profiler
 from lumos.training.requests import SAVE, STOP, Requests
 from lumos.training.step import Task, make_train_step
-from lumos.training.tasks import make_task, resolve
+from lumos.training.tasks import make_task, make_task_optimizer, resolve
 from lumos.training.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
@@ -102,13 +102,22 @@ class _Run:
         self.goodput = Goodput(workdir / "goodput.json" if jax.process_index() == 0 else None)
         watchdog.enter("restore")
         self.task: Task = make_task(config)
-        optimizer = make_optimizer(config.optimizer, config.train.num_steps)
+        optimizer = make_task_optimizer(self.task, config)
         self.schedule = make_schedule(config.optimizer, config.train.num_steps)
         self.checkpointer = Checkpointer(
             workdir, keep=config.train.keep_checkpoints, keep_every=config.train.keep_every
         )
+        weights = self.task.initial_params if config.initial_workdir else None
         self.restore = lambda step=None: initial_state(
-            config, self.task.definition, optimizer, mesh, self.checkpointer, init_from, fresh, step=step
+            config,
+            self.task.definition,
+            optimizer,
+            mesh,
+            self.checkpointer,
+            init_from,
+            fresh,
+            step=step,
+            weights=weights,
         )
         self.state, meta = self.restore()
         self.start, self.first_batch = meta["step"], meta["data_step"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from typing import Any
 
 import jax
 import optax
@@ -54,6 +55,18 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     optimizer = factory(**{name: value for name, value in wanted.items() if name in parameters})
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
     return optax.chain(clip, optimizer)
+
+
+def make_grouped_optimizer(
+    groups: Any, configs: dict[str, OptimizerConfig], num_steps: int
+) -> optax.GradientTransformation:
+    """Return one optimizer for each group of parameters.
+
+    `groups` is shaped like the parameters and holds names of `configs`, or "frozen" for leaves that stay as they are: no
+    update and no weight decay.
+    """
+    named = {name: make_optimizer(config, num_steps) for name, config in configs.items()}
+    return optax.partition({**named, "frozen": optax.set_to_zero()}, groups)
 
 
 def _muon_dimensions(params):

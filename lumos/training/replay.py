@@ -22,10 +22,9 @@ from lumos.checkpoint import Checkpointer, read_config
 from lumos.data.pipeline import make_pipeline
 from lumos.errors import UserError
 from lumos.training.initialize import initial_state
-from lumos.training.optimizer import make_optimizer
 from lumos.training.state import create_state
 from lumos.training.step import make_train_step
-from lumos.training.tasks import make_task
+from lumos.training.tasks import make_task, make_task_optimizer
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ def replay(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{folder} was written by {dump['processes']} processes; these are {jax.process_count()}")
     config = config_lib.parse(read_config(folder))
     mesh, task = sharding.make_mesh(config.mesh), make_task(config)
-    optimizer = make_optimizer(config.optimizer, config.train.num_steps)
+    optimizer = make_task_optimizer(task, config)
     with jax.set_mesh(mesh):
         state = _state_before(folder, dump, config, task, optimizer, mesh)
         step = make_train_step(task, optimizer, config, mesh)
@@ -113,7 +112,8 @@ def _state_before(folder: Path, dump: dict, config, task, optimizer, mesh):
     """Return the state of the checkpoint in the dump, or the initial one."""
     if dump["from_step"] is None:
         has_ema = config.optimizer.ema_decay > 0
-        return create_state(task.definition, optimizer, mesh, seed=config.seed, ema=has_ema)
+        params = task.initial_params() if config.initial_workdir else None
+        return create_state(task.definition, optimizer, mesh, seed=config.seed, ema=has_ema, params=params)
     checkpointer = Checkpointer(folder, read_only=True)
     try:
         return initial_state(config, task.definition, optimizer, mesh, checkpointer)[0]

@@ -18,12 +18,20 @@ Batch = dict[str, jax.Array]
 
 
 class Task(Protocol):
-    """What `lumos train` trains. The loop, the step, sharding and checkpoints know nothing else."""
+    """What `lumos train` trains. The loop, the step, sharding and checkpoints know nothing else.
+
+    A task may divide its parameters: `groups`, shaped like them, holds names of `group_optimizers` or "frozen".
+    """
 
     definition: Definition
 
     def loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, dict]:
-        """Return (sum of losses, sum of weights, metrics as weighted sums): the mean loss is their ratio."""
+        """Return (sum of losses, sum of weights, metrics as weighted sums): the mean loss is their ratio.
+
+        A task that learns something without gradients also has `update_statistics(params, statistics) -> params`, called
+        after the optimizer's update. Its `loss` then takes the step as a fourth argument and returns as a fourth value
+        the statistics: sums over the batch, which add over microbatches and, under jit, over devices.
+        """
 
     def evaluate_batch(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """Return sums over the batch that `summarize` turns into metrics."""
@@ -48,37 +56,40 @@ def make_train_step(
     A step whose loss or gradient is not finite leaves parameters, optimizer state and EMA as they were ("skipped" is 1).
     """
     num_micro, decay = config.train.accumulation, config.optimizer.ema_decay
+    update_statistics = getattr(task, "update_statistics", None)
 
-    def summed_gradients(params, batch, key):
+    def summed_gradients(params, batch, key, step):
         def loss_sum(params):
-            total, weight, metrics = task.loss(params, batch, key)
-            return total, (weight, metrics | {"loss": total})
+            arguments = (params, batch, key, step) if update_statistics else (params, batch, key)
+            total, weight, metrics, *statistics = task.loss(*arguments)
+            return total, (weight, metrics | {"loss": total}, statistics)
 
-        (_, (weight, metrics)), grads = jax.value_and_grad(loss_sum, has_aux=True)(params)
-        return grads, weight, metrics
+        (_, (weight, metrics, statistics)), grads = jax.value_and_grad(loss_sum, has_aux=True)(params)
+        return grads, weight, metrics, statistics
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         if num_micro == 1:
-            grads, weight, sums = summed_gradients(state.params, batch, key)
+            grads, weight, sums, statistics = summed_gradients(state.params, batch, key, state.step)
         else:
             # Strided rows, so that every microbatch stays spread over all devices.
             split = jax.tree.map(lambda x: x.reshape(-1, num_micro, *x.shape[1:]).swapaxes(0, 1), batch)
 
             def micro(total, slices):
                 index, part = slices
-                return jax.tree.map(
-                    jnp.add, total, summed_gradients(state.params, part, jax.random.fold_in(key, index))
-                ), None
+                sums = summed_gradients(state.params, part, jax.random.fold_in(key, index), state.step)
+                return jax.tree.map(jnp.add, total, sums), None
 
             part = jax.tree.map(lambda x: x[0], split)
-            shapes = jax.eval_shape(summed_gradients, state.params, part, key)
+            shapes = jax.eval_shape(summed_gradients, state.params, part, key, state.step)
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            (grads, weight, sums), _ = jax.lax.scan(micro, zeros, (jnp.arange(num_micro), split))
+            (grads, weight, sums, statistics), _ = jax.lax.scan(micro, zeros, (jnp.arange(num_micro), split))
         weight = jnp.maximum(weight, 1e-9)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        if update_statistics:
+            params = update_statistics(params, *statistics)
         ema = state.ema
         if ema is not None:
             # Short averages at the start, when the parameters move fast.

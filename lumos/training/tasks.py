@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import optax
+
 from lumos.config import Config
 from lumos.data.text import TextTokenizer
 from lumos.errors import UserError
+from lumos.training.optimizer import make_grouped_optimizer, make_optimizer
 from lumos.training.step import Task
 
 
@@ -19,6 +22,14 @@ def make_task(config: Config) -> Task:
     from lumos.training.transformer_task import TransformerTask
 
     return TransformerTask(config)
+
+
+def make_task_optimizer(task: Task, config: Config) -> optax.GradientTransformation:
+    """Return the optimizer of a run: one for all, or one for each of the groups a task divides its parameters into."""
+    groups = getattr(task, "groups", None)
+    if groups is None:
+        return make_optimizer(config.optimizer, config.train.num_steps)
+    return make_grouped_optimizer(groups, task.group_optimizers, config.train.num_steps)
 
 
 def resolve(config: Config) -> Config:

@@ -1,0 +1,119 @@
+"""How well a tokenizer gives back held-out clips: pixels, perception, codes, speed. The protocol stands beside the figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lumos.config import AdversarialConfig, Config, PerceptualConfig
+from lumos.data.pipeline import make_pipeline
+from lumos.evaluation import i3d
+from lumos.tokenizers import perceptual, pretrained
+from lumos.tokenizers.metrics import to_float
+from lumos.tokenizers.task import TokenizerTask
+
+
+def reconstruction(config: Config, workdir: Path) -> tuple[dict[str, Any], np.ndarray, list[str]]:
+    """Return the metrics of the tokenizer in `workdir`, and the first clips with their labels to look at.
+
+    Every clip goes through its tokens. `evaluate.networks` names the metric networks: "alex" and "vgg" give LPIPS, "i3d"
+    gives rFVD between the clips and their reconstructions and, as the floor it is to be read against, the FVD between
+    two halves of the clips.
+    """
+    c = config.evaluate
+    batch_size = min(c.batch_size, c.num_clips)
+    # What is trained beside the tokenizer, and its loss networks, have no part in it.
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, batch_size=batch_size),
+        adversarial=AdversarialConfig(),
+        perceptual=PerceptualConfig(),
+        initial_workdir="",
+        freeze_encoder=False,
+    )
+    tokenizer, task = pretrained.load(workdir), TokenizerTask(config)
+    num_batches = max(1, c.num_clips // batch_size)
+    measure, networks = jax.jit(task.evaluate_batch), _Networks(c.networks)
+    sums, speed, shown, labels = None, _Speed(), None, []
+    with make_pipeline(config, c.split, process_index=0, process_count=1, train=False) as pipeline:
+        for _, batch in zip(range(num_batches), pipeline):
+            video = batch["video"]
+            tokens = speed.time("encode", video, lambda video=video: tokenizer.encode(video))
+            recon = speed.time("decode", video, lambda tokens=tokens: tokenizer.decode(tokens))
+            part = measure(tokenizer.params, {"video": video})
+            sums = part if sums is None else jax.tree.map(jnp.add, sums, part)
+            networks.add(video, recon)
+            if shown is None:
+                shown, labels = task.samples(tokenizer.params, {"video": video[:6]})
+    results = task.summarize(jax.tree.map(np.asarray, sums))
+    results |= networks.summarize() | speed.summarize()
+    results["num_clips"] = num_batches * batch_size
+    frames, height, width = config.data.buckets[0]
+    results["protocol"] = (
+        f"{results['num_clips']} clips of split {c.split!r}, {frames} frames of {width}x{height}; PSNR over all pixels of a "
+        "clip after rounding to 8 bits, mean over clips; SSIM 11x11 Gaussian; FVD: I3D logits, frames stretched to 224x224, "
+        "unbiased covariance"
+    )
+    return results, shown, labels
+
+
+class _Networks:
+    """LPIPS and the features of FVD, batch by batch."""
+
+    def __init__(self, names: tuple[str, ...]):
+        self._lpips = {}
+        for name in names:
+            if name == "i3d":
+                continue
+            self._lpips[name] = (jax.device_put(perceptual.load_params(name)), jax.jit(self._lpips_of(name)), [])
+        self._i3d = (jax.device_put(i3d.load_params()), jax.jit(i3d.logits)) if "i3d" in names else None
+        self._features: list[tuple[np.ndarray, np.ndarray]] = []
+
+    @staticmethod
+    def _lpips_of(name: str):
+        def run(params, a, b):
+            net = perceptual.PerceptualNet(name, params)
+            a, b = (net.features(perceptual.frames(to_float(video))) for video in (a, b))
+            return net.lpips(a, b)
+
+        return run
+
+    def add(self, video: np.ndarray, recon: np.ndarray) -> None:
+        for params, run, values in self._lpips.values():
+            values += [run(params, clip[None], other[None]) for clip, other in zip(video, recon)]
+        if self._i3d:
+            params, run = self._i3d
+            for clip, other in zip(video, recon):  # one at a time: the network is large
+                self._features.append((np.asarray(run(params, clip[None]))[0], np.asarray(run(params, other[None]))[0]))
+
+    def summarize(self) -> dict[str, float]:
+        results = {
+            f"lpips_{name}": float(np.mean(np.concatenate(values))) for name, (_, _, values) in self._lpips.items()
+        }
+        if self._features:
+            real, made = (np.stack(x) for x in zip(*self._features))
+            results["rfvd"] = i3d.frechet_distance(real, made)
+            results["fvd_of_halves"] = i3d.frechet_distance(real[::2], real[1::2])
+        return results
+
+
+class _Speed:
+    """Frames per second of encoding and decoding; the first call of each compiles and is not counted."""
+
+    def __init__(self):
+        self._runs: dict[str, list[float]] = {}
+
+    def time(self, name: str, video: np.ndarray, run) -> np.ndarray:
+        start = time.perf_counter()
+        out = run()
+        self._runs.setdefault(name, []).append(video.shape[0] * video.shape[1] / (time.perf_counter() - start))
+        return out
+
+    def summarize(self) -> dict[str, float]:
+        return {f"{name}_frames_per_s": float(np.median(runs[1:] or runs)) for name, runs in self._runs.items()}

@@ -1,0 +1,126 @@
+"""The tokenizer of learnt queries: shapes, its prior, and that a transformer can train on its tokens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lumos.config import Config, DataConfig, OptimizerConfig, TokenizerConfig
+from lumos.errors import UserError
+from lumos.tokenizers.causal_vae import latent_shape, make_definition
+from lumos.tokenizers.holistic import Prior, position_codes
+from lumos.tokenizers.pretrained import Tokenizer
+from lumos.tokenizers.quantizers import make_quantizer
+from lumos.tokenizers.task import TokenizerTask
+
+TINY = TokenizerConfig(
+    body="holistic",
+    clip=(5, 16, 32),
+    num_queries=6,
+    channels=32,
+    quantizer="svq",
+    levels=(16,),
+    code_dim=4,
+    prior_weight=0.06,
+)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return TokenizerTask(
+        Config(
+            task="tokenizer",
+            tokenizer=TINY,
+            data=DataConfig(buckets=((5, 16, 32),)),
+            optimizer=OptimizerConfig(ema_decay=0),
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def params(task):
+    """Random weights everywhere, so that no branch is zero."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32), task.definition.abstract)
+
+
+def test_a_clip_becomes_a_row_of_tokens_and_back(params):
+    tokenizer = Tokenizer(TINY, params)
+    video = np.random.default_rng(0).integers(0, 256, (3, 5, 16, 32, 3)).astype(np.uint8)
+    tokens = tokenizer.encode(video)
+    assert tokens.shape == (3, 1, 1, 6) and latent_shape(TINY, 5, 16, 32) == (1, 1, 6)
+    assert 0 <= tokens.min() and tokens.max() < tokenizer.codebook_size == 16
+    pixels = tokenizer.decode(tokens)
+    assert pixels.shape == video.shape and pixels.dtype == np.uint8
+    other = tokens.copy()
+    other[0, 0, 0, 2] = (other[0, 0, 0, 2] + 1) % 16
+    changed = tokenizer.decode(other).astype(int) != pixels  # one token speaks about the whole clip
+    assert changed[0].any(axis=(1, 2, 3)).all() and not changed[1:].any()
+    with pytest.raises(UserError, match="no stream"):
+        tokenizer.stream()
+
+
+def test_loss_has_the_prior_and_gradients_reach_everything(task, params):
+    batch = {"video": np.random.default_rng(1).integers(0, 256, (2, 5, 16, 32, 3)).astype(np.uint8)}
+
+    def mean_loss(params):
+        total, weight, metrics, _ = task.loss(params, batch, jax.random.key(0), 0)
+        return total / weight, metrics
+
+    (loss, metrics), grads = jax.jit(jax.value_and_grad(mean_loss, has_aux=True))(params)
+    assert {"prior", "commitment", "codebook"} <= set(metrics) and np.isfinite(loss)
+    assert 0 < metrics["prior"] / 2 / 0.06 < 100
+    dead = [jax.tree_util.keystr(p) for p, g in jax.tree_util.tree_leaves_with_path(grads) if not np.abs(g).max() > 0]
+    assert not dead, dead
+    assert set(task.summarize(jax.tree.map(np.asarray, jax.jit(task.evaluate_batch)(params, batch)))) >= {
+        "psnr",
+        "usage",
+    }
+
+
+def test_prior_is_autoregressive_and_uses_its_table():
+    prior = Prior(4, 32, 1, nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(8, 4)).astype(np.float32)
+    codes, indices = jnp.asarray(rng.normal(size=(1, 5, 4)), jnp.float32), jnp.array([[0, 1, 2, 3, 4]])
+    per_code = jax.jit(jax.grad(lambda codes: prior.loss(codes, indices, table)))(codes)
+    assert np.abs(per_code[0, :-1]).max() > 0 and not np.abs(per_code[0, -1]).max()  # the last code predicts nothing
+    assert not np.abs(jax.jit(jax.grad(lambda table: prior.loss(codes, indices, table)))(table)).max()
+
+
+def test_stochastic_quantiser_draws_in_training_and_takes_the_nearest_after():
+    svq = make_quantizer(TokenizerConfig(quantizer="svq", levels=(2,), code_dim=2), nnx.Rngs(0))
+    svq.codebook[...] = jnp.array([[3.0, 0.0], [0.0, 2.0]])
+    z = jnp.tile(jnp.array([[1.02, 1.0]]) * 7, (4000, 1))
+    assert (svq(z).indices == 0).all()
+    np.testing.assert_allclose(svq(z).codes[0], [1, 0], atol=1e-6)
+    gap = 0.02 / np.hypot(1.02, 1.0) / 0.03
+    share = float((svq(z, jax.random.key(0)).indices == 0).mean())
+    assert share == pytest.approx(1 / (1 + np.exp(-gap)), abs=0.03)
+
+
+def test_position_codes_tell_positions_apart():
+    codes = position_codes((2, 3, 4), 32)
+    assert codes.shape == (24, 32) and len(np.unique(codes.round(5), axis=0)) == 24
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"body": "holistic"}, "needs num_queries"),
+        ({"body": "holistic", "num_queries": 4, "clip": (5, 16, 16), "channels": 48}, "multiple of 32"),
+        ({**vars(TINY), "quantizer": "fsq", "levels": (4, 4)}, "prior_weight"),
+        ({**vars(TINY), "clip": (5, 32, 32)}, "a clip has size"),
+    ],
+)
+def test_what_does_not_fit_is_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        Config(tokenizer=TokenizerConfig(**fields), data=DataConfig(buckets=((5, 16, 32),)))
+
+
+def test_the_causal_body_is_the_default():
+    assert (
+        type(make_definition(TokenizerConfig()).bind(make_definition(TokenizerConfig()).abstract)).__name__
+        == "CausalVAE"
+    )

@@ -1,0 +1,104 @@
+"""LPIPS, I3D and FVD: the published values where the weights are installed, the mathematics everywhere."""
+
+import os
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import linalg
+
+from lumos.errors import UserError
+from lumos.evaluation import i3d
+from lumos.tokenizers import package_weights, perceptual
+
+
+def needs(name):
+    return pytest.mark.skipif(not package_weights.available(name), reason=f"the weights of {name} are not installed")
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+def test_pickles_may_hold_arrays_and_nothing_else(tmp_path):
+    tree = {"a": {"b": np.arange(6, dtype=np.float32).reshape(2, 3)}}
+    (tmp_path / "good").write_bytes(pickle.dumps(tree, protocol=3))
+    np.testing.assert_array_equal(package_weights.read(tmp_path / "good")["a"]["b"], tree["a"]["b"])
+    (tmp_path / "bad").write_bytes(pickle.dumps({"a": Evil()}, protocol=2))
+    with pytest.raises(UserError, match="holds more than arrays"):
+        package_weights.read(tmp_path / "bad")
+
+
+def test_a_changed_file_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "weights").write_bytes(pickle.dumps({}))
+    monkeypatch.setattr(package_weights, "_path", lambda name: tmp_path / "weights")
+    with pytest.raises(UserError, match="not the published file"):
+        package_weights.load("i3d")
+
+
+def test_lpips_with_random_weights_has_finite_gradients_even_where_features_vanish():
+    rng = np.random.default_rng(0)
+    sizes = [(3, 8), (8, 8), (8, 8), (8, 8), (8, 8)]
+    convs = [(0.3 * rng.normal(size=(3, 3, *size)).astype(np.float32), np.zeros(size[1], np.float32)) for size in sizes]
+    convs[1] = (convs[1][0] * 0, convs[1][1])  # a layer of zeros
+    heads = [np.ones(size[1], np.float32) for size in sizes]
+    net = perceptual.PerceptualNet("alex", {"convs": convs, "heads": heads})
+    a, b = (jnp.asarray(rng.uniform(-1, 1, (2, 64, 64, 3)), jnp.float32) for _ in range(2))
+    distance = jax.jit(lambda a, b: net.lpips(net.features(a), net.features(b)))
+    assert distance(a, b).shape == (2,) and (distance(a, b) > 0).all()
+    np.testing.assert_allclose(distance(a, a), 0, atol=1e-7)
+    gradient = jax.jit(jax.grad(lambda a: distance(a, b).sum() + perceptual.gram_distance([a], [b])))(a)
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+
+
+def test_frechet_distance_equals_the_matrix_root():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(50, 6)), rng.normal(size=(60, 6)) @ rng.normal(size=(6, 6)) + 1
+    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+    root = linalg.sqrtm(cov_a @ cov_b).real
+    expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a + cov_b - 2 * root)
+    assert i3d.frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
+    assert i3d.frechet_distance(a, a) == pytest.approx(0, abs=1e-8)
+    few = rng.normal(size=(4, 40))  # fewer clips than features
+    assert i3d.frechet_distance(few, few) == pytest.approx(0, abs=1e-4)
+    assert i3d.frechet_distance(few, few + 2) == pytest.approx(160, rel=1e-6)
+
+
+def test_batch_norms_fold_into_convolutions():
+    rng = np.random.default_rng(0)
+    kernel, bias, mean = rng.normal(size=(1, 1, 1, 2, 3)), rng.normal(size=3), rng.normal(size=3)
+    var = rng.uniform(0.5, 2, 3)
+    node = {"Conv_0": {"kernel": kernel}, "BatchNorm_0": {"bias": bias}}
+    stats = {"BatchNorm_0": {"mean": mean.reshape(1, 1, 1, 1, 3), "var": var.reshape(1, 1, 1, 1, 3)}}
+    folded = i3d.fold({"Mixed": {"Conv": node}}, {"Mixed": {"Conv": stats}})
+    new_kernel, new_bias = folded["Mixed/Conv"]
+    x = rng.normal(size=2)
+    expected = (x @ kernel[0, 0, 0] - mean) / np.sqrt(var + 1e-3) + bias
+    np.testing.assert_allclose(x @ new_kernel[0, 0, 0] + new_bias, expected, rtol=1e-5)
+
+
+def test_short_clips_are_refused():
+    with pytest.raises(UserError, match="at least 9 frames"):
+        i3d.logits({}, jnp.zeros((1, 8, 16, 16, 3), jnp.uint8))
+
+
+@needs("lpips alex")
+@pytest.mark.parametrize("net, golden", [("alex", 0.81401)])
+def test_lpips_of_black_and_white(net, golden):
+    """Golden value of the official implementation for black against white, 64 x 64."""
+    model = perceptual.PerceptualNet(net)
+    black, white = -jnp.ones((1, 64, 64, 3)), jnp.ones((1, 64, 64, 3))
+    distance = jax.jit(lambda a, b: model.lpips(model.features(a), model.features(b)))
+    assert float(distance(black, white)[0]) == pytest.approx(golden, abs=2e-4)
+
+
+@needs("i3d")
+def test_fvd_of_black_and_white():
+    """Published: the FVD between black and white clips of 16 frames is 152.918 (all clips alike: only means differ)."""
+    params, run = i3d.load_params(), jax.jit(i3d.logits)
+    black, white = (np.full((1, 16, 64, 64, 3), value, np.uint8) for value in (0, 255))
+    distance = i3d.frechet_distance(run(params, black), run(params, white))
+    assert distance == pytest.approx(152.902, abs=0.02)

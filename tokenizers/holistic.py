@@ -1,0 +1,202 @@
+"""A tokenizer without a grid: learnt queries gather a whole clip into a sequence of tokens (LARP, arXiv 2410.21264).
+
+Encoder: patches of the clip and N learnt queries go through a transformer; the outputs of the queries are quantised. Decoder:
+the quantised queries and one blank query for each patch go through another; the outputs of the blanks are the patches.
+Tokens have no place, so the token grid is [1, 1, N]. An optional small autoregressive model predicts each code from those
+before; its loss orders the tokens in a way that a generator can learn, and it is not used afterwards.
+
+A clip has one size, `config.clip`. Patches are Haar bands, so it has 1 + 4k frames and the first one has patches of its own.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lumos.config import TokenizerConfig
+from lumos.errors import UserError
+from lumos.model.definition import param
+from lumos.tokenizers.layers import Dense
+from lumos.tokenizers.quantizers import Quantized, make_quantizer
+from lumos.tokenizers.wavelet import haar_patch, haar_unpatch
+
+_HEAD_DIM = 32
+
+
+class HolisticVAE(nnx.Module):
+    """Encoder, quantiser, decoder and, for training, the prior. The interface of `CausalVAE` without streams."""
+
+    def __init__(self, config: TokenizerConfig, rngs: nnx.Rngs):
+        self.config = config
+        width, depth = config.channels, config.num_res_blocks
+        self._side = config.spatial_compression // config.patch_size
+        patch_dim = 3 * config.patch_size**3 * self._side**2
+        self.quantizer = make_quantizer(config, rngs)
+        self.encoder = HolisticEncoder(patch_dim, width, depth, config.num_queries, rngs)
+        self.quant_conv = Dense(width, self.quantizer.dim, rngs, axis=None)
+        self.post_quant_conv = Dense(self.quantizer.dim, width, rngs, axis=None)
+        self.decoder = HolisticDecoder(patch_dim, width, depth, rngs)
+        if config.prior_weight:
+            self.prior = Prior(self.quantizer.dim, width, depth, rngs)
+
+    def latents(self, video_BFYXC: jax.Array) -> jax.Array:
+        """Return what is quantised, float32 [B, 1, 1, N, d], for a video in [-1, 1]."""
+        self._check(video_BFYXC.shape[1:4])
+        patches, positions = self._patches(video_BFYXC.astype(self.config.dtype))
+        z = self.quant_conv(self.encoder(patches, positions))
+        return z.astype(jnp.float32)[:, None, None]
+
+    def encode(self, video_BFYXC: jax.Array) -> jax.Array:
+        """Turn a video in [-1, 1] into int32 tokens [B, 1, 1, N]."""
+        return self.quantizer(self.latents(video_BFYXC)).indices
+
+    def decode(self, indices_B11N: jax.Array) -> jax.Array:
+        """Turn tokens into a float32 video [B, F, Y, X, 3], nominally in [-1, 1]."""
+        return self._decode_codes(self.quantizer.indices_to_codes(indices_B11N))
+
+    def reconstruct(self, video_BFYXC: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, Quantized]:
+        """Return the reconstruction and what the quantiser made, with the prior's loss. `key`: in training only."""
+        quantized = self.quantizer(self.latents(video_BFYXC), key)
+        if hasattr(self, "prior") and key is not None:
+            codes, indices = quantized.codes[:, 0, 0], quantized.indices[:, 0, 0]
+            prior = self.config.prior_weight * self.prior.loss(codes, indices, self.quantizer.table())
+            quantized = quantized._replace(losses={**quantized.losses, "prior": prior})
+        return self._decode_codes(quantized.codes), quantized
+
+    def _decode_codes(self, codes_B11ND: jax.Array) -> jax.Array:
+        frames, height, width = self.config.clip
+        cell, time = self.config.spatial_compression, self.config.temporal_compression
+        grid = (1 + (frames - 1) // time, height // cell, width // cell)
+        tokens = self.post_quant_conv(codes_B11ND[:, 0, 0].astype(self.config.dtype))
+        patches = self.decoder(tokens, position_codes(grid, tokens.shape[-1]))
+        side = self._side
+        bands = patches.reshape(len(patches), *grid, side, side, -1).swapaxes(3, 4)
+        bands = bands.reshape(len(patches), grid[0], grid[1] * side, grid[2] * side, -1)
+        return haar_unpatch(bands, self.config.patch_size).astype(jnp.float32)
+
+    def _patches(self, video: jax.Array) -> tuple[jax.Array, np.ndarray]:
+        """Return patches [B, P, C] and their positions [P, width]."""
+        bands, side = haar_patch(video, self.config.patch_size), self._side
+        batch, frames, rows, columns, dim = bands.shape
+        grid = (frames, rows // side, columns // side)
+        cells = bands.reshape(batch, frames, grid[1], side, grid[2], side, dim).swapaxes(3, 4)
+        return cells.reshape(batch, -1, side * side * dim), position_codes(grid, self.config.channels)
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        if tuple(shape) != tuple(self.config.clip):
+            raise UserError(
+                f"this tokenizer takes clips of config.tokenizer.clip={self.config.clip}, got {tuple(shape)}"
+            )
+
+
+class HolisticEncoder(nnx.Module):
+    """Patches [B, P, C] -> outputs of the queries [B, N, width]."""
+
+    def __init__(self, patch_dim: int, width: int, depth: int, num_queries: int, rngs: nnx.Rngs):
+        self.embed = Dense(patch_dim, width, rngs)
+        self.queries = param(0.02 * jax.random.normal(rngs.params(), (num_queries, width)), (None, None))
+        self.blocks = Blocks(width, depth, rngs)
+
+    def __call__(self, patches_BPC: jax.Array, positions: np.ndarray) -> jax.Array:
+        x = self.embed(patches_BPC) + positions.astype(patches_BPC.dtype)
+        queries = jnp.broadcast_to(self.queries[...].astype(x.dtype), (len(x), *self.queries.shape))
+        return self.blocks(jnp.concatenate([x, queries], axis=1))[:, x.shape[1] :]
+
+
+class HolisticDecoder(nnx.Module):
+    """Quantised queries [B, N, width] -> patches [B, P, C]."""
+
+    def __init__(self, patch_dim: int, width: int, depth: int, rngs: nnx.Rngs):
+        self.blank = param(0.02 * jax.random.normal(rngs.params(), (width,)), (None,))
+        self.blocks = Blocks(width, depth, rngs)
+        self.conv_out = Dense(width, patch_dim, rngs, axis=None, gain=0.0)
+
+    def __call__(self, tokens_BND: jax.Array, positions: np.ndarray) -> jax.Array:
+        num, width = tokens_BND.shape[1:]
+        tokens = tokens_BND + position_codes((num,), width).astype(tokens_BND.dtype)
+        blanks = (self.blank[...] + positions).astype(tokens.dtype)
+        x = jnp.concatenate([tokens, jnp.broadcast_to(blanks, (len(tokens), *blanks.shape))], axis=1)
+        return self.conv_out(self.blocks(x)[:, num:])
+
+
+class Prior(nnx.Module):
+    """Autoregressive model of the code vectors: the next vector, compared with every code (LARP section 3.3)."""
+
+    TEMPERATURE = 0.03
+
+    def __init__(self, dim: int, width: int, depth: int, rngs: nnx.Rngs):
+        self.start = param(0.02 * jax.random.normal(rngs.params(), (dim,)), (None,))
+        self.embed = Dense(dim, width, rngs)
+        self.blocks = Blocks(width, depth, rngs, causal=True)
+        self.head = Dense(width, dim, rngs, axis=None)
+
+    def loss(self, codes_BND: jax.Array, indices_BN: jax.Array, table_KD: jax.Array) -> jax.Array:
+        """Return the mean cross-entropy in nats. Gradients reach the codes that are read, not the table."""
+        start = jnp.broadcast_to(self.start[...], (len(codes_BND), 1, codes_BND.shape[-1]))
+        x = self.embed(jnp.concatenate([start, codes_BND[:, :-1]], axis=1))
+        x = x + position_codes((x.shape[1],), x.shape[-1])
+        predicted = _unit(self.head(self.blocks(x)))
+        logits = predicted @ jax.lax.stop_gradient(_unit(table_KD)).T / self.TEMPERATURE
+        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), indices_BN[..., None], axis=-1)
+        return -picked.mean()
+
+
+class Blocks(nnx.Module):
+    """Pre-norm transformer blocks and a last norm over [B, L, D]."""
+
+    def __init__(self, width: int, depth: int, rngs: nnx.Rngs, *, causal: bool = False):
+        self._causal = causal
+        self.layers = nnx.Dict({str(i): Block(width, rngs) for i in range(depth)})
+        self.norm = LayerNorm(width)
+
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        for i in range(len(self.layers)):
+            x_BLD = self.layers[str(i)](x_BLD, self._causal)
+        return self.norm(x_BLD)
+
+
+class Block(nnx.Module):
+    """Multi-head attention and an MLP, each with a residual whose branch starts at zero."""
+
+    def __init__(self, width: int, rngs: nnx.Rngs):
+        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
+        self.qkv = Dense(width, 3 * width, rngs)
+        self.proj_out = Dense(width, width, rngs, gain=0.0)
+        self.up = Dense(width, 4 * width, rngs)
+        self.down = Dense(4 * width, width, rngs, gain=0.0)
+
+    def __call__(self, x_BLD: jax.Array, causal: bool) -> jax.Array:
+        batch, length, width = x_BLD.shape
+        qkv = self.qkv(self.norm1(x_BLD)).reshape(batch, length, 3, width // _HEAD_DIM, _HEAD_DIM)
+        mixed = jax.nn.dot_product_attention(*(qkv[:, :, i] for i in range(3)), is_causal=causal)
+        x_BLD = x_BLD + self.proj_out(mixed.reshape(batch, length, width))
+        return x_BLD + self.down(jax.nn.gelu(self.up(self.norm2(x_BLD))))
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm over channels, float32 statistics."""
+
+    def __init__(self, dim: int):
+        self.scale, self.bias = param(jnp.ones(dim), (None,)), param(jnp.zeros(dim), (None,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jax.nn.standardize(x.astype(jnp.float32), epsilon=1e-6)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def position_codes(shape: tuple[int, ...], dim: int) -> np.ndarray:
+    """Return sines and cosines of the coordinates along each axis, float32 [prod(shape), dim], zeros where none fit."""
+    per_axis = dim // (2 * len(shape))
+    frequencies = 10_000.0 ** (-np.arange(per_axis) / per_axis)
+    parts = []
+    for coordinates in np.meshgrid(*(np.arange(size) for size in shape), indexing="ij"):
+        angles = coordinates.reshape(-1, 1) * frequencies
+        parts += [np.sin(angles), np.cos(angles)]
+    codes = np.concatenate(parts, axis=1)
+    return np.pad(codes, ((0, 0), (0, dim - codes.shape[1]))).astype(np.float32)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.square(x).sum(axis=-1, keepdims=True) + 1e-12)
