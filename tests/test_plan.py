@@ -56,7 +56,7 @@ def test_the_time_model_describes_published_runs():
 
 @pytest.mark.parametrize("plan", docs.COMPILED["plans"], ids=lambda plan: f"{plan['config']}-{plan['topology']}")
 def test_the_memory_model_is_within_ten_percent_of_real_compiles(plan):
-    """Peaks that the TPU compiler reported; nothing in the model was fitted to them."""
+    """Peaks that the TPU compiler reported for the real steps."""
     guess = docs.estimate_of(plan["config"], plan["topology"], plan["overrides"])
     assert abs(guess.memory.total / plan["peak"] - 1) < 0.10
 
@@ -138,11 +138,11 @@ HloModule step
   %ag = bf16[64,64]{1,0} all-gather(bf16[8,64] %w), dimensions={0}
   %k = bf16[8] custom-call(%ag), custom_call_target="tpu_custom_call", backend_config={"x":
 }"y"}
-  %rs = bf16[8,64]{1,0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
+  %rs = (bf16[8,64]{1,0}, bf16[8]{0}) fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
 }
 
 %all-reduce-scatter.1 (arg: bf16[64,64]) -> bf16[8,64] {
-  %whole = bf16[64,64]{1,0} all-reduce(%arg), to_apply=%add
+  %whole = (bf16[64,64]{1,0}, bf16[64]{0}) all-reduce(%arg, %b), to_apply=%add
   ROOT %part = bf16[8,64]{1,0} dynamic-slice(%whole)
 }
 
@@ -154,6 +154,7 @@ HloModule step
 ENTRY %main (p0: f32[8]) -> f32[8] {
   %w0 = (s32[], bf16[8,64]) while(%t), condition=%cond, body=%body
   %ar = (f32[16]{0}, f32[16]{0}) all-reduce-start(f32[16]{0} %x), to_apply=%add
+  %last = bf16[4,8]{1,0} reduce-scatter(%y), replica_groups={{0,1},{2,3}}, dimensions={0}, to_apply=%add
   ROOT %done = f32[16]{0} all-reduce-done(%ar)
 }
 """
@@ -161,8 +162,9 @@ ENTRY %main (p0: f32[8]) -> f32[8] {
 
 def test_collectives_in_loops_are_counted_as_often_as_they_run():
     found = hlo.collectives(_HLO)
-    assert found.count == {"all-gather": 12, "reduce-scatter": 12, "all-reduce": 1}
-    assert found.bytes == {"all-gather": 12 * 64 * 64 * 2, "reduce-scatter": 12 * 64 * 64 * 2, "all-reduce": 64}
+    assert found.count == {"all-gather": 12, "reduce-scatter": 13, "all-reduce": 1}
+    scattered = 12 * (64 * 64 + 64) * 2 + 2 * 4 * 8 * 2  # two arrays at once; the operand is twice the result
+    assert found.bytes == {"all-gather": 12 * 64 * 64 * 2, "reduce-scatter": scattered, "all-reduce": 64}
 
 
 @pytest.mark.parametrize(
@@ -235,4 +237,5 @@ def test_a_compiled_step_moves_no_more_than_fsdp_must():
     # XLA gathers the query and gate weights of a recomputed layer once more: 1.14 here.
     assert 2 * weights <= size["all-gather"] <= 1.2 * 2 * weights
     assert count["all-gather"] <= 2 * matrices + 3 * norms + 4
-    assert count["reduce-scatter"] + count["all-reduce"] <= matrices + norms + 16
+    assert weights <= size["reduce-scatter"] <= 1.05 * weights and count["reduce-scatter"] <= matrices
+    assert size["all-reduce"] < 0.01 * weights

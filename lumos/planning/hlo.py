@@ -25,6 +25,7 @@ _KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collectiv
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_OPERATION = re.compile(r" ([\w\-]+)\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?((?:%?[\w.\-]+(?:, )?)+)\}?")
 
 
@@ -47,25 +48,28 @@ def collectives(text: str) -> Collectives:
         for line in bodies.get(name, ()):
             kind = _kind(line)
             if kind:
-                inside = [text for called in _CALLED.findall(line) for text in bodies.get(called.strip("%"), ())]
+                inside = [text for name in _called(line) for text in bodies.get(name, ())]
                 count[kind] += times
-                size[kind] += times * max(map(_largest, [line, *inside]))
+                size[kind] += times * max(map(_moved, [line, *filter(_kind, inside)]))
             if " while(" in line:
                 called = dict(re.findall(r"(body|condition)=%?([\w.\-]+)", line))
                 walk(called["body"], times * _trip_count(line, bodies.get(called["condition"], ())))
                 continue
             if kind:
                 continue  # a reduce-scatter is a fusion around the all-reduce that implements it
-            for called in _CALLED.findall(line):
-                for inner in re.findall(r"[\w.\-]+", called):
-                    walk(inner, times)
+            for inner in _called(line):
+                walk(inner, times)
 
     walk(entry, 1.0)
     return Collectives(dict(count), dict(size))
 
 
+def _called(line: str) -> list[str]:
+    return [name for names in _CALLED.findall(line) for name in re.findall(r"[\w.\-]+", names)]
+
+
 def _kind(line: str) -> str | None:
-    match = re.search(r" ([\w\-]+)\(", line.split(" = ", 1)[-1])
+    match = _OPERATION.search(line.split(" = ", 1)[-1])
     if not match:
         return None
     op = match[1].removesuffix("-start")
@@ -76,10 +80,26 @@ def _kind(line: str) -> str | None:
     return None
 
 
-def _largest(line: str) -> float:
-    """Return bytes of the largest array that an instruction reads or writes."""
-    text = line.split(", metadata=")[0]
-    return max((_size(dtype, dims) for dtype, dims in _SHAPE.findall(text) if dtype in _BYTES), default=0)
+def _moved(line: str) -> float:
+    """Return the bytes of a collective's larger side; arrays that travel together add up."""
+    body = line.split(" = ", 1)[-1].split(", metadata=")[0]
+    operation = _OPERATION.search(body)
+    sizes = [_size(*shape) for shape in _SHAPE.findall(body[: operation.start()]) if shape[0] in _BYTES]
+    if operation[1].endswith("-start"):  # what it makes holds its operands too
+        return max(sizes, default=0)
+    return sum(sizes) * (_group_size(body) if operation[1] == "reduce-scatter" else 1)
+
+
+def _group_size(text: str) -> int:
+    groups = re.search(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]|mesh(\[[^\]]*\]) \{([^}]*)\})", text)
+    if not groups:
+        return 1
+    if groups[1]:
+        return len(groups[1].split(","))
+    if groups[2]:
+        return int(groups[2])
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", groups[3]))
+    return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", groups[4]))
 
 
 def _size(dtype: str, dims: str) -> int:

@@ -95,6 +95,6 @@ def _temporaries(config: Config, w: Workload, params: float, platform: str) -> f
     layer += w.tokens_per_device * w.model_dim * _F32 * 2
     head = w.model_dim * w.head_size / w.tensor
     chunk = min(config.loss.chunk, w.tokens_per_device) * w.head_size / w.tensor
-    loss = head * (_BF16 + _F32) + chunk * (2 * _F32 + _BF16) + 3 * w.tokens_per_device * w.model_dim * _F32
+    loss = head * (_BF16 + _F32) + chunk * (_F32 + _BF16) + 3 * w.tokens_per_device * w.model_dim * _F32
     gradients = params  # as wide as the parameters
     return gradients + max(weights + layer + gathered_kv, loss)

@@ -187,8 +187,8 @@ class _Run:
                 if self.config.train.num_samples and not self._samples(total).exists():
                     self.sample(total)
         finally:
-            self.goodput.save()
             profiler.close()
+            self.goodput.save()
             self.pipeline.close()
             self.writer.close()
             self.checkpointer.close()
