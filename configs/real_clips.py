@@ -20,7 +20,7 @@ def get_config(variant: str = "transformer"):
     config.data.buckets = ((17, 64, 64),)
     config.data.fps = 12.0
     config.sequence.grid = (5, 8, 8)
-    config.sequence.text_length = 48
+    config.sequence.text_length = 64
     config.tokenizer_workdir = "real/tokenizer"
     config.tokenizer.channels = 32
     config.tokenizer.channel_mult = (1, 2)
@@ -49,7 +49,7 @@ def get_config(variant: str = "transformer"):
         config.optimizer.learning_rate = 5e-3
         config.optimizer.final_fraction = 0.02
         config.optimizer.ema_decay = 0.995
-        config.train.num_steps = 1500
+        config.train.num_steps = 500
         # A continuation starts from true frames: the past is clean in generation, so it must be in part of training.
         config.corruption.temporal = "independent"
         config.corruption.spatial = "frame"
