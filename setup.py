@@ -47,6 +47,7 @@ setup(
         "lumos1": ["tokenizers"],  # the text tokenizer of the released Lumos-1 models
         "convert": ["torch"],  # reads the TorchScript archives of the released Cosmos tokenizers
         "gpu": ["jax[cuda13]>=0.10,<0.12"],
+        "tpu-plan": ["libtpu"],  # the TPU compiler, for compiling a TPU's step on a machine without one
         "tpu": ["jax[tpu]>=0.10,<0.12"],
         "dev": ["hypothesis", "pyarrow", "pytest", "pytest-xdist", "ruff", "tokenizers", "transformers"],
     },
