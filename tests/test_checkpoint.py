@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -175,6 +176,9 @@ def test_a_reader_leaves_the_unfinished_save_of_a_running_writer_alone(plain, tm
     reader = Checkpointer(tmp_path, read_only=True)
     assert reader.latest_step() == 1 and unfinished.exists()
     writer = Checkpointer(tmp_path)
+    deadline = time.monotonic() + 60
+    while unfinished.exists() and time.monotonic() < deadline:  # a thread of the writer removes it
+        time.sleep(0.01)
     assert writer.latest_step() == 1 and not unfinished.exists()
 
 
