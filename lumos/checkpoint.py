@@ -2,8 +2,9 @@
 
 A workdir holds `config.json` and `checkpoints/<step>/` with one Orbax item each for params, optimizer state and EMA,
 and a small JSON item (step, position in the data, whether the run was healthy, versions). Saves are asynchronous and
-atomic: a killed save leaves a temporary folder that is never taken for a checkpoint. A save that fails raises at the
-next step, and whatever was saved before stays.
+atomic: a killed save leaves a temporary folder that is never taken for a checkpoint. So are deletions: a checkpoint is
+moved away before its files go, for half of one under its number would be taken for a whole. A save that fails raises at
+the next step, and whatever was saved before stays.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,10 @@ class Checkpointer:
             policies.append(preserve.EveryNSteps(keep_every))
         self._good: dict[int, bool] = {}
         self._saving = False
+        self._deleted = self.directory / "deleted"
+        self._sweeps = not read_only and jax.process_index() == 0
+        self._sweeper = ThreadPoolExecutor(1)
+        self._swept = self._sweeper.submit(self._sweep)
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_handlers=arrays | {"meta": ocp.JsonCheckpointHandler()},
@@ -65,6 +71,7 @@ class Checkpointer:
                 create=not read_only,
                 read_only=read_only,
                 cleanup_tmp_directories=not read_only,
+                todelete_subdir=None if read_only else self._deleted.name,
                 preservation_policy=preserve.AnyPreservationPolicy(policies),
             ),
         )
@@ -91,6 +98,7 @@ class Checkpointer:
         self.wait()
         if step in self._manager.all_steps():
             return
+        self._swept.result()
         items = {name: getattr(state, name) for name in _ARRAYS}
         args = {name: ocp.args.PyTreeSave(value) for name, value in items.items() if value is not None}
         meta = {"step": step, "good": good, "lumos": lumos.__version__, "jax": jax.__version__, **meta}
@@ -114,6 +122,15 @@ class Checkpointer:
             self._manager.wait_until_finished()
         except _SAVE_ERRORS as error:
             raise self._failed(error) from error
+        self._swept = self._sweeper.submit(self._sweep)
+
+    def _sweep(self) -> None:
+        """Remove the files of deleted checkpoints. Runs in the background: the file system may be slow."""
+        if self._sweeps and self._deleted.is_dir():
+            try:
+                shutil.rmtree(self._deleted)
+            except OSError as error:
+                _log.warning("%s cannot be removed: %s", self._deleted, error)
 
     def _failed(self, error: Exception) -> UserError:
         steps = [step for step in self._manager.all_steps() if (self.directory / str(step)).is_dir()]
@@ -226,20 +243,24 @@ class Checkpointer:
     def delete_after(self, step: int) -> None:
         """Delete the checkpoints of later steps: the run goes back to `step`."""
         self.wait()
+        self._swept.result()
         for later in [other for other in self._manager.all_steps() if other > step]:
             self._manager.delete(later)
             self._good.pop(later, None)
 
     def link(self, step: int, workdir: Path) -> None:
         """Make the checkpoint of `step` appear in another workdir of the same file system, at no cost in space."""
-        target = workdir / "checkpoints" / str(step)
+        source, unfinished = self.directory / str(step), workdir / "checkpoints-unfinished"
         try:
-            shutil.copytree(self.directory / str(step), target, copy_function=os.link)
-        except shutil.Error:  # no hard links here
-            shutil.copytree(self.directory / str(step), target, dirs_exist_ok=True)
+            shutil.copytree(source, unfinished / str(step), copy_function=os.link, dirs_exist_ok=True)
+        except shutil.Error:  # no hard links here, or some are left from a process that was killed
+            shutil.copytree(source, unfinished / str(step), dirs_exist_ok=True)
+        unfinished.rename(workdir / "checkpoints")
 
     def close(self) -> None:
         self._manager.close()
+        self._sweeper.submit(self._sweep)
+        self._sweeper.shutdown()
 
 
 class _LastGood(preserve.PreservationPolicy):

@@ -182,6 +182,22 @@ def test_a_reader_leaves_the_unfinished_save_of_a_running_writer_alone(plain, tm
     assert writer.latest_step() == 1 and not unfinished.exists()
 
 
+def test_a_kill_while_a_checkpoint_is_deleted_leaves_no_half_of_it(tmp_path, monkeypatch):
+    """The files of a deleted checkpoint go after it has lost its name, and at the next start if they have to."""
+    kept, deleted = tmp_path / "checkpoints", tmp_path / "checkpoints" / "deleted"
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path: (path / "1" / "meta" / "metadata").unlink())  # then it is killed
+        killed, _ = save(tmp_path, Saved(), steps=(1, 2, 3), keep=2)
+        killed.close()
+    assert not (deleted / "1" / "meta" / "metadata").exists() and (deleted / "1" / "params").exists()
+    assert sorted(path.name for path in kept.iterdir()) == ["2", "3", "deleted"]
+    after = Checkpointer(tmp_path, keep=2)
+    assert [after.read_meta(step)["data_step"] for step in (2, 3)] == [2, 3]
+    after.delete_after(2)
+    after.close()
+    assert [path.name for path in kept.iterdir()] == ["2"]
+
+
 def test_an_asynchronous_save_that_fails_stops_the_run_and_leaves_the_one_before(tmp_path, monkeypatch):
     """The disk is full from the second save on: the error comes up by itself, in one line."""
     import resource
