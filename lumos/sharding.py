@@ -6,13 +6,16 @@ Model code names logical axes ("embed", "heads", ...); `RULES` maps them to the 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lumos.config import MeshConfig
@@ -104,6 +107,13 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
+def from_first_process(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return what process 0 gives, in every process: input of a program that all of them run together."""
+    if jax.process_count() == 1:
+        return batch
+    return multihost_utils.broadcast_one_to_all(batch)
+
+
 def max_over_processes(mesh: Mesh, value: int) -> jax.Array:
     """Return the largest of the values that all processes give, as a device scalar: nothing waits until it is read."""
     spread = NamedSharding(mesh, PartitionSpec(MESH_AXES))
@@ -114,6 +124,13 @@ def max_over_processes(mesh: Mesh, value: int) -> jax.Array:
 @functools.cache
 def _max(mesh: Mesh):
     return jax.jit(jnp.max, out_shardings=replicated(mesh))
+
+
+@contextlib.contextmanager
+def on_one_device() -> Iterator[None]:
+    """Run on this process's first device what takes no part in the mesh in use: a small network beside a large one."""
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.local_devices()[:1])):
+        yield
 
 
 def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:

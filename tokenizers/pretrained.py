@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos import config as config_lib
+from lumos import sharding
 from lumos.checkpoint import Checkpointer, fingerprint, read_config
 from lumos.errors import UserError
 from lumos.tokenizers.causal_vae import latent_shape, make_definition
@@ -38,10 +39,12 @@ class Tokenizer:
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         return latent_shape(self.config, frames, height, width)
 
+    @sharding.on_one_device()
     def encode(self, video_BFYXC: np.ndarray) -> np.ndarray:
         """uint8 [B, F, Y, X, 3] -> int32 tokens [B, T, H, W]."""
         return np.asarray(self._encode(self.params, video_BFYXC))
 
+    @sharding.on_one_device()
     def decode(self, tokens_BTHW: np.ndarray) -> np.ndarray:
         """int32 tokens [B, T, H, W] -> uint8 [B, F, Y, X, 3]."""
         return np.asarray(self._decode(self.params, jnp.asarray(tokens_BTHW)))
@@ -54,9 +57,9 @@ def load(workdir: str | Path) -> Tokenizer:
     if config.task != "tokenizer":
         raise UserError(f"{workdir} holds a {config.task} run, not a tokenizer")
     checkpointer = Checkpointer(workdir, read_only=True)
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), make_definition(config.tokenizer).abstract
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), make_definition(config.tokenizer).abstract
     )
     try:
         return Tokenizer(config.tokenizer, checkpointer.restore_params(abstract))

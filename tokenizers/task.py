@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lumos import sharding
 from lumos.config import Config
 from lumos.model.definition import Params
 from lumos.tokenizers.causal_vae import make_definition
@@ -27,9 +28,7 @@ class TokenizerTask:
         self.definition = make_definition(config.tokenizer)
         self.codebook_size = self.definition.bind(self.definition.abstract).quantizer.codebook_size
         self._max_frames = max(frames for frames, _, _ in config.data.buckets)
-        self._reconstruct_pixels = jax.jit(
-            lambda params, video: to_uint8(self.definition.bind(params).reconstruct(to_float(video))[0])
-        )
+        self._reconstruct_pixels = jax.jit(self._reconstruct)
 
     def loss(self, params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """Return (sum over clips of the loss, number of clips, metrics summed over clips)."""
@@ -80,6 +79,10 @@ class TokenizerTask:
             "codebook_size": float(self.codebook_size),
             **{f"psnr_frame_{i}": float(value) for i, value in enumerate(by_frame)},
         }
+
+    def _reconstruct(self, params: Params, video: jax.Array) -> jax.Array:
+        recon = to_uint8(self.definition.bind(params).reconstruct(to_float(video))[0])
+        return sharding.constrain(recon, (None,) * recon.ndim)  # every process of a run reads it
 
     def samples(self, params: Params, batch: Batch) -> tuple[np.ndarray, list[str]]:
         """Return original and reconstruction side by side, uint8 [B, F, Y, 2 X, 3], and their labels."""
