@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from lumos.evaluation.evaluate import versions
+from lumos.huge_pages import use_huge_pages
 from lumos.interop import cosmos
 from lumos.tokenizers.causal_vae import make_definition
 
@@ -21,6 +22,7 @@ OFFICIAL = {"encode": 15.9, "decode": 6.4}
 
 
 def main():
+    use_huge_pages()
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds

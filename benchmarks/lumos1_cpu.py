@@ -20,6 +20,7 @@ import numpy as np
 from lumos import config as config_lib
 from lumos import sharding
 from lumos.evaluation.evaluate import versions
+from lumos.huge_pages import use_huge_pages
 from lumos.interop import lumos1, lumos1_config
 from lumos.sequence.layout import make_layout
 from lumos.training.optimizer import make_optimizer
@@ -106,6 +107,7 @@ WORK = {
 
 
 def main():
+    use_huge_pages()
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", choices=WORK, action="append")
     parser.add_argument("--rounds", type=int, default=0)

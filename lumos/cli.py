@@ -13,6 +13,7 @@ from absl import flags
 from absl import logging as absl_logging
 
 from lumos.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, UserError
+from lumos.huge_pages import use_huge_pages
 from lumos.processes import started_by
 
 _USAGE = """usage: lumos <verb> [flags]
@@ -81,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_and_exit() -> None:
     """Run the command of this process and end it."""
+    use_huge_pages()
     try:
         code = main()
     except Exception:  # a bug, or another process of the run is gone

@@ -8,16 +8,17 @@ logical axes too and do nothing where an axis is not split. Everything is checke
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lumos.config import MeshConfig
@@ -163,6 +164,13 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
+def from_first_process(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return what process 0 gives, in every process: input of a program that all of them run together."""
+    if jax.process_count() == 1:
+        return batch
+    return multihost_utils.broadcast_one_to_all(batch)
+
+
 def max_over_processes(mesh: Mesh, value: int) -> jax.Array:
     """Return the largest of the values that all processes give, as a device scalar: nothing waits until it is read."""
     spread = NamedSharding(mesh, PartitionSpec(MESH_AXES))
@@ -203,6 +211,13 @@ def check_divides(field: str, size: int, axis: str) -> None:
     if axis_of(size, axis) is None:
         names = "*".join(f"config.mesh.{name}" for name in RULES.mesh_axes(axis))
         raise UserError(f"{field}={size} is not divisible by {names}={shards(axis)}: lower the axis, or change {field}")
+
+
+@contextlib.contextmanager
+def on_one_device() -> Iterator[None]:
+    """Run on this process's first device what takes no part in the mesh in use: a small network beside a large one."""
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.local_devices()[:1])):
+        yield
 
 
 def constrain(x: jax.Array, axes: Axes) -> jax.Array:

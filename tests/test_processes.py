@@ -5,13 +5,23 @@ import signal
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from tokens import run_config, write_tokens
 from worker import free_port, start
 
+from lumos import sharding
 from lumos.checkpoint import Checkpointer
+from lumos.data import moving_shapes, video
+from lumos.data.pipeline import make_pipeline
 from lumos.errors import EXIT_PREEMPTED, EXIT_STUCK
+from lumos.generation.generate import Generator
+from lumos.tokenizers import pretrained
 from lumos.training import metrics
+from lumos.training.optimizer import make_optimizer
+from lumos.training.state import create_state
+from lumos.training.tasks import make_task
 
 DEADLINE = 6.0  # seconds of a step where a peer is stuck or dead
 
@@ -112,3 +122,60 @@ def test_a_peer_that_never_comes_is_not_waited_for(job, tmp_path):
     codes, texts = finish([first], 60)
     assert codes == [EXIT_STUCK] and "phase 'start'" in texts[0] and "processes.py" in texts[0], texts[0][-2000:]
     second.wait()
+
+
+def save_tokenizer(folder, config):
+    """Write the workdir of a tokenizer with random weights."""
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    update = make_optimizer(config.optimizer, 1)
+    state = create_state(make_task(config).definition, update, mesh, seed=0, ema=True)
+    checkpointer = Checkpointer(folder)
+    config.save(folder / "config.json")
+    checkpointer.save(1, state, {})
+    checkpointer.close()
+
+
+@pytest.mark.parametrize("task", ["tokenizer", "transformer"])
+def test_two_processes_write_the_samples_of_one(tmp_path, task):
+    """Processes hold other rows of the data and other parts of the weights, and make the same videos together."""
+    shapes = {"data__source": "moving_shapes", "data__path": str(tmp_path / "shapes"), "shapes__num_train": 8}
+    shapes |= {
+        "shapes__num_validation": 8,
+        "shapes__num_test": 8,
+        "tokenizer__levels": (5, 6),
+        "tokenizer__channels": 8,
+    }
+    shapes |= {"tokenizer__channel_mult": (1, 1), "tokenizer__num_res_blocks": 0, "tokenizer__mid_attention": False}
+    shapes |= {"train__num_steps": 1, "train__num_samples": 3}
+    config = run_config(shapes["data__path"], task="tokenizer", **shapes)
+    if task == "tokenizer":
+        moving_shapes.prepare(config.data.path, config.shapes, config.data.buckets[0], config.seed)
+    else:
+        save_tokenizer(tmp_path / "tokenizer", config)
+        changes = {"tokenizer_workdir": str(tmp_path / "tokenizer"), "model__text_vocab": 0}
+        config = run_config(write_tokens(tmp_path / "tokens"), train__num_steps=1, train__num_samples=3, **changes)
+        manifest = tmp_path / "tokens" / "manifest.json"
+        maker = pretrained.load(config.tokenizer_workdir).fingerprint
+        manifest.write_text(manifest.read_text().replace('"none"', f'"{maker}"'))
+    config.save(tmp_path / "config.json")
+    job = {"config": str(tmp_path / "config.json"), "cache": tmp_path / "cache"}
+    codes, texts = finish(launch(job, tmp_path / "run", 2), 300)
+    assert codes == [0, 0], texts[0][-3000:]
+    pipeline = make_pipeline(config, "validation", process_index=0, process_count=2, train=False)
+    batch = {name: rows[:3] for name, rows in next(pipeline).items()}
+    pipeline.close()
+    if task == "tokenizer":
+        tokenizer = pretrained.load(tmp_path / "run")
+        recon = tokenizer.decode(tokenizer.encode(batch["video"]))
+        error = np.abs(recon.astype(int) - batch["video"]).astype(np.uint8)
+        wanted = np.concatenate([batch["video"], recon, error], axis=3)
+    else:
+        generator = Generator.load(tmp_path / "run")
+        wanted = generator.generate([generator.text.decode(ids) for ids in batch["text"]], seed=config.seed).videos
+    for i in range(3):
+        path = tmp_path / "run" / "samples" / "step_00000001" / f"{i:02d}.mp4"
+        video.write_video(tmp_path / "wanted.mp4", wanted[i], config.generate.fps)
+        found, clip = (video.read_clip(p, height=32, width=wanted.shape[3]) for p in (path, tmp_path / "wanted.mp4"))
+        # A code or pixel may round the other way, and the codec carries that on; other rows differ by 20 and more.
+        assert np.abs(found.astype(int) - clip).mean() < 5
+        assert clip.std() > 5

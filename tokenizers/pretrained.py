@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos import config as config_lib
+from lumos import sharding
 from lumos.checkpoint import Checkpointer, fingerprint, read_config
 from lumos.errors import UserError
 from lumos.model.definition import Params
@@ -57,6 +58,7 @@ class Tokenizer:
             raise UserError("a holistic tokenizer codes whole clips; it has no stream")
         return VideoStream(self._definition, self.config, self.params)
 
+    @sharding.on_one_device()
     def encode(self, video_BFYXC: np.ndarray) -> np.ndarray:
         """uint8 [B, F, Y, X, 3] -> int32 tokens [B, T, H, W]. Long videos are streamed: memory does not grow."""
         if video_BFYXC.shape[1] <= 1 + _CHUNK_FRAMES or self.config.body == "holistic":
@@ -66,6 +68,7 @@ class Tokenizer:
         chunks = [video_BFYXC[:, :1], *(video_BFYXC[:, start : start + _CHUNK_FRAMES] for start in starts)]
         return np.concatenate([stream.encode(np.asarray(to_float(chunk))) for chunk in chunks], axis=1)
 
+    @sharding.on_one_device()
     def decode(self, tokens_BTHW: np.ndarray) -> np.ndarray:
         """int32 tokens [B, T, H, W] -> uint8 [B, F, Y, X, 3]. Many latent frames are streamed."""
         chunk = _CHUNK_FRAMES // self.config.temporal_compression
@@ -110,8 +113,8 @@ def _restore(workdir: str | Path, config: config_lib.Config) -> Params:
     """Return the weights of the VAE; a discriminator beside it is left out."""
     definition = make_training_definition(config)
     checkpointer = Checkpointer(workdir, read_only=True)
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), definition.abstract)
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), definition.abstract)
     try:
         params = checkpointer.restore_params(abstract)
     finally:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lumos import sharding
 from lumos.config import Config
 from lumos.model.definition import Params
 from lumos.tokenizers import adversarial, pretrained
@@ -49,9 +50,7 @@ class TokenizerTask:
         self.quantizer = self.vae.bind(self.vae.abstract).quantizer
         self._pixel_loss = PixelLoss(config)
         self._max_frames = max(frames for frames, _, _ in config.data.buckets)
-        self._reconstruct_pixels = jax.jit(
-            lambda params, video: to_uint8(self.vae.bind(params).reconstruct(to_float(video))[0])
-        )
+        self._reconstruct_pixels = jax.jit(self._reconstruct)
 
     def vae_params(self, params: Params) -> Params:
         """Return the parameters of the VAE alone."""
@@ -185,6 +184,10 @@ class TokenizerTask:
             factors = factor_histograms(codes_PK.sum(axis=0), self.quantizer.levels)
             metrics["factor_usage"] = [perplexity(histogram) / len(histogram) for histogram in factors]
         return metrics
+
+    def _reconstruct(self, vae_params: Params, video: jax.Array) -> jax.Array:
+        recon = to_uint8(self.vae.bind(vae_params).reconstruct(to_float(video))[0])
+        return sharding.constrain(recon, (None,) * recon.ndim)  # every process of a run reads it
 
     def samples(self, params: Params, batch: Batch) -> tuple[np.ndarray, list[str]]:
         """Return original, reconstruction and absolute error side by side, uint8 [B, F, Y, 3 X, 3], and their labels."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos import config as config_lib
+from lumos import sharding
 from lumos.checkpoint import Checkpointer, read_config
 from lumos.config import Config, GenerateConfig
 from lumos.data.text import TextTokenizer, instruct
@@ -116,9 +117,12 @@ class Generator:
     def _compile(self, latent_frames: int, num_given: int, settings: GenerateConfig):
         layout = make_layout(self.config, (latent_frames, *self.config.sequence.grid[1:]))
         decoder = Decoder(self.definition, layout, settings, self.config.loss.chunk)
-        return jax.jit(
-            lambda params, text, length, given, key: decoder(params, text, length, jnp.asarray(given), key, num_given)
-        )
+
+        def run(params, text, length, given, key):
+            codes = decoder(params, text, length, jnp.asarray(given), key, num_given)
+            return sharding.constrain(codes, (None,) * codes.ndim)  # every process of a run reads them
+
+        return jax.jit(run)
 
     def read_given(self, path: str | Path) -> np.ndarray:
         """Read an image or a video as first frames: resized, and cut to the longest 1 + 4k frames."""

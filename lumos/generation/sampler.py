@@ -74,7 +74,7 @@ def draw(
         if top_k:
             least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
             logits = jnp.where(logits < least, -jnp.inf, logits)
-        codes = jnp.argmax(logits + gumbel, axis=-1)
+        codes = _argmax(logits + gumbel)
         return codes, _at(logits, codes) - jax.nn.logsumexp(logits, axis=-1)
 
     return _in_chunks(choose, noise, hidden_BJD, head_DV, guidance, chunk)
@@ -89,10 +89,20 @@ def reference_draw(
 
     def choose(logits, gumbel):
         p = jax.nn.softmax(logits, axis=-1)
-        codes = jnp.argmax(p * jnp.exp(gumbel), axis=-1)
+        codes = _argmax(p * jnp.exp(gumbel))
         return codes, jnp.log(jnp.maximum(_at(p, codes), _SMALLEST))
 
     return _in_chunks(choose, noise, hidden_BJD, head_DV, guidance, chunk)
+
+
+def _argmax(x_BJV):
+    """As jnp.argmax of finite numbers, in two passes: a CPU does not vectorise one that carries the index along.
+
+    The barrier keeps both from making the noise again.
+    """
+    x_BJV = jax.lax.optimization_barrier(x_BJV)
+    peak = x_BJV.max(axis=-1, keepdims=True)
+    return jnp.where(x_BJV == peak, jnp.arange(x_BJV.shape[-1]), x_BJV.shape[-1]).min(axis=-1)
 
 
 def _at(values, codes):

@@ -13,6 +13,29 @@ from lumos.model.remat import keep
 from lumos.sequence.attention import KeyRange
 
 
+@jax.custom_vjp
+def matmul(x, kernel):
+    """Return x @ kernel, with a gradient that is twice as fast on a CPU as the one JAX derives.
+
+    There the first operand of a contraction over tokens is copied in transposed order. JAX puts the gradient of the output
+    first, which carries the derivative of the activation function into that copy; here it is x, once for all that reads it.
+    """
+    return x @ kernel
+
+
+def _matmul_fwd(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _matmul_bwd(saved, dy):
+    x, kernel = saved
+    tokens = tuple(range(x.ndim - 1))
+    return dy @ kernel.T, jax.lax.dot_general(x, dy, ((tokens, tokens), ((), ())))
+
+
+matmul.defvjp(_matmul_fwd, _matmul_bwd)
+
+
 class Linear(nnx.Module):
     """y = x W (+ b) with W of shape [in, out]."""
 
@@ -25,7 +48,7 @@ class Linear(nnx.Module):
             self.bias = param(jnp.zeros(shape[1:], dtype), axes[1:])
 
     def __call__(self, x):
-        y = x @ self.kernel[...].astype(self._dtype)
+        y = matmul(x, self.kernel[...].astype(self._dtype))
         return y + self.bias[...].astype(self._dtype) if hasattr(self, "bias") else y
 
 

@@ -273,7 +273,8 @@ class _Run:
         """Write samples of the evaluation split as MP4 and one contact sheet under `samples/`."""
         num = self.config.train.num_samples
         batch = next(iter(self._batches(self.config.data.eval_split, 1)))
-        videos, captions = self.task.samples(self.state.eval_params, {k: v[:num] for k, v in batch.items()})
+        rows = sharding.from_first_process({name: value[:num] for name, value in batch.items()})
+        videos, captions = self.task.samples(self.state.eval_params, rows)
         if not self.main_process:
             return
         folder = self._samples(step)
