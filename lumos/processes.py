@@ -61,7 +61,9 @@ def join() -> None:
 
 
 def census() -> None:
-    """Log the devices of all processes. Raises UserError unless there are LUMOS_NUM_DEVICES of them, where a launcher set it.
+    """Log the devices of a run of several processes.
+
+    Raises UserError unless there are LUMOS_NUM_DEVICES of them, where a launcher set it.
 
     A process that failed to join the others would else train on its own, as an island.
     """
@@ -69,7 +71,7 @@ def census() -> None:
 
     kinds = sorted({device.device_kind for device in jax.devices()})
     found = f"{jax.device_count()} devices ({', '.join(kinds)}) of {jax.process_count()} processes"
-    if jax.process_index() == 0:
+    if jax.process_count() > 1 and jax.process_index() == 0:
         _log.info("%s, %d of them in this process", found, jax.local_device_count())
     expected = os.environ.get("LUMOS_NUM_DEVICES", "")
     if expected and expected != str(jax.device_count()):

@@ -287,7 +287,7 @@ def test_statistics_add_over_microbatches():
     z = jax.random.normal(jax.random.key(0), (64, 2)) + jnp.array([3.0, -2.0])
 
     @jax.jit
-    def reset(key):
+    def reset(params, key):
         vq = nnx.merge(graph, params)
         vq.counts[...] = jnp.full(8, -100.0)  # all codes are dead
         whole = vq(z, key).statistics
@@ -296,7 +296,7 @@ def test_statistics_add_over_microbatches():
         vq.update_statistics(summed)
         return whole, summed, vq.codebook[...]
 
-    results = [reset(jax.random.key(seed)) for seed in range(40)]
+    results = [reset(params, jax.random.key(seed)) for seed in range(40)]
     whole, summed, _ = results[0]
     for name in ("counts", "sums"):
         np.testing.assert_allclose(summed[name], whole[name], rtol=1e-5, atol=1e-5)

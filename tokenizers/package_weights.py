@@ -57,7 +57,7 @@ def read(path: Path) -> dict[str, Any]:
     """Read a pickle of NumPy arrays in dicts. Raises UserError for anything else."""
     with open(path, "rb") as file:
         try:
-            return _ArrayUnpickler(file).load()
+            return _Unpickler(file).load()
         except pickle.UnpicklingError as error:
             raise UserError(f"{path} holds more than arrays: {error}") from error
 
@@ -72,7 +72,7 @@ def _path(name: str) -> Path | None:
     return path if path.exists() else None
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+class _Unpickler(pickle.Unpickler):
     _ALLOWED = {
         ("numpy", "dtype"): np.dtype,
         ("numpy", "ndarray"): np.ndarray,

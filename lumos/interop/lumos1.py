@@ -274,6 +274,6 @@ def _loss(spec: Spec, num_frames: int, params, ids_BL, positions, keys, where_J,
     hidden_BLD = model.hidden(ids_BL, positions, keys)
     hidden_JD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])[where_J]
     head_DV = model.head(v.visual_start, v.visual_end)
-    nll_J = linear_cross_entropy(hidden_JD, head_DV, targets_J, weights_J, chunk=_CHUNK).nll
-    sums_T, counts_T = (jax.ops.segment_sum(x, frames_J, num_segments=num_frames) for x in (nll_J, weights_J))
-    return nll_J.sum() / jnp.maximum(weights_J.sum(), 1), sums_T / jnp.maximum(counts_T, 1)
+    loss_J = linear_cross_entropy(hidden_JD, head_DV, targets_J, weights_J, chunk=_CHUNK).loss
+    sums_T, counts_T = (jax.ops.segment_sum(x, frames_J, num_segments=num_frames) for x in (loss_J, weights_J))
+    return loss_J.sum() / jnp.maximum(weights_J.sum(), 1), sums_T / jnp.maximum(counts_T, 1)

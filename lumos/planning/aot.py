@@ -20,10 +20,9 @@ from lumos.config import Config
 from lumos.errors import UserError
 from lumos.planning import hlo
 from lumos.planning.chips import Topology
-from lumos.training.optimizer import make_optimizer
 from lumos.training.state import abstract_state
 from lumos.training.step import make_train_step
-from lumos.training.tasks import make_task
+from lumos.training.tasks import make_task, make_task_optimizer
 
 # Collectives in one piece: otherwise the compiler cuts them into steps of matmuls, which no count would show.
 _OPTIONS = {
@@ -69,7 +68,8 @@ def devices(topology: Topology) -> list:
 
 def compile_train(config: Config, mesh: Mesh) -> Compiled:
     """Compile the train step of a resolved config (transformer or tokenizer)."""
-    task, optimizer = make_task(config), make_optimizer(config.optimizer, config.train.num_steps)
+    task = make_task(config)
+    optimizer = make_task_optimizer(task, config)
     state = abstract_state(task.definition, optimizer, mesh, ema=config.optimizer.ema_decay > 0)
     step = make_train_step(task, optimizer, config, mesh)
     return _compile(mesh, step, state, _abstract_batch(config, mesh))
@@ -132,7 +132,9 @@ def _compile(mesh: Mesh, function: Callable, *arguments) -> Compiled:
     peak = getattr(memory, "peak_memory_in_bytes", 0) or arguments + temporaries
     try:
         text = compiled.as_text()
-    except Exception:  # some libtpu and jaxlib pairs cannot print the HLO of some chips; the rest stands
+    except (
+        jax.errors.JaxRuntimeError
+    ):  # some libtpu and jaxlib pairs cannot print the HLO of some chips; the rest stands
         text = ""
     found = hlo.collectives(text) if text else None
     seconds = time.perf_counter() - start
