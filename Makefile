@@ -9,7 +9,7 @@ demo: .venv/installed
 	.venv/bin/lumos demo --workdir=demo
 
 test: .venv/installed
-	.venv/bin/python -m pytest -m "not slow" --numprocesses=logical --maxprocesses=4 --dist=loadfile
+	.venv/bin/python -m pytest -m "not slow" --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 test-slow: .venv/installed
 	.venv/bin/python -m pytest -m slow

@@ -4,7 +4,8 @@ Runs:      lumos data record --game=vizdoom --out=gameplay --clips=4096
            lumos data index  --input=gameplay/clips.jsonl --out=gameplay/manifest.jsonl
            for q in fsq lfq bsq vq simvq ibq; do
              lumos train    --config=configs/tokenizer_quantizers.py:$q     --workdir=quantizers/$q
-             lumos train    --config=configs/tokenizer_quantizers.py:$q,gan --workdir=quantizers/$q,gan
+             lumos train    --config=configs/tokenizer_quantizers.py:$q,gan --workdir=quantizers/$q,gan \\
+               --init_from=quantizers/$q --fresh=discriminator
              for run in $q $q,gan; do
                lumos evaluate --workdir=quantizers/$run --out=quantizers/$run/report \\
                  --config.evaluate.networks='("alex", "vgg", "i3d")' --config.evaluate.num_clips=512
@@ -41,7 +42,6 @@ def get_config(variant: str = "fsq"):
     config.train.num_steps = 3000
     config.evaluate.num_clips = 256
     if "gan" in options:
-        config.initial_workdir = f"quantizers/{quantizer}"
         config.perceptual.net, config.perceptual.weight = "alex", 0.2
         config.adversarial.weight = 0.1
         config.adversarial.start_step, config.adversarial.ramp_steps = 100, 200
@@ -54,5 +54,4 @@ def get_config(variant: str = "fsq"):
         config.data.buckets = ((5, 32, 32),)
         config.train.eval_batches = config.train.num_samples = 1
         config.adversarial.channels, config.perceptual.weight = 8, 0.0
-        config.initial_workdir = ""
     return config

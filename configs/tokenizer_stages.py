@@ -1,16 +1,16 @@
 """A tokenizer in four stages: images, images and video, a decoder for higher resolution, the adversarial stage.
 
-Runs:      for stage in images joint highres adversarial; do
-             lumos train --config=configs/tokenizer_stages.py:$stage --workdir=stages/$stage --config.data.path=clips.jsonl
-           done
+Runs:      train() { lumos train --config=configs/tokenizer_stages.py:$1 --workdir=stages/$1 --config.data.path=clips.jsonl "${@:2}"; }
+           train images
+           train joint --init_from=stages/images
+           train highres --init_from=stages/joint
+           train adversarial --init_from=stages/highres --fresh=discriminator
 Needs:     lumos-video[metrics] for the last two stages (LPIPS)
-Expected:  not trained here. Every stage starts from the weights of the one before (`initial_workdir`); in the last two the
+Expected:  not trained here. Every stage starts from the weights of the one before; in the last two the
            encoder is frozen, so tokens made after "joint" stay valid.
 """
 
 from lumos.configs.tokenizer_sizes import get_config as sizes
-
-_BEFORE = {"images": "", "joint": "images", "highres": "joint", "adversarial": "highres"}
 
 
 def get_config(variant: str = "joint"):
@@ -18,7 +18,6 @@ def get_config(variant: str = "joint"):
     stage, _, smoke = variant.partition(",")
     config = sizes("m,smoke" if smoke else "m")
     config.name = f"tokenizer {stage}"
-    config.initial_workdir = f"stages/{_BEFORE[stage]}" if _BEFORE[stage] and not smoke else ""
     config.tokenizer.norm = "position"
     config.tokenizer.temporal_window = 8
     config.optimizer.beta1 = 0.5

@@ -182,14 +182,17 @@ class Checkpointer:
         Args:
           item: "params" or "ema"; by default the weights to use, which is the EMA where there is one.
           fresh: names of subtrees, such as "lm_head", that are not read. They come back as they are in
-            `abstract_params`, which must hold arrays there: a changed vocabulary or head starts anew.
+            `abstract_params`, which must hold arrays there: a changed vocabulary or head starts anew. What only the
+            checkpoint has is left out.
         """
         step = self._resolve(step)
         saved = self._items(step)
         name = item or ("ema" if "ema" in saved else "params")
         if name not in saved:
             raise UserError(f"{self.directory}/{step} has no {name}; it has {', '.join(saved)}")
-        known = {part for path, _ in _leaves(abstract_params) for part in path.split("/")}
+        known = {
+            part for tree in (abstract_params, saved[name]) for path, _ in _leaves(tree) for part in path.split("/")
+        }
         if unknown := sorted(set(fresh) - known):
             raise UserError(f"no parameter is named {unknown[0]!r}; names are {', '.join(sorted(known))}")
         keep = {path: leaf for path, leaf in _leaves(abstract_params) if not set(path.split("/")) & set(fresh)}

@@ -276,7 +276,6 @@ class Config:
     task: str = "transformer"  # what `lumos train` trains: transformer | tokenizer
     seed: int = 0  # of initialisation, data order and masks
     tokenizer_workdir: str = ""  # transformer runs: where the tokenizer was trained
-    initial_workdir: str = ""  # tokenizer runs: start from the weights trained there (the stage before)
     freeze_encoder: bool = False  # tokenizer runs: train the decoder alone; tokens stay as they are
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     shapes: ShapesConfig = dataclasses.field(default_factory=ShapesConfig)

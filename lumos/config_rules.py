@@ -77,11 +77,8 @@ def check(config: Config) -> None:
     unknown = set(config.evaluate.networks) - {"alex", "vgg", "i3d"}
     if unknown:
         raise UserError(f"config.evaluate.networks: unknown {short(min(unknown))}; allowed: alex, vgg, i3d")
-    if config.task != "tokenizer" and (config.initial_workdir or config.freeze_encoder):
-        raise UserError(
-            "config.initial_workdir and config.freeze_encoder are for task 'tokenizer'; to start from another run's weights: "
-            "lumos train --init_from=WORKDIR"
-        )
+    if config.task != "tokenizer" and config.freeze_encoder:
+        raise UserError("config.freeze_encoder is for task 'tokenizer': a transformer run never trains the tokenizer")
     if len(config.train.deadlines) != 6:
         raise UserError(f"config.train.deadlines={short(config.train.deadlines)} must be six numbers of seconds")
     if not 0 <= config.evaluate.num_given < config.sequence.grid[0]:

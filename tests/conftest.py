@@ -4,8 +4,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-# Eight virtual CPU devices, so that sharding is tested everywhere. Must precede the first import of jax.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Eight virtual CPU devices, so that sharding is tested everywhere, and programs that are compiled in two thirds of the time,
+# as most of them run once. Commands that tests start run as compiled for users. Must precede the first import of jax.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
 
 # Compiled programs are shared among all tests, the processes that run them and the commands they start.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -30,3 +31,9 @@ def golden():
         return np.load(path)
 
     return load
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that no worker is left alone with one at the end."""
+    longest = ("test_torture.py", "test_end_to_end.py", "test_adversarial.py", "test_training.py")
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))

@@ -135,7 +135,7 @@ def save_tokenizer(folder, config):
     checkpointer.close()
 
 
-@pytest.mark.parametrize("task", ["tokenizer", "transformer"])
+@pytest.mark.parametrize("task", [pytest.param("tokenizer", marks=pytest.mark.slow), "transformer"])
 def test_two_processes_write_the_samples_of_one(tmp_path, task):
     """Processes hold other rows of the data and other parts of the weights, and make the same videos together."""
     shapes = {"data__source": "moving_shapes", "data__path": str(tmp_path / "shapes"), "shapes__num_train": 8}

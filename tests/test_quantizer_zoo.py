@@ -217,6 +217,6 @@ def test_combinations_that_make_no_sense_are_refused(fields, message):
         Config(tokenizer=TokenizerConfig(**fields), data=DataConfig(buckets=((5, 32, 32),)))
 
 
-def test_stages_of_a_tokenizer_are_no_fields_of_a_transformer():
-    with pytest.raises(UserError, match="--init_from"):
-        Config(task="transformer", initial_workdir="somewhere")
+def test_a_transformer_has_no_encoder_to_freeze():
+    with pytest.raises(UserError, match="freeze_encoder"):
+        Config(task="transformer", freeze_encoder=True)

@@ -17,24 +17,23 @@ from flax import nnx
 
 from lumos.config import AdversarialConfig, Config
 from lumos.model.definition import Definition
-from lumos.tokenizers.causal_vae import CausalVAE, make_definition
+from lumos.tokenizers.causal_vae import CausalVAE
 from lumos.tokenizers.discriminator import Discriminator
 
 LECAM_DECAY = 0.999
 
 
 class Players(nnx.Module):
-    """The tokenizer and its discriminator: parameters {"vae": ..., "discriminator": ...}."""
+    """What a tokenizer run trains: the VAE and, in adversarial training, its discriminator."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         self.vae = CausalVAE(config.tokenizer, rngs)
-        self.discriminator = Discriminator(config.adversarial, rngs)
+        if config.adversarial.weight:
+            self.discriminator = Discriminator(config.adversarial, rngs)
 
 
 def make_training_definition(config: Config) -> Definition:
-    """Describe what a tokenizer run trains: the VAE, or both players where there is a discriminator."""
-    if not config.adversarial.weight:
-        return make_definition(config.tokenizer)
+    """Describe the parameters of a tokenizer run: {"vae": ...} or {"vae": ..., "discriminator": ...}."""
     return Definition(functools.partial(Players, config))
 
 

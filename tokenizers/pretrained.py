@@ -82,31 +82,10 @@ class Tokenizer:
 @functools.lru_cache(maxsize=2)
 def load(workdir: str | Path) -> Tokenizer:
     """Load the tokenizer that `lumos train` left in a workdir (its EMA weights). Raises UserError."""
-    config = _read_config(workdir)
-    return Tokenizer(config.tokenizer, _restore(workdir, config))
-
-
-def load_params(workdir: str | Path, abstract: Params) -> Params:
-    """Return the weights of a tokenizer in a workdir, for a network of these shapes. Raises UserError."""
-    params = _restore(workdir, _read_config(workdir))
-    found, wanted = (
-        {jax.tree_util.keystr(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(t)}
-        for t in (params, abstract)
-    )
-    if found != wanted:
-        name = min(found.items() ^ wanted.items())[0]
-        raise UserError(
-            f"the tokenizer in {workdir} is another network: {name} is {found.get(name, 'absent')}, wanted "
-            f"{wanted.get(name, 'absent')}; set config.tokenizer as in {workdir}/config.json"
-        )
-    return params
-
-
-def _read_config(workdir: str | Path) -> config_lib.Config:
     config = config_lib.parse(read_config(workdir))
     if config.task != "tokenizer":
         raise UserError(f"{workdir} holds a {config.task} run, not a tokenizer")
-    return config
+    return Tokenizer(config.tokenizer, _restore(workdir, config))
 
 
 def _restore(workdir: str | Path, config: config_lib.Config) -> Params:
@@ -119,4 +98,4 @@ def _restore(workdir: str | Path, config: config_lib.Config) -> Params:
         params = checkpointer.restore_params(abstract)
     finally:
         checkpointer.close()
-    return params["vae"] if config.adversarial.weight else params
+    return params["vae"]

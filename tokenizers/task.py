@@ -12,7 +12,7 @@ import numpy as np
 from lumos import sharding
 from lumos.config import Config
 from lumos.model.definition import Params
-from lumos.tokenizers import adversarial, pretrained
+from lumos.tokenizers import adversarial
 from lumos.tokenizers.causal_vae import make_definition
 from lumos.tokenizers.lookup_free import annealed
 from lumos.tokenizers.losses import PixelLoss
@@ -27,7 +27,7 @@ class TokenizerTask:
     """Train the causal VAE to reproduce its input. `loss` and `evaluate_batch` are pure, for the caller to jit.
 
     Attributes:
-      definition: of everything that is trained: the VAE, or {"vae": ..., "discriminator": ...} in adversarial training.
+      definition: of everything that is trained: {"vae": ...}, beside it "discriminator" in adversarial training.
       vae: definition of the VAE alone.
       groups, group_optimizers: see `lumos.training.step.Task`.
     """
@@ -52,24 +52,12 @@ class TokenizerTask:
         self._max_frames = max(frames for frames, _, _ in config.data.buckets)
         self._reconstruct_pixels = jax.jit(self._reconstruct)
 
-    def vae_params(self, params: Params) -> Params:
-        """Return the parameters of the VAE alone."""
-        return params["vae"] if self.adversarial else params
-
-    def initial_params(self) -> Params:
-        """Return the parameters to start from: those of `initial_workdir` and, where there is one, a new discriminator."""
-        vae = jax.device_get(pretrained.load_params(self.config.initial_workdir, self.vae.abstract))
-        if not self.adversarial:
-            return vae
-        fresh = jax.jit(self.definition.init)(jax.random.key(self.config.seed))
-        return {"vae": vae, "discriminator": jax.device_get(fresh["discriminator"])}
-
     def loss(
         self, params: Params, batch: Batch, key: jax.Array, step: jax.Array | int = 0
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array], dict[str, Any]]:
         """Return (sum over clips of the loss, number of clips, metrics summed over clips, summed statistics)."""
         video = to_float(batch["video"])
-        vae_params = self.vae_params(params)
+        vae_params = params["vae"]
         last = _get(vae_params, self._last_kernel)
         reconstruct = lambda last: self.vae.bind(_put(vae_params, self._last_kernel, last)).reconstruct(video, key)
 
@@ -120,7 +108,7 @@ class TokenizerTask:
         """Return the parameters with what is learnt without gradients, after a step that summed `statistics`."""
         module = self.definition.bind(params)
         if statistics["quantizer"] and not self.config.freeze_encoder:
-            (module.vae if self.adversarial else module).quantizer.update_statistics(statistics["quantizer"])
+            module.vae.quantizer.update_statistics(statistics["quantizer"])
         if self.adversarial:
             sums, means = statistics["discriminator"], module.discriminator.mean_logits
             new = sums["logits"] / jnp.maximum(sums["clips"], 1e-9)
@@ -131,7 +119,7 @@ class TokenizerTask:
     def evaluate_batch(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """Return sums over the clips of a batch; sums of several batches add up."""
         video = batch["video"]
-        recon, quantized = self.vae.bind(self.vae_params(params)).reconstruct(to_float(video))
+        recon, quantized = self.vae.bind(params["vae"]).reconstruct(to_float(video))
         recon, parts = to_uint8(recon), self.quantizer.by_part(quantized.indices)
         frames = video.shape[1]
         positions = jnp.arange(self._max_frames) < frames
@@ -185,13 +173,13 @@ class TokenizerTask:
             metrics["factor_usage"] = [perplexity(histogram) / len(histogram) for histogram in factors]
         return metrics
 
-    def _reconstruct(self, vae_params: Params, video: jax.Array) -> jax.Array:
-        recon = to_uint8(self.vae.bind(vae_params).reconstruct(to_float(video))[0])
+    def _reconstruct(self, params: Params, video: jax.Array) -> jax.Array:
+        recon = to_uint8(self.vae.bind(params["vae"]).reconstruct(to_float(video))[0])
         return sharding.constrain(recon, (None,) * recon.ndim)  # every process of a run reads it
 
     def samples(self, params: Params, batch: Batch) -> tuple[np.ndarray, list[str]]:
         """Return original, reconstruction and absolute error side by side, uint8 [B, F, Y, 3 X, 3], and their labels."""
-        recon = np.asarray(self._reconstruct_pixels(self.vae_params(params), batch["video"]))
+        recon = np.asarray(self._reconstruct_pixels(params, batch["video"]))
         error = np.abs(recon.astype(np.int16) - np.asarray(batch["video"])).astype(np.uint8)
         videos = np.concatenate([batch["video"], recon, error], axis=3)
         return videos, ["original | reconstruction | error"] * len(videos)
@@ -213,9 +201,9 @@ class TokenizerTask:
 
         def group(path, trained):
             names = [key.key for key in path]
-            if self.adversarial and names.pop(0) == "discriminator":
+            if names[0] == "discriminator":
                 return "discriminator" if trained else "frozen"
-            fixed = self.config.freeze_encoder and names[0] in ("encoder", "quant_conv", "quantizer")
+            fixed = self.config.freeze_encoder and names[1] in ("encoder", "quant_conv", "quantizer")
             return "vae" if trained and not fixed else "frozen"
 
         groups = jax.tree_util.tree_map_with_path(group, self.definition.trained)

@@ -34,7 +34,6 @@ def reconstruction(config: Config, workdir: Path) -> tuple[dict[str, Any], np.nd
         data=dataclasses.replace(config.data, batch_size=batch_size),
         adversarial=AdversarialConfig(),
         perceptual=PerceptualConfig(),
-        initial_workdir="",
         freeze_encoder=False,
     )
     tokenizer, task = pretrained.load(workdir), TokenizerTask(config)
@@ -46,11 +45,11 @@ def reconstruction(config: Config, workdir: Path) -> tuple[dict[str, Any], np.nd
             video = batch["video"]
             tokens = speed.time("encode", video, lambda video=video: tokenizer.encode(video))
             recon = speed.time("decode", video, lambda tokens=tokens: tokenizer.decode(tokens))
-            part = measure(tokenizer.params, {"video": video})
+            part = measure({"vae": tokenizer.params}, {"video": video})
             sums = part if sums is None else jax.tree.map(jnp.add, sums, part)
             networks.add(video, recon)
             if shown is None:
-                shown, labels = task.samples(tokenizer.params, {"video": video[:6]})
+                shown, labels = task.samples({"vae": tokenizer.params}, {"video": video[:6]})
     results = task.summarize(jax.tree.map(np.asarray, sums))
     results |= networks.summarize() | speed.summarize()
     results["num_clips"] = num_batches * batch_size

@@ -122,7 +122,7 @@ def _from_cosmos(source: Path, workdir: Path, options: Options, overrides: dict[
     workdir.mkdir(parents=True, exist_ok=True)
     config = dataclasses.replace(config_lib.Config(), name="cosmos", task="tokenizer", tokenizer=tokenizer.config)
     config = config_lib.override(config, overrides)
-    _save(workdir, config, tokenizer.params)
+    _save(workdir, config, {"vae": tokenizer.params})
     unused = f"; {len(tokenizer.ignored)} tensors that the network never runs are left out" if tokenizer.ignored else ""
     return f"{workdir}: {tokenizer.definition.num_params:,} parameters{unused}"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,12 @@ def initial_state(
     init_from: str | Path = "",
     fresh: tuple[str, ...] = (),
     step: int | None = None,
-    weights: Callable[[], Any] | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Return the state, and {"step", "data_step"}: the finished updates and the batch that comes next.
 
     A run that has a checkpoint resumes from it (the latest, or `step`), whatever `init_from` says: the same command
-    starts and resumes. One that has only weights, without optimizer state, starts from them. `weights` returns parameters
-    to start from instead of random ones. See `lumos.training.loop.train` for the other arguments.
+    starts and resumes. One that has only weights, without optimizer state, starts from them. See
+    `lumos.training.loop.train` for the other arguments.
     """
     has_ema = config.optimizer.ema_decay > 0
     if checkpointer.latest_step() is not None and not checkpointer.has_optimizer():
@@ -46,8 +44,7 @@ def initial_state(
         return state, {"step": meta["step"], "data_step": meta.get("data_step", meta["step"])}
     if fresh and not init_from:
         raise UserError(f"--fresh={','.join(fresh)} says what --init_from leaves out; give --init_from too")
-    first = weights() if weights else None
-    state = create_state(definition, optimizer, mesh, seed=config.seed, ema=has_ema, params=first)
+    state = create_state(definition, optimizer, mesh, seed=config.seed, ema=has_ema)
     if init_from:
         source = Checkpointer(init_from, read_only=True)
         try:

@@ -107,17 +107,8 @@ class _Run:
         self.checkpointer = Checkpointer(
             workdir, keep=config.train.keep_checkpoints, keep_every=config.train.keep_every
         )
-        weights = self.task.initial_params if config.initial_workdir else None
         self.restore = lambda step=None: initial_state(
-            config,
-            self.task.definition,
-            optimizer,
-            mesh,
-            self.checkpointer,
-            init_from,
-            fresh,
-            step=step,
-            weights=weights,
+            config, self.task.definition, optimizer, mesh, self.checkpointer, init_from, fresh, step=step
         )
         self.state, meta = self.restore()
         self.start, self.first_batch = meta["step"], meta["data_step"]

@@ -112,8 +112,7 @@ def _state_before(folder: Path, dump: dict, config, task, optimizer, mesh):
     """Return the state of the checkpoint in the dump, or the initial one."""
     if dump["from_step"] is None:
         has_ema = config.optimizer.ema_decay > 0
-        params = task.initial_params() if config.initial_workdir else None
-        return create_state(task.definition, optimizer, mesh, seed=config.seed, ema=has_ema, params=params)
+        return create_state(task.definition, optimizer, mesh, seed=config.seed, ema=has_ema)
     checkpointer = Checkpointer(folder, read_only=True)
     try:
         return initial_state(config, task.definition, optimizer, mesh, checkpointer)[0]
