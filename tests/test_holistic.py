@@ -46,7 +46,7 @@ def params(task):
 
 
 def test_a_clip_becomes_a_row_of_tokens_and_back(params):
-    tokenizer = Tokenizer(TINY, params)
+    tokenizer = Tokenizer(TINY, params["vae"])
     video = np.random.default_rng(0).integers(0, 256, (3, 5, 16, 32, 3)).astype(np.uint8)
     tokens = tokenizer.encode(video)
     assert tokens.shape == (3, 1, 1, 6) and latent_shape(TINY, 5, 16, 32) == (1, 1, 6)

@@ -17,7 +17,7 @@ from flax import nnx
 
 from lumos.config import AdversarialConfig, Config
 from lumos.model.definition import Definition
-from lumos.tokenizers.causal_vae import CausalVAE
+from lumos.tokenizers.causal_vae import make_tokenizer
 from lumos.tokenizers.discriminator import Discriminator
 
 LECAM_DECAY = 0.999
@@ -27,7 +27,7 @@ class Players(nnx.Module):
     """What a tokenizer run trains: the VAE and, in adversarial training, its discriminator."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
-        self.vae = CausalVAE(config.tokenizer, rngs)
+        self.vae = make_tokenizer(config.tokenizer, rngs)
         if config.adversarial.weight:
             self.discriminator = Discriminator(config.adversarial, rngs)
 

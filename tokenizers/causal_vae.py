@@ -197,10 +197,14 @@ class CausalVAE(nnx.Module):
         return self.decoder(features, stream).astype(jnp.float32)
 
 
+def make_tokenizer(config: TokenizerConfig, rngs: nnx.Rngs) -> CausalVAE | HolisticVAE:
+    """Build the network that `config.body` names."""
+    return (HolisticVAE if config.body == "holistic" else CausalVAE)(config, rngs)
+
+
 def make_definition(config: TokenizerConfig) -> Definition:
-    """Describe the tokenizer: init, parameter shapes and axes, and `bind(params)` -> `CausalVAE` or `HolisticVAE`."""
-    body = HolisticVAE if config.body == "holistic" else CausalVAE
-    return Definition(functools.partial(body, config))
+    """Describe the tokenizer: init, parameter shapes and axes, and `bind(params)` -> the network."""
+    return Definition(functools.partial(make_tokenizer, config))
 
 
 def latent_shape(config: TokenizerConfig, frames: int, height: int, width: int) -> tuple[int, int, int]:

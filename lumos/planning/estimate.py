@@ -21,8 +21,8 @@ from lumos.planning.memory import Memory, abstract_mesh, local_bytes, train_memo
 from lumos.planning.roofline import Roofline, communication, matrix_fill, roofline
 from lumos.sequence.layout import Layout, make_layout
 from lumos.training import flops
-from lumos.training.optimizer import make_optimizer
 from lumos.training.state import abstract_state
+from lumos.training.tasks import make_task_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +63,13 @@ def estimate_tokenizer(config: Config, topology: Topology) -> Estimate:
 
     sizes = mesh_sizes(config, topology)
     rows = config.data.batch_size / (sizes["replica"] * sizes["fsdp"])
-    task, optimizer = TokenizerTask(config), make_optimizer(config.optimizer, config.train.num_steps)
+    task = TokenizerTask(config)
+    optimizer = make_task_optimizer(task, config)
     state = abstract_state(task.definition, optimizer, abstract_mesh(sizes), ema=config.optimizer.ema_decay > 0)
     params = local_bytes(state.params)
     clip = jax.ShapeDtypeStruct((1, *config.data.buckets[0], 3), jnp.float32)
-    reconstruct = lambda p, video: task.definition.bind(p).reconstruct(video)[0]
-    kept = rows / config.train.accumulation * flops.count_matmul_outputs(reconstruct, task.definition.abstract, clip)
+    reconstruct = lambda p, video: task.vae.bind(p).reconstruct(video)[0]
+    kept = rows / config.train.accumulation * flops.count_matmul_outputs(reconstruct, task.vae.abstract, clip)
     size = jnp.dtype(config.tokenizer.dtype).itemsize
     memory = Memory(
         params=params, optimizer=local_bytes(state.opt_state), ema=local_bytes(state.ema),
