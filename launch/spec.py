@@ -15,7 +15,7 @@ class Job:
     """One run of a verb on a cluster."""
 
     name: str
-    verb: tuple[str, ...]  # such as ("train", "--config=...", "--workdir=gs://...")
+    verb: tuple[str, ...]  # such as ("train", "--config=...", "--workdir=/mnt/...")
     topology: Topology
     image: str = ""  # container image, where the cluster runs one
     per: str = "node"  # node | gpu: what gets a process of its own (GPUs)

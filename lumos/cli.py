@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         if verb not in _VERBS:
             raise UserError(f"unknown command {verb!r}; commands: {', '.join(_VERBS)}")
         define, run = _VERBS[verb]
+        _refuse_buckets(arguments)
         arguments, overrides = _split_overrides(arguments)
         values = flags.FlagValues()
         define(values)
@@ -78,6 +79,19 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno not in _DISK_ERRORS:
             raise
         return _fail(f"{error.filename or 'writing failed'}: {error.strerror}", EXIT_USER_ERROR)
+
+
+def _refuse_buckets(arguments: list[str]) -> None:
+    """Raise UserError where a folder is a URL: it would become a folder of that odd name."""
+    for argument in arguments:
+        name, _, value = argument.removeprefix("--verb=").lstrip("-").partition("=")
+        if name in _FOLDERS and "://" in value:
+            raise UserError(
+                f"--{name}={value}: buckets are reached through a mount (NFS, gcsfuse); give the mounted folder"
+            )
+
+
+_FOLDERS = ("workdir", "out", "input", "init_from", "config.data.path", "config.tokenizer_workdir")
 
 
 def run_and_exit() -> None:

@@ -190,6 +190,7 @@ def test_errors_are_one_line_with_exit_code_2(tmp_path):
         (["generate", "--workdir=nowhere", "--out=a.mp4"], "not a training workdir"),
         (["train", "--config=configs/demo.py:transformer,smoke", "--workdir=w"], "demo/tokens"),
         (["evaluate", "stray", "--workdir=w", "--out=o"], "stray"),
+        (["launch", "--dry_run", "--", "train", "--workdir=gs://bucket/run"], "give the mounted folder"),
     ):
         result = lumos(*arguments, cwd=tmp_path, check=False)
         assert result.returncode == 2, result.stderr

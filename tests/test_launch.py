@@ -19,7 +19,7 @@ from lumos.launch.command import CLUSTERS, launch
 from lumos.launch.spec import make_job
 
 ROOT = Path(__file__).resolve().parents[1]
-VERB = ["train", "--config=configs/lumos_1b.py", "--workdir=gs://bucket/a run"]
+VERB = ["train", "--config=configs/lumos_1b.py", "--workdir=/mnt/runs/a run"]
 
 
 def _text(cluster, topology, **options):
@@ -39,7 +39,7 @@ def test_scripts_are_valid_shell(cluster, topology, options, tmp_path):
     path = tmp_path / "job.sh"
     path.write_text(_text(cluster, topology, **options))
     subprocess.run(["bash", "-n", str(path)], check=True)
-    assert "'--workdir=gs://bucket/a run'" in path.read_text()  # quoted
+    assert "'--workdir=/mnt/runs/a run'" in path.read_text()  # quoted
     if shutil.which("shellcheck"):
         subprocess.run(["shellcheck", "--severity=error", str(path)], check=True)
 
