@@ -21,6 +21,7 @@ from lumos.tokenizers import pretrained
 from lumos.tokenizers.tokenize import read_manifest, tokenize
 from lumos.training import metrics
 from lumos.training.loop import train
+from lumos.verbs import VERBS
 
 REPO = Path(__file__).resolve().parents[1]
 ONE_DEVICE = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(REPO)}
@@ -201,7 +202,7 @@ def test_errors_are_one_line_with_exit_code_2(tmp_path):
 def test_flags_are_frozen(capsys):
     """A new flag is a decision: most settings belong into the config."""
     flags = {}
-    for verb in cli._VERBS:
+    for verb in VERBS:
         assert cli.main([*verb.split(), "--help"]) == 0
         text = capsys.readouterr().out
         flags[verb] = sorted(
