@@ -74,11 +74,12 @@ class HolisticVAE(nnx.Module):
         side = self._side
         bands = patches.reshape(len(patches), *grid, side, side, -1).swapaxes(3, 4)
         bands = bands.reshape(len(patches), grid[0], grid[1] * side, grid[2] * side, -1)
-        return haar_unpatch(bands, self.config.patch_size).astype(jnp.float32)
+        return haar_unpatch(jax.lax.optimization_barrier(bands), self.config.patch_size).astype(jnp.float32)
 
     def _patches(self, video: jax.Array) -> tuple[jax.Array, np.ndarray]:
         """Return patches [B, P, C] and their positions [P, width]."""
-        bands, side = haar_patch(video, self.config.patch_size), self._side
+        # Apart from the wavelet: together XLA (jaxlib 0.11) takes minutes over the reshapes of even a tiny clip.
+        bands, side = jax.lax.optimization_barrier(haar_patch(video, self.config.patch_size)), self._side
         batch, frames, rows, columns, dim = bands.shape
         grid = (frames, rows // side, columns // side)
         cells = bands.reshape(batch, frames, grid[1], side, grid[2], side, dim).swapaxes(3, 4)
