@@ -103,7 +103,7 @@ def test_a_stuck_peer_takes_no_one_hostage(job, tmp_path):
     assert EXIT_STUCK in codes and 0 not in codes, (codes, texts[0][-2000:])
     assert "no progress for" in texts[1] and "in stuck" in texts[1] and "phase 'step'" in texts[1]
     stacks = list((tmp_path / "run").glob("stacks-*.txt"))
-    assert len(stacks) == codes.count(EXIT_STUCK)
+    assert len(stacks) == 2  # whichever process gave up first
 
 
 @pytest.mark.slow

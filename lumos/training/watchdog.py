@@ -23,6 +23,7 @@ from lumos.errors import EXIT_STUCK
 PHASES = ("start", "restore", "compile", "step", "save", "evaluate")
 _START_SECONDS = 1800.0  # until the config is read
 _BACKSTOP_SECONDS = 5.0
+_PARTING_SECONDS = 3.0  # those who wait with this process write their stacks before its end takes them down
 _stderr = sys.__stderr__  # a file descriptor, whatever a notebook or a test has put in the place of sys.stderr
 
 
@@ -89,4 +90,5 @@ class Watchdog:
                     faulthandler.dump_traceback(file=file, all_threads=True)
             except OSError as error:
                 _stderr.write(f"lumos: watchdog: cannot write {self._report}: {error}\n")
+        time.sleep(_PARTING_SECONDS)
         os._exit(EXIT_STUCK)
