@@ -254,9 +254,11 @@ class Checkpointer:
     def link(self, step: int, workdir: Path) -> None:
         """Make the checkpoint of `step` appear in another workdir of the same file system, at no cost in space."""
         source, unfinished = self.directory / str(step), workdir / "checkpoints-unfinished"
+        if unfinished.exists():  # of a process that was killed here
+            shutil.rmtree(unfinished)
         try:
-            shutil.copytree(source, unfinished / str(step), copy_function=os.link, dirs_exist_ok=True)
-        except shutil.Error:  # no hard links here, or some are left from a process that was killed
+            shutil.copytree(source, unfinished / str(step), copy_function=os.link)
+        except shutil.Error:  # no hard links here
             shutil.copytree(source, unfinished / str(step), dirs_exist_ok=True)
         unfinished.rename(workdir / "checkpoints")
 

@@ -198,6 +198,18 @@ def test_a_kill_while_a_checkpoint_is_deleted_leaves_no_half_of_it(tmp_path, mon
     assert [path.name for path in kept.iterdir()] == ["2"]
 
 
+def test_a_checkpoint_is_linked_as_a_whole_even_after_a_kill(plain, tmp_path):
+    source = plain[0] / "checkpoints" / "1"
+    left = tmp_path / "checkpoints-unfinished" / "1" / "meta"
+    left.mkdir(parents=True)
+    (left / "metadata").hardlink_to(source / "meta" / "metadata")  # as far as the killed process had come
+    Checkpointer(plain[0], read_only=True).link(1, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+    names = lambda folder: sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    assert names(tmp_path / "checkpoints" / "1") == names(source)
+    assert Checkpointer(tmp_path, read_only=True).read_meta()["data_step"] == 1
+
+
 def test_an_asynchronous_save_that_fails_stops_the_run_and_leaves_the_one_before(tmp_path, monkeypatch):
     """The disk is full from the second save on: the error comes up by itself, in one line."""
     import resource
