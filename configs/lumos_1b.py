@@ -1,5 +1,8 @@
 """Lumos-1 "1B" (1.5 B parameters; arXiv 2507.08801): 25 frames of 448x256 at 12 fps, AR-DF on Cosmos DV4x8x8 tokens.
 
+12,544 codes and 256 text slots. The variant "lumos1" adds the markers of the released models (sizes, newlines, frame rate: 258
+tokens); they cost 3 % of MFU on a TPU, as frames no longer fill whole blocks of the attention kernel (docs/plans.md).
+
 Run:       lumos train --config=configs/lumos_1b.py --workdir=... --config.data.path=TOKENS --config.mesh.fsdp=64
 Expected:  not trained here; shapes and parameter counts are tested (tests/test_configs.py).
 """
@@ -15,7 +18,7 @@ _SIZES = {
 
 
 def get_config(variant: str = ""):
-    """Variants: "compact" (no markers: 12,544 codes and 256 text slots), "smoke" (seconds on a CPU), "compact,smoke"."""
+    """Variants: "lumos1" (the sequence of the released models), "smoke" (seconds on a CPU), "lumos1,smoke"."""
     return sized("1b", variant)
 
 
@@ -26,7 +29,6 @@ def sized(size: str, variant: str):
     config.data.source = "tokens"
     config.data.batch_size = 256
     config.data.buckets = ((25, 256, 448),)
-    config.sequence.style = "lumos1"
     config.sequence.grid = (7, 32, 56)
     config.sequence.text_length = 256
     model = config.model
@@ -46,8 +48,8 @@ def sized(size: str, variant: str):
     config.generate.steps = 50
     config.generate.guidance = 15.0
     config.generate.fps = 12.0
-    if "compact" in variant:
-        config.sequence.style = "compact"
+    if "lumos1" in variant:
+        config.sequence.style = "lumos1"
     if "smoke" in variant:
         model.num_layers, model.model_dim, model.mlp_dim, model.num_heads, model.num_kv_heads = 2, 64, 128, 2, 1
         model.head_dim, model.dtype = 32, "float32"

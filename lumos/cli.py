@@ -11,6 +11,7 @@ import traceback
 from absl import flags
 from absl import logging as absl_logging
 
+from lumos import compile_cache
 from lumos.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, UserError
 from lumos.huge_pages import use_huge_pages
 from lumos.processes import started_by
@@ -69,6 +70,8 @@ def main(argv: list[str] | None = None) -> int:
             values["input"].value = rest.pop()
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}; flags are --name=value")
+        if "workdir" in values and values.workdir:
+            compile_cache.use(values.workdir)
         _start_logging()
         return run(values, overrides) or 0
     except UserError as error:

@@ -179,7 +179,8 @@ class ModelConfig:
     rope_theta: float = 10_000.0  # base of the rotary frequencies
     norm_eps: float = 1e-5  # of the RMSNorms
     dtype: str = "float32"  # compute
-    param_dtype: str = "float32"
+    param_dtype: str = "float32"  # bfloat16 rounds updates stochastically; moments and EMA stay float32
+    matmul_dtype: str = "same"  # of the linear layers' matmuls: same (as dtype) | int8 | float8 (lumos-video[qwix])
     attention: str = "auto"  # auto (splash on TPU, else flash) | flash | splash | dense (the test oracle)
     remat: str = "none"  # none | minimal | dots | full | save:<names> | offload:<names> (lumos/model/remat.py)
     scan_layers: bool = True  # False compiles every layer on its own: slower to compile, faster to run on CPU
@@ -218,6 +219,7 @@ class OptimizerConfig:
     weight_decay: float = 0.1  # decoupled, on every parameter
     clip_norm: float = 1.0  # global gradient norm; 0 = off
     ema_decay: float = 0.999  # 0 = no EMA
+    offload: bool = False  # the optimizer's state waits in the memory of the host
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -49,6 +49,7 @@ CHOICES = {
     "model.rope": ("mm", "3d", "1d"),
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
+    "model.matmul_dtype": ("same", "int8", "float8"),
     "tokenizer.dtype": ("float32", "bfloat16"),
     "model.attention": ("auto", "flash", "splash", "dense"),
     "corruption.level": ("cosine", "uniform", "constant", "normal", "full"),

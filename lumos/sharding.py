@@ -26,6 +26,7 @@ from lumos.errors import UserError
 
 MESH_AXES = ("replica", "fsdp", "context", "tensor")
 Axes = tuple[str | None, ...]
+_HOST = "pinned_host"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,6 +147,20 @@ def param_shardings(mesh: Mesh, axes: Any, abstract: Any) -> Any:
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
+
+
+def on_host(place: NamedSharding) -> NamedSharding:
+    """Return the same split, in the memory of the hosts."""
+    return place.with_memory_kind(_HOST)
+
+
+def is_on_host(place: NamedSharding) -> bool:
+    return place.memory_kind == _HOST
+
+
+def to_device(tree: Any) -> Any:
+    """Inside jit: bring arrays from the memory of the hosts to the devices."""
+    return jax.device_put(tree, jax.memory.Space.Device)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -140,21 +140,41 @@ def test_frame_cross_entropy_is_binned_by_true_frame():
     np.testing.assert_allclose(summary["nll"], np.log(30), rtol=0.1)
 
 
-def test_flop_formula_equals_the_jaxpr():
-    """The dense oracle computes every pair, so count every pair in the formula too."""
-    config = tiny.transformer(model__attention="dense")
-    task = TransformerTask(config)
-    batch = tiny.token_batch(config)
-    counted = flops.count_matmul_flops(lambda p: task.loss(p, batch, jax.random.key(0))[0], task.definition.abstract)
-    formula = 8 * flops.forward_flops(config.model, task.layout, config.model.visual_vocab)
+def _flops_with_dense_attention(config, task):
+    """The formula, with every pair and every position of the loss: what the dense oracle computes."""
     from lumos.sequence.attention import count_pairs
 
     m, plan = config.model, task.layout
     invisible = plan.length**2 - count_pairs(plan)
-    formula += 8 * 4 * m.num_layers * m.num_heads * m.head_dim * invisible
-    # A chunk of the loss holds all kinds of positions, the formula only those with a code.
-    formula += 8 * 2 * m.model_dim * m.visual_vocab * (plan.length - len(plan.visual_index))
-    np.testing.assert_allclose(counted, formula, rtol=1e-6)
+    return 8 * (
+        flops.forward_flops(m, plan, m.visual_vocab)
+        + 4 * m.num_layers * m.num_heads * m.head_dim * invisible
+        # A chunk of the loss holds all kinds of positions, the formula only those with a code.
+        + 2 * m.model_dim * m.visual_vocab * (plan.length - len(plan.visual_index))
+    )
+
+
+def test_flop_formula_equals_the_jaxpr():
+    config = tiny.transformer(model__attention="dense")
+    task, batch = TransformerTask(config), tiny.token_batch(config)
+    counted = flops.count_matmul_flops(lambda p: task.loss(p, batch, jax.random.key(0))[0], task.definition.abstract)
+    np.testing.assert_allclose(counted, _flops_with_dense_attention(config, task), rtol=1e-6)
+
+
+def test_flops_are_those_that_xla_counts():
+    """XLA counts elementwise work too, and a loop once: layers are unrolled, and matrices large beside vectors."""
+    wide = {"model_dim": 128, "mlp_dim": 256, "visual_vocab": 512}
+    config = tiny.transformer(
+        model__attention="dense", model__scan_layers=False, **{f"model__{name}": size for name, size in wide.items()}
+    )
+    task, batch = TransformerTask(config), tiny.token_batch(config)
+    formula = _flops_with_dense_attention(config, task)
+    loss = lambda p: task.loss(p, batch, jax.random.key(0))[0]
+    forward = jax.jit(loss).lower(task.definition.abstract).cost_analysis()["flops"]
+    assert formula < forward < 1.03 * formula
+    backward = jax.jit(jax.grad(loss)).lower(task.definition.abstract).cost_analysis()["flops"]
+    logits_again = 8 * 2 * config.model.model_dim * config.model.visual_vocab * task.layout.length
+    assert 3 * formula + logits_again < backward < 1.03 * (3 * formula + logits_again)
 
 
 def test_schedules():

@@ -9,6 +9,7 @@ from flax import nnx
 from lumos.config import ModelConfig
 from lumos.model import attention, rope
 from lumos.model.definition import param
+from lumos.model.precision import matmul_in
 from lumos.model.remat import keep
 from lumos.sequence.attention import KeyRange
 
@@ -41,14 +42,16 @@ class Linear(nnx.Module):
 
     def __init__(self, rngs, shape, axes, config: ModelConfig, *, bias=False, std=None):
         self._dtype = jnp.dtype(config.dtype)
+        self._matmul = matmul if config.matmul_dtype == "same" else matmul_in(config.matmul_dtype)
         dtype = jnp.dtype(config.param_dtype)
         std = std or config.init_std
-        self.kernel = param(std * jax.random.normal(rngs.params(), shape, dtype), axes)
+        # Drawn in float32, so that a run starts from the same weights in either precision.
+        self.kernel = param((std * jax.random.normal(rngs.params(), shape)).astype(dtype), axes)
         if bias:
             self.bias = param(jnp.zeros(shape[1:], dtype), axes[1:])
 
     def __call__(self, x):
-        y = matmul(x, self.kernel[...].astype(self._dtype))
+        y = self._matmul(x, self.kernel[...].astype(self._dtype))
         return y + self.bias[...].astype(self._dtype) if hasattr(self, "bias") else y
 
 

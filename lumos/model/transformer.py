@@ -34,8 +34,8 @@ class Transformer(nnx.Module):
     def __init__(self, config: ModelConfig, vocabulary: Vocabulary, rngs: nnx.Rngs):
         self.config, self._vocabulary, vocab_size = config, vocabulary, vocabulary.size
         c = config
-        table = c.init_std * jax.random.normal(rngs.params(), (vocab_size, c.model_dim), jnp.dtype(c.param_dtype))
-        self.embed_tokens = param(table, ("vocab", "embed"))
+        table = c.init_std * jax.random.normal(rngs.params(), (vocab_size, c.model_dim))
+        self.embed_tokens = param(table.astype(c.param_dtype), ("vocab", "embed"))
         self.layers = stack(lambda r: Block(c, r), c.num_layers, rngs)
         self.norm = RMSNorm(c.model_dim, "embed", c)
         self.lm_head = Linear(rngs, (c.model_dim, vocab_size), ("embed", "vocab"), c)

@@ -70,7 +70,9 @@ def compile_train(config: Config, mesh: Mesh) -> Compiled:
     """Compile the train step of a resolved config (transformer or tokenizer)."""
     task = make_task(config)
     optimizer = make_task_optimizer(task, config)
-    state = abstract_state(task.definition, optimizer, mesh, ema=config.optimizer.ema_decay > 0)
+    state = abstract_state(
+        task.definition, optimizer, mesh, ema=config.optimizer.ema_decay > 0, offload=config.optimizer.offload
+    )
     step = make_train_step(task, optimizer, config, mesh)
     return _compile(mesh, step, state, _abstract_batch(config, mesh))
 

@@ -58,14 +58,23 @@ def estimate_train(config: Config, topology: Topology) -> Estimate:
 
 
 def estimate_tokenizer(config: Config, topology: Topology) -> Estimate:
-    """Estimate the train step of a tokenizer: the FLOPs of its program, and every convolution's input kept."""
+    """Estimate the train step of a tokenizer: the FLOPs of its program, and the result of every convolution kept.
+
+    What norms and nonlinearities make of those results is fused into what reads it (docs/plans.md has the compiled peak).
+    """
     from lumos.tokenizers.task import TokenizerTask
 
     sizes = mesh_sizes(config, topology)
     rows = config.data.batch_size / (sizes["replica"] * sizes["fsdp"])
     task = TokenizerTask(config)
     optimizer = make_task_optimizer(task, config)
-    state = abstract_state(task.definition, optimizer, abstract_mesh(sizes), ema=config.optimizer.ema_decay > 0)
+    state = abstract_state(
+        task.definition,
+        optimizer,
+        abstract_mesh(sizes),
+        ema=config.optimizer.ema_decay > 0,
+        offload=config.optimizer.offload,
+    )
     params = local_bytes(state.params)
     clip = jax.ShapeDtypeStruct((1, *config.data.buckets[0], 3), jnp.float32)
     reconstruct = lambda p, video: task.vae.bind(p).reconstruct(video)[0]
@@ -73,7 +82,7 @@ def estimate_tokenizer(config: Config, topology: Topology) -> Estimate:
     size = jnp.dtype(config.tokenizer.dtype).itemsize
     memory = Memory(
         params=params, optimizer=local_bytes(state.opt_state), ema=local_bytes(state.ema),
-        batch=rows * math.prod(clip.shape), activations=3 * size * kept, temporaries=params,
+        batch=rows * math.prod(clip.shape), activations=size * kept, temporaries=params,
     )  # fmt: skip
     work = task.flops_per_step()
     efficiency, chip = efficiency_of(topology), topology.chip

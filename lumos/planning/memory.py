@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from lumos import sharding
 from lumos.config import Config, OptimizerConfig
-from lumos.model.splash import is_fused
+from lumos.model.splash import block_sizes, is_fused
 from lumos.planning.workload import Workload
 from lumos.training.optimizer import make_optimizer
 from lumos.training.state import abstract_state
@@ -53,26 +53,35 @@ def abstract_mesh(sizes: dict[str, int]) -> jax.sharding.AbstractMesh:
 
 
 def local_bytes(tree: Any) -> int:
-    """Return the bytes of one device's shards of abstract arrays."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+    """Return the bytes of one device's shards of abstract arrays, those in the memory of the host left out."""
+    return sum(_shard_bytes(x) for x in jax.tree.leaves(tree) if not sharding.is_on_host(x.sharding))
+
+
+def _shard_bytes(x: Any) -> int:
+    return math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
 
 
 def train_memory(config: Config, definition, w: Workload, sizes: dict[str, int], platform: str) -> Memory:
     """Estimate the train step of a transformer."""
-    params, moments, ema = _state_bytes(config.optimizer, definition, tuple(sizes.items()))
+    params, moments, ema, passing = _state_bytes(config.optimizer, definition, tuple(sizes.items()))
     rows = w.batch_size / (w.replica * w.fsdp)
     batch = 4 * rows * (math.prod(config.sequence.grid) + config.sequence.text_length)
     return Memory(
         params=params, optimizer=moments, ema=ema, batch=batch,
-        activations=kept_bytes(w, config.model.remat), temporaries=_temporaries(config, w, params, platform),
+        activations=kept_bytes(w, config.model.remat),
+        temporaries=_temporaries(config, w, params, platform) + passing,
     )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=256)
-def _state_bytes(config: OptimizerConfig, definition, sizes: tuple) -> tuple[int, int, int]:
+def _state_bytes(config: OptimizerConfig, definition, sizes: tuple) -> tuple[int, int, int, int]:
+    """Return the bytes of parameters, moments, EMA, and of the offloaded moments that pass through the device at a time."""
     mesh = abstract_mesh(dict(sizes))
-    state = abstract_state(definition, make_optimizer(config, 1), mesh, ema=config.ema_decay > 0)
-    return local_bytes(state.params), local_bytes(state.opt_state), local_bytes(state.ema)
+    state = abstract_state(
+        definition, make_optimizer(config, 1), mesh, ema=config.ema_decay > 0, offload=config.offload
+    )
+    passing = 2 * max(map(_shard_bytes, jax.tree.leaves(state.opt_state))) if config.offload else 0
+    return local_bytes(state.params), local_bytes(state.opt_state), local_bytes(state.ema), passing
 
 
 def kept_bytes(w: Workload, remat: str) -> float:
@@ -91,7 +100,8 @@ def _temporaries(config: Config, w: Workload, params: float, platform: str) -> f
     gathered_kv = 4 * kv_heads * w.tokens_per_device * w.context * _BF16 if w.context > 1 else 0
     layer = w.tokens_per_device * _BF16 * (6 * w.mlp_dim / w.tensor + 6 * heads + 4 * kv_heads + 6 * w.model_dim)
     if platform == "tpu" and is_fused(w.length):
-        layer += math.ceil(w.length / 1024) * w.tokens_per_device * heads * _BF16
+        _, _, keys_per_block = block_sizes(w.length // w.context, w.length)
+        layer += w.length // keys_per_block * w.tokens_per_device * heads * _BF16  # a dq of each block of keys
     layer += w.tokens_per_device * w.model_dim * _F32 * 2
     head = w.model_dim * w.head_size / w.tensor
     chunk = min(config.loss.chunk, w.tokens_per_device) * w.head_size / w.tensor

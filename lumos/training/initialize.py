@@ -32,19 +32,19 @@ def initial_state(
     starts and resumes. One that has only weights, without optimizer state, starts from them. See
     `lumos.training.loop.train` for the other arguments.
     """
-    has_ema = config.optimizer.ema_decay > 0
+    kinds = {"ema": config.optimizer.ema_decay > 0, "offload": config.optimizer.offload}
     if checkpointer.latest_step() is not None and not checkpointer.has_optimizer():
         params = checkpointer.restore_params(abstract_state(definition, optimizer, mesh, ema=False).params)
         _log.info("fine-tuning the weights in %s", checkpointer.directory)
-        state = create_state(definition, optimizer, mesh, seed=config.seed, ema=has_ema, params=params)
+        state = create_state(definition, optimizer, mesh, seed=config.seed, **kinds, params=params)
         return state, {"step": 0, "data_step": 0}
     if checkpointer.latest_step() is not None:
-        abstract = abstract_state(definition, optimizer, mesh, ema=has_ema)
+        abstract = abstract_state(definition, optimizer, mesh, **kinds)
         state, meta = checkpointer.restore(abstract, step)
         return state, {"step": meta["step"], "data_step": meta.get("data_step", meta["step"])}
     if fresh and not init_from:
         raise UserError(f"--fresh={','.join(fresh)} says what --init_from leaves out; give --init_from too")
-    state = create_state(definition, optimizer, mesh, seed=config.seed, ema=has_ema)
+    state = create_state(definition, optimizer, mesh, seed=config.seed, **kinds)
     if init_from:
         source = Checkpointer(init_from, read_only=True)
         try:
@@ -52,7 +52,7 @@ def initial_state(
             _log.info("starting from the weights in %s (step %d)", init_from, source.latest_step())
         finally:
             source.close()
-        state = create_state(definition, optimizer, mesh, seed=config.seed, ema=has_ema, params=params)
+        state = create_state(definition, optimizer, mesh, seed=config.seed, **kinds, params=params)
         checkpointer.save(0, state, {"data_step": 0, "init_from": str(init_from)})
         jax.block_until_ready(state)
     return state, {"step": 0, "data_step": 0}

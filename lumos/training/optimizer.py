@@ -1,4 +1,4 @@
-"""Optimizers by name (all of optax and optax.contrib) and learning-rate schedules."""
+"""Optimizers by name (all of optax and optax.contrib), learning-rate schedules, and updates of bfloat16 parameters."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from lumos.config import OptimizerConfig
@@ -54,7 +55,46 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
         wanted["consistent_rms"] = 0.2  # updates as large as Adam's (Moonlight), so that one learning rate serves both
     optimizer = factory(**{name: value for name, value in wanted.items() if name in parameters})
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
-    return optax.chain(clip, optimizer)
+    return _in_float32(optax.chain(clip, optimizer))
+
+
+def _in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Keep moments and compute updates in float32, whatever the parameters are."""
+
+    def init(params):
+        return optimizer.init(to_float32(params))
+
+    def update(grads, state, params=None):
+        return optimizer.update(to_float32(grads), state, to_float32(params))
+
+    return optax.GradientTransformation(init, update)
+
+
+def to_float32(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
+def apply_updates(params: Any, updates: Any, key: jax.Array) -> Any:
+    """Add float32 updates to parameters; the sum is rounded stochastically where the parameter is bfloat16.
+
+    An update is often smaller than half the distance between two bfloat16 numbers. Rounded to the nearest it is lost, step
+    after step; rounded up or down at random, in proportion, it arrives on average.
+    """
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+
+    def one(param, update, key):
+        new = param.astype(jnp.float32) + update
+        return stochastic_round(new, key) if param.dtype == jnp.bfloat16 else new.astype(param.dtype)
+
+    return tree.unflatten([one(*parts) for parts in zip(leaves, tree.flatten_up_to(updates), keys, strict=True)])
+
+
+def stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:
+    """Round float32 to one of the two nearest bfloat16 numbers, so that the expected value is x."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + jax.random.bits(key, x.shape, jnp.uint16)
+    kept = bits & jnp.uint32(0xFFFF0000)  # bfloat16 is the upper half of a float32
+    return jax.lax.bitcast_convert_type(kept, jnp.float32).astype(jnp.bfloat16)
 
 
 def make_grouped_optimizer(

@@ -111,8 +111,8 @@ def replay(folder: str | Path) -> dict[str, Any]:
 def _state_before(folder: Path, dump: dict, config, task, optimizer, mesh):
     """Return the state of the checkpoint in the dump, or the initial one."""
     if dump["from_step"] is None:
-        has_ema = config.optimizer.ema_decay > 0
-        return create_state(task.definition, optimizer, mesh, seed=config.seed, ema=has_ema)
+        kinds = {"ema": config.optimizer.ema_decay > 0, "offload": config.optimizer.offload}
+        return create_state(task.definition, optimizer, mesh, seed=config.seed, **kinds)
     checkpointer = Checkpointer(folder, read_only=True)
     try:
         return initial_state(config, task.definition, optimizer, mesh, checkpointer)[0]

@@ -18,7 +18,7 @@ from lumos.model.definition import Definition
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("step", "params", "opt_state", "ema"), meta_fields=())
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """step: int32 scalar, finished updates. ema: like params, or None. Random keys are fold_in(seed, step), never state."""
+    """step: int32 scalar, finished updates. ema: like params in float32, or None. Random keys are fold_in(seed, step)."""
 
     step: jax.Array
     params: Any
@@ -35,10 +35,13 @@ class TrainState:
         return optax.contrib.schedule_free_eval_params(averages[0], self.params) if averages else self.params
 
 
-def state_shardings(definition: Definition, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool):
+def state_shardings(
+    definition: Definition, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool, offload: bool = False
+):
     """Return the sharding of every leaf: moments and EMA lie as their parameter does, scalars are replicated.
 
-    Factored moments (Adafactor) miss an axis of their parameter and are split along the axes that are left.
+    Factored moments (Adafactor) miss an axis of their parameter and are split along the axes that are left. With
+    `offload` the optimizer's state waits in the memory of the host.
     """
     params = sharding.param_shardings(mesh, definition.axes, definition.abstract)
     everywhere = sharding.replicated(mesh)
@@ -58,6 +61,8 @@ def state_shardings(definition: Definition, optimizer: optax.GradientTransformat
         return everywhere
 
     opt_state = jax.tree_util.tree_map_with_path(place_of, jax.eval_shape(optimizer.init, definition.abstract))
+    if offload:
+        opt_state = jax.tree.map(sharding.on_host, opt_state)
     return TrainState(step=everywhere, params=params, opt_state=opt_state, ema=params if ema else None)
 
 
@@ -80,6 +85,7 @@ def create_state(
     *,
     seed: int,
     ema: bool,
+    offload: bool = False,
     params: Any = None,
 ) -> TrainState:
     """Initialise the state inside jit, straight into its shards; around `params`, where they are given (fine-tuning)."""
@@ -87,20 +93,25 @@ def create_state(
     def init(params):
         if params is None:
             params = definition.init(jax.random.key(seed))
-        # EMA starts as a copy; without one, donating the state would donate the same buffer twice.
-        copy = jax.tree.map(jnp.copy, params) if ema else None
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), copy)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), _start_average(params, ema))
 
     with jax.set_mesh(mesh):
-        places = state_shardings(definition, optimizer, mesh, ema=ema)
+        places = state_shardings(definition, optimizer, mesh, ema=ema, offload=offload)
         return jax.jit(init, out_shardings=places, donate_argnums=0)(params)
 
 
-def abstract_state(definition: Definition, optimizer, mesh: Mesh, *, ema: bool) -> TrainState:
+def _start_average(params: Any, ema: bool) -> Any:
+    """Return a copy: without one, donating the state would donate the same buffer twice."""
+    return jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params) if ema else None
+
+
+def abstract_state(definition: Definition, optimizer, mesh: Mesh, *, ema: bool, offload: bool = False) -> TrainState:
     """Return shapes, dtypes and shardings of the state without allocating it (for restoring)."""
     shapes = jax.eval_shape(
-        lambda params: TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), params if ema else None),
+        lambda params: TrainState(
+            jnp.zeros((), jnp.int32), params, optimizer.init(params), _start_average(params, ema)
+        ),
         definition.abstract,
     )
-    places = state_shardings(definition, optimizer, mesh, ema=ema)
+    places = state_shardings(definition, optimizer, mesh, ema=ema, offload=offload)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)

@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from lumos import sharding
 from lumos.config import Config
 from lumos.model.definition import Definition, Params
+from lumos.training.optimizer import apply_updates, to_float32
 from lumos.training.state import TrainState, state_shardings
 
 Batch = dict[str, jax.Array]
+_ROUNDING = 2**31  # tells the random numbers of rounding from those of microbatches
 
 
 class Task(Protocol):
@@ -82,27 +85,30 @@ def make_train_step(
 
             part = jax.tree.map(lambda x: x[0], split)
             shapes = jax.eval_shape(summed_gradients, state.params, part, key, state.step)
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            # Gradients of bfloat16 parameters add up in float32.
+            wide = lambda x: jnp.float32 if x.dtype == jnp.bfloat16 else x.dtype
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, wide(x)), shapes)
             (grads, weight, sums, statistics), _ = jax.lax.scan(micro, zeros, (jnp.arange(num_micro), split))
         weight = jnp.maximum(weight, 1e-9)
-        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        grads = jax.tree.map(lambda g: g / weight, to_float32(grads))
+        moments = sharding.to_device(state.opt_state) if config.optimizer.offload else state.opt_state
+        updates, opt_state = optimizer.update(grads, moments, state.params)
+        params = apply_updates(state.params, updates, jax.random.fold_in(key, _ROUNDING))
         if update_statistics:
             params = update_statistics(params, *statistics)
         ema = state.ema
         if ema is not None:
             # Short averages at the start, when the parameters move fast.
             rate = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
-            ema = jax.tree.map(lambda e, p: e + (1 - rate).astype(e.dtype) * (p - e), ema, params)
+            ema = jax.tree.map(lambda e, p: e + (1 - rate) * (p - e), ema, params)
         metrics = {name: value / weight for name, value in sums.items()}
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         metrics["skipped"] = 1.0 - finite
         # Selected on the device: the host learns of it one step later, and nothing waits.
-        new, old = (params, opt_state, ema), (state.params, state.opt_state, state.ema)
+        new, old = (params, opt_state, ema), (state.params, moments, state.ema)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
         return TrainState(state.step + 1, *kept), metrics
 
-    places = state_shardings(task.definition, optimizer, mesh, ema=decay > 0)
+    places = state_shardings(task.definition, optimizer, mesh, ema=decay > 0, offload=config.optimizer.offload)
     return jax.jit(step, donate_argnums=0, out_shardings=(places, None))

@@ -1,0 +1,38 @@
+"""Compiled programs are kept beside the checkpoints, so that a run that starts again need not compile again.
+
+JAX has the cache; this says where it lies. A program compiled for one CPU may use instructions that another lacks, and a
+workdir may be shared by machines of several kinds: each kind has its own folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+from pathlib import Path
+
+_DIR = "JAX_COMPILATION_CACHE_DIR"
+# Small programs are kept too: at the start of a run there are a hundred of them, and together they take seconds.
+_SETTINGS = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    # Its caches inside XLA put the path of the folder into the key: a workdir that moved would compile again.
+    "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",
+}
+
+
+def use(workdir: str | Path) -> None:
+    """Keep programs under `workdir`/compiled, unless the user has a folder for them. Must precede the import of jax."""
+    if _DIR not in os.environ:
+        os.environ[_DIR] = str(Path(workdir).absolute() / "compiled" / _machine())
+        for name, value in _SETTINGS.items():
+            os.environ.setdefault(name, value)
+
+
+def _machine() -> str:
+    """Return a name for what this CPU can do."""
+    cpu = Path("/proc/cpuinfo")
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", cpu.read_text(), re.MULTILINE) if cpu.exists() else None
+    features = " ".join(sorted(found[1].split())) if found else platform.processor()
+    return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
