@@ -214,7 +214,6 @@ SMALL = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
 @needs_libtpu
 def test_a_compiled_step_moves_no_more_than_fsdp_must():
     """One all-gather of each weight forward and one backward, one reduce-scatter; all else is small."""
