@@ -26,20 +26,19 @@ def get_config(variant: str = "fsq,transformer"):
     config.tokenizer_workdir = f"by_tokenizer/{kind}/tokenizer"
     holistic, t, num_tokens = kind.startswith("larp"), config.tokenizer, math.prod(config.sequence.grid)
     t.levels = {"fsq": (4,) * 5, "lfq": (2,) * 10}.get(kind, (1024,))
-    t.quantizer = "svq" if holistic else kind
-    if holistic:
-        t.body, t.clip, t.num_queries = "holistic", config.data.buckets[0], num_tokens
-        t.channels, t.num_res_blocks, t.code_dim = 192, 4, 16
-        t.prior_weight = 0.06 if kind == "larp_prior" else 0.0
     if config.task == "tokenizer":
         config.data.path = "by_tokenizer/moving_shapes"
-        t.entropy_boost_steps = 300
+        t.quantizer, t.entropy_boost_steps = "svq" if holistic else kind, 300
+        if holistic:
+            t.body, t.clip, t.num_queries = "holistic", config.data.buckets[0], num_tokens
+            t.channels, t.num_res_blocks, t.code_dim = 192, 4, 16
+            t.prior_weight = 0.06 if kind == "larp_prior" else 0.0
         config.optimizer.learning_rate = 1e-3 if holistic else 3e-3
     else:
         config.data.path = f"by_tokenizer/{kind}/tokens"
         config.model.model_dim, config.model.mlp_dim, config.model.num_heads = 256, 704, 4
         config.model.code_levels = ()  # the codes of larp have no digits to share
-        config.train.num_steps = 600
+        config.train.num_steps = 400
         if holistic:
             config.sequence.grid, config.data.buckets = (1, 1, num_tokens), ((1, 8, 8 * num_tokens),)
             config.generate.steps *= 3
