@@ -13,16 +13,14 @@ import json
 import math
 import os
 import traceback
-import typing
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
 from lumos import config_rules
-from lumos.errors import UserError, short, suggest
-
-_INT_LIMIT = 2**31
+from lumos.errors import UserError, suggest
+from lumos.typed_values import from_dict
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -320,7 +318,7 @@ def default() -> ml_collections.ConfigDict:
 def parse(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
     """Check a config and return the frozen form. Raises UserError with one line."""
     values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
-    return _from_dict(Config, values, "config")
+    return from_dict(Config, values, "config")
 
 
 def load(spec: str, overrides: dict[str, Any] | None = None) -> Config:
@@ -412,39 +410,3 @@ def _one_line(error: Exception) -> str:
 
 def _to_config_dict(config: Config) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(config.to_dict(), convert_dict=True).lock()
-
-
-def _from_dict(cls, values: dict[str, Any], where: str):
-    if not isinstance(values, dict):
-        raise UserError(f"{where} must be a section with fields, got {type(values).__name__} {short(values)}")
-    kinds = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    for name in values:
-        if name not in fields:
-            raise UserError(f"unknown field {where}.{name}{suggest(name, sorted(fields))}")
-    kwargs = {}
-    for name, value in values.items():
-        read = _from_dict if dataclasses.is_dataclass(kinds[name]) else _coerce
-        kwargs[name] = read(kinds[name], value, f"{where}.{name}")
-    return cls(**kwargs)
-
-
-def _coerce(kind: Any, value: Any, where: str) -> Any:
-    """Return value as `kind`; int becomes float and lists become tuples, nothing else changes silently."""
-    if typing.get_origin(kind) is tuple and isinstance(value, (list, tuple)):
-        kinds = typing.get_args(kind)
-        if kinds[-1] is Ellipsis:
-            kinds = kinds[:1] * len(value)
-        if len(kinds) != len(value):
-            raise UserError(f"{where} must have {len(kinds)} entries, got {short(value)}")
-        return tuple(_coerce(kind, item, where) for kind, item in zip(kinds, value))
-    if type(value) is int and abs(value) >= _INT_LIMIT:
-        raise UserError(f"{where}={short(value)} is too large")
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is kind:
-        if kind is float and not math.isfinite(value):
-            raise UserError(f"{where}={value} must be finite")
-        return value
-    name = "tuple" if typing.get_origin(kind) is tuple else kind.__name__
-    raise UserError(f"{where} must be {name}, got {type(value).__name__} {short(value)}")
