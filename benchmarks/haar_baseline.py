@@ -1,10 +1,10 @@
 """A transform coder without learning, at the bits of a tokenizer: what a trained one has to beat on the same clips.
 
-    python benchmarks/haar_baseline.py --config=configs/tokenizer_quantizers.py:fsq [--bits=10]
+    python benchmarks/haar_baseline.py --config=configs/tokenizer_quantizers.py:fsq [--bits=10] [--split=test]
 
 A cell of 4x8x8 pixels becomes Haar coefficients in opponent colours: the low-pass first, then the next bands. Its bits (those
 of one token of the config) go one by one to the coefficient whose uniform quantiser gains most on clips of the training split;
-a coefficient without bits is its mean. Then `evaluate.num_clips` clips of `evaluate.split`, in the order and with the measures
+a coefficient without bits is its mean. Then `evaluate.num_clips` clips of the split, in the order and with the measures
 of `lumos evaluate`. Prints JSON.
 """
 
@@ -88,15 +88,17 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", required=True)
     parser.add_argument("--bits", type=int, help="bits of a cell; by default those of the config's tokens")
+    parser.add_argument("--split", help="by default that of the config's evaluation")
     arguments = parser.parse_args()
     config = config_lib.load(arguments.config)
+    split = arguments.split or config.evaluate.split
     bits = arguments.bits or int(np.log2(config.codebook_size)) * config.tokenizer.parts
     to_cells, to_video = jax.jit(lambda video: analyse(to_float(video))), jax.jit(lambda x: to_uint8(synthesise(x)))
     seen = np.concatenate([np.asarray(to_cells(video)) for video in clips(config, config.data.split, train=True)])
     mean = seen.reshape(-1, seen.shape[-1]).mean(axis=0)
     quantizers, spent = allocate(seen.reshape(-1, seen.shape[-1]), bits)
     scores = []
-    for video in clips(config, config.evaluate.split, train=False):
+    for video in clips(config, split, train=False):
         cells = np.asarray(to_cells(video))
         coded = np.broadcast_to(mean, cells.shape).copy()
         for c, quantizer in quantizers.items():
@@ -109,7 +111,7 @@ def main():
         "psnr": float(psnrs.mean()),
         "ssim": float(ssims.mean()),
         "num_clips": len(psnrs),
-        "split": config.evaluate.split,
+        "split": split,
         "bits_per_cell": bits,
         "bits_of_low_pass": {name: spent.get(c, 0) for name, c in low_pass.items()},
         "bits_of_other_bands": {str(c): b for c, b in spent.items() if c > 2},
