@@ -14,7 +14,7 @@ Runs:      lumos data record --game=vizdoom --out=gameplay --clips=1024
            python benchmarks/haar_baseline.py --config=configs/tokenizer_quantizers.py:fsq --split=validation
 Needs:     lumos-video[games,metrics]
 Expected:  docs/results.md, section "Tokenizers" (",gan" measured for fsq alone). On held-out episodes VQ 26.9 dB, SimVQ 26.5, FSQ 26.0
-           (27.1 with ",long"), LFQ 25.9, BSQ 25.7, IBQ 24.9; a Haar coder of the same bits 24.9, and 21.4 on unseen levels, where
+           (27.1 with ",long"), LFQ 25.8, BSQ 25.7, IBQ 24.9; a Haar coder of the same bits 24.9, and 21.4 on unseen levels, where
            only VQ (21.6) is better: 600 steps on six levels (90 s on two idle cores) are not enough for them.
 """
 
@@ -39,7 +39,7 @@ def get_config(variant: str = "fsq"):
     config.tokenizer.fsq_entropy_weight = 0.02
     config.tokenizer.entropy_boost_steps = 300
     if quantizer == "lfq":
-        config.tokenizer.entropy_temperature, config.tokenizer.entropy_weight = 2.0, 0.02
+        config.tokenizer.entropy_temperature, config.tokenizer.entropy_weight = 0.5, 0.02
         config.tokenizer.commitment_weight = 0.02
     if quantizer == "bsq":  # weighed by the temperature
         config.tokenizer.entropy_temperature, config.tokenizer.entropy_weight = 0.05, 0.02 / 0.05
