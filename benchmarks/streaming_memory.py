@@ -1,9 +1,9 @@
 """Streaming against one pass: largest difference over 201 frames, and peak memory from 33 to 201 frames.
 
-    python benchmarks/streaming_memory.py [--frames=33,105,201] [--side=64]
+    python benchmarks/streaming_memory.py [--frames=33,105,201] [--side=64] [--workdir=TOKENIZER]
 
-The body with position norms and windowed temporal attention (8 latent frames), random weights, float32. Every length runs
-in a process of its own, because peak memory only grows. Prints JSON.
+The body with position norms and windowed temporal attention (8 latent frames), float32, with random weights or those of a
+trained tokenizer. Every length runs in a process of its own, because peak memory only grows. Prints JSON.
 """
 
 import argparse
@@ -17,17 +17,22 @@ import numpy as np
 
 from lumos.config import TokenizerConfig
 from lumos.evaluation.evaluate import versions
+from lumos.tokenizers import pretrained
 from lumos.tokenizers.causal_vae import make_definition
 from lumos.tokenizers.streaming import VideoStream
 
 CONFIG = TokenizerConfig(channels=32, channel_mult=(1, 2, 2), norm="position", temporal_window=8)
 
 
-def setup():
+def setup(workdir):
+    """Return the config, the network and its weights."""
+    if workdir:
+        tokenizer = pretrained.load(workdir)
+        return tokenizer.config, make_definition(tokenizer.config), tokenizer.params
     definition = make_definition(CONFIG)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: 0.1 * rng.normal(size=x.shape).astype(np.float32), definition.abstract)
-    return definition, params
+    return CONFIG, definition, params
 
 
 def clip(frames, side):
@@ -35,10 +40,10 @@ def clip(frames, side):
         yield np.random.default_rng(i).uniform(-1, 1, (1, 1, side, side, 3)).astype(np.float32)
 
 
-def stream_once(frames, side):
+def stream_once(frames, side, workdir):
     """Encode and decode chunk by chunk, keeping nothing; return peak memory in MB."""
-    definition, params = setup()
-    stream, chunk = VideoStream(definition, CONFIG, params), []
+    config, definition, params = setup(workdir)
+    stream, chunk = VideoStream(definition, config, params), []
     for i, frame in enumerate(clip(frames, side)):
         chunk.append(frame)
         if i == 0 or len(chunk) == 8:
@@ -47,12 +52,12 @@ def stream_once(frames, side):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def difference(frames, side):
+def difference(frames, side, workdir):
     """Return the largest difference of latents, and of pixels decoded from the same tokens."""
-    definition, params = setup()
+    config, definition, params = setup(workdir)
     video = np.concatenate(list(clip(frames, side)), axis=1)
     whole = jax.jit(lambda p, v: definition.bind(p).latents(v))(params, video)
-    stream = VideoStream(definition, CONFIG, params)
+    stream = VideoStream(definition, config, params)
     chunks = np.split(video, range(1, frames, 8), axis=1)
     latents = np.concatenate([stream.latents(chunk) for chunk in chunks], axis=1)
     tokens = np.asarray(definition.bind(params).quantizer(whole).indices)
@@ -71,13 +76,14 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--frames", default="33,105,201")
     parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--workdir", default="")
     parser.add_argument("--one", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(stream_once(arguments.one, arguments.side))
+        print(stream_once(arguments.one, arguments.side, arguments.workdir))
         return
     lengths = [int(text) for text in arguments.frames.split(",")]
-    command = [sys.executable, __file__, f"--side={arguments.side}"]
+    command = [sys.executable, __file__, f"--side={arguments.side}", f"--workdir={arguments.workdir}"]
     peaks = {
         frames: float(subprocess.run([*command, f"--one={frames}"], capture_output=True, check=True).stdout)
         for frames in lengths
@@ -85,7 +91,8 @@ def main():
     found = {
         "frames": max(lengths),
         "side": arguments.side,
-        "largest_difference": difference(max(lengths), arguments.side),
+        "weights": arguments.workdir or "random",
+        "largest_difference": difference(max(lengths), arguments.side, arguments.workdir),
     }
     print(json.dumps({**found, "peak_mb": peaks, "versions": versions()}, indent=1))
 

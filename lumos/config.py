@@ -91,6 +91,7 @@ class TokenizerConfig:
     code_dim: int = 8  # channels of a code of VQ, SimVQ, IBQ and SVQ
     commitment_weight: float = 0.25  # pulls latents to their codes (all but FSQ)
     entropy_weight: float = 0.1  # confident positions, evenly used codes (LFQ, BSQ, IBQ)
+    fsq_entropy_weight: float = 0.0  # the same for FSQ, whose codes long training spreads by itself
     entropy_temperature: float = 0.01  # of the code probabilities in the entropies
     entropy_boost_steps: int = (
         2000  # the entropy weight starts three times as large and falls to itself over these steps

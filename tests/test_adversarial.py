@@ -21,7 +21,7 @@ from lumos.config import (
 )
 from lumos.errors import UserError
 from lumos.tokenizers import adversarial, pretrained
-from lumos.tokenizers.discriminator import Discriminator
+from lumos.tokenizers.discriminator import Conv, Discriminator
 from lumos.tokenizers.task import TokenizerTask
 from lumos.tokenizers.vector_quantizers import VQ, nearest
 from lumos.training.initialize import initial_state
@@ -252,6 +252,17 @@ def test_discriminators_judge_images_and_clips(kind):
         logits, features = jax.eval_shape(net, jax.ShapeDtypeStruct((2, frames, 16, 16, 3), jnp.float32))
         assert len(logits) == (2 if kind == "both" else 1) and len(features) == 2 * len(logits)
         assert all(x.shape[0] == 2 and x.ndim == 4 for x in logits)
+
+
+@pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(9, 16, 8), (4, 5, 7), (1, 3, 6)])
+def test_convolutions_of_the_discriminator_are_those_of_xla(shape, stride):
+    """Frames and blocks as channels: the same sums as a strided 3D convolution, odd sizes included."""
+    conv = Conv(3, 4, (3, 4, 4), stride, nnx.Rngs(0))
+    x = np.random.default_rng(0).normal(size=(2, *shape, 3)).astype(np.float32)
+    dimensions = ("NTHWC", "THWIO", "NTHWC")
+    expected = jax.lax.conv_general_dilated(x, conv.kernel[...], stride, "SAME", dimension_numbers=dimensions)
+    np.testing.assert_allclose(conv(x), expected, atol=2e-5)
 
 
 def test_running_means_of_the_codebook_and_dead_codes():

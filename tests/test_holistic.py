@@ -1,12 +1,14 @@
 """The tokenizer of learnt queries: shapes, its prior, and that a transformer can train on its tokens."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from lumos.config import Config, DataConfig, OptimizerConfig, TokenizerConfig
+from lumos.config import AdversarialConfig, Config, DataConfig, OptimizerConfig, TokenizerConfig
 from lumos.errors import UserError
 from lumos.tokenizers.causal_vae import latent_shape, make_definition
 from lumos.tokenizers.holistic import Prior, position_codes
@@ -77,6 +79,45 @@ def test_loss_has_the_prior_and_gradients_reach_everything(task, params):
         "psnr",
         "usage",
     }
+
+
+def test_the_adversarial_stage_takes_a_holistic_body():
+    """Both players and the prior in one loss; the adaptive weight finds the decoder's last layer."""
+    config = Config(
+        task="tokenizer",
+        tokenizer=dataclasses.replace(TINY, outer_norm=True),  # a field of the causal body, without effect here
+        data=DataConfig(buckets=((5, 16, 32),)),
+        adversarial=AdversarialConfig(weight=0.2, channels=8, num_layers=2, feature_weight=0.5, lecam_weight=0.05),
+    )
+    task, rng = TokenizerTask(config), np.random.default_rng(0)
+    params = jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32), task.definition.abstract)
+    batch = {"video": rng.integers(0, 256, (2, 5, 16, 32, 3)).astype(np.uint8)}
+
+    @jax.jit
+    def step(params):
+        run = lambda params: task.loss(params, batch, jax.random.key(0), 5)
+        (_, weight, metrics, statistics), grads = _value_aux_grad(run, params)
+        return (
+            {name: value / weight for name, value in metrics.items()},
+            grads,
+            task.update_statistics(params, statistics),
+        )
+
+    metrics, grads, updated = step(params)
+    assert {"prior", "generator", "discriminator", "lecam"} <= set(metrics)
+    assert all(np.isfinite(value) for value in metrics.values()) and metrics["adaptive_weight"] > 0
+    for player in ("vae", "discriminator"):
+        assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads[player]))
+    assert np.abs(grads["vae"]["encoder"]["queries"]).max() > 0
+    assert np.abs(grads["discriminator"]["video"]["conv0"]["kernel"]).max() > 0
+    means = [tree["discriminator"]["mean_logits"] for tree in (params, updated)]
+    assert np.abs(means[1] - means[0]).max() > 0
+
+
+def _value_aux_grad(run, params):
+    """Return everything `run` returns, and the gradient of the first of it."""
+    (total, rest), grads = jax.value_and_grad(lambda p: (lambda out: (out[0], out[1:]))(run(p)), has_aux=True)(params)
+    return (total, *rest), grads
 
 
 def test_prior_is_autoregressive_and_uses_its_table():

@@ -100,6 +100,29 @@ def test_bit_entropies_equal_those_of_the_explicit_codes():
     np.testing.assert_allclose(jax.jit(bit_entropies)(logits), jax.jit(entropies)(explicit), rtol=1e-5)
 
 
+def test_entropy_of_fsq_is_that_of_its_code_probabilities():
+    """Against the joint distribution written out, and it pulls latents that lie together apart."""
+    fsq = _make(quantizer="fsq", levels=(4, 5, 2), fsq_entropy_weight=0.5)
+    z = jax.random.normal(jax.random.key(0), (50, 3))
+    values = np.asarray(fsq.bound(z)) + np.array([2, 2, 1])  # shifted to 0 ... L - 1
+    digits = [np.exp(-2 * (values[:, i, None] - np.arange(n)) ** 2) for i, n in enumerate((4, 5, 2))]
+    p = np.einsum("na,nb,nc->nabc", *(d / d.sum(axis=1, keepdims=True) for d in digits)).reshape(50, -1)
+    mean = p.mean(axis=0)
+    expected = -(p * np.log(p)).sum(axis=1).mean() + (mean * np.log(mean)).sum()
+    assert fsq(z).losses["entropy"] == pytest.approx(0.5 * expected, rel=1e-5)
+    assert not _make(quantizer="fsq", levels=(4, 5, 2))(z).losses
+
+    @jax.jit
+    def step(z):
+        return z - 10 * jax.grad(lambda z: fsq(z).losses["entropy"])(z)
+
+    near = 0.1 * z
+    spread = near
+    for _ in range(100):
+        spread = step(spread)
+    assert len(np.unique(fsq(spread).indices)) > 3 * len(np.unique(fsq(near).indices))
+
+
 def test_entropy_weight_starts_three_times_as_large():
     np.testing.assert_allclose([annealed(step, 2000) for step in (0, 1000, 2000, 9000)], [3, 2, 1, 1])
     assert annealed(0, 0) == 1

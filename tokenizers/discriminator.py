@@ -58,7 +58,11 @@ class Discriminator(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """3D convolution with "same" padding. Kernel [t, y, x, in, out]."""
+    """3D convolution with "same" padding. Kernel [t, y, x, in, out]; stride (1 or 2, 1, 1) or (1 or 2, 2, 2).
+
+    It runs as a 2D convolution of stride 1: the frames that a kernel sees become channels, and with stride 2 so do the
+    four pixels of a 2x2 block. XLA has no fast gradient of strided 3D convolutions on CPUs.
+    """
 
     def __init__(self, in_dim: int, out_dim: int, size, stride, rngs: nnx.Rngs, *, axis: str | None = "channels"):
         self._stride = stride
@@ -67,11 +71,28 @@ class Conv(nnx.Module):
         self.bias = param(jnp.zeros(out_dim), (None,))
 
     def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
+        kernel = self.kernel[...]
+        *size, _, out_dim = kernel.shape
+        padding = [_same_padding(*numbers) for numbers in zip(x_BTHWC.shape[1:4], size, self._stride)]
+        x = jnp.pad(x_BTHWC, ((0, 0), *padding, (0, 0)))
+        last = x.shape[1] - size[0] + 1
+        x = jnp.concatenate([x[:, t : t + last : self._stride[0]] for t in range(size[0])], axis=-1)
+        batch, frames, rows, columns, dim = x.shape
+        b = self._stride[1]
+        x = x.reshape(batch * frames, rows // b, b, columns // b, b, dim).swapaxes(2, 3)
+        x = x.reshape(batch * frames, rows // b, columns // b, b * b * dim)
+        kernel = kernel.reshape(size[0], size[1] // b, b, size[2] // b, b, -1, out_dim).transpose(1, 3, 2, 4, 0, 5, 6)
         y = jax.lax.conv_general_dilated(
-            x_BTHWC,
-            self.kernel[...],
-            self._stride,
-            "SAME",
-            dimension_numbers=("NTHWC", "THWIO", "NTHWC"),
+            x,
+            kernel.reshape(size[1] // b, size[2] // b, b * b * dim, out_dim),
+            (1, 1),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y + self.bias[...]
+        return y.reshape(batch, frames, *y.shape[1:]) + self.bias[...]
+
+
+def _same_padding(length: int, size: int, stride: int) -> tuple[int, int]:
+    """Return what "same" padding adds before and after."""
+    total = max((-(-length // stride) - 1) * stride + size - length, 0)
+    return total // 2, total - total // 2

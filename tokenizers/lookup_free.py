@@ -1,9 +1,8 @@
 """Quantisers whose codebook is the corners of a cube: one bit for each channel, nothing to look up.
 
 Both take the entropy loss E_x[H(p(.|x))] - H(E_x[p(.|x)]) over the codes: each position sure of its code, all codes used
-alike. Given the position, the probability of a code is a product over its bits, so the first term is a sum of binary
-entropies and the mean distribution over all 2**bits codes is one matrix product of the two halves of the bits: both are
-exact, and nothing of size [positions, codes] exists. Under a mesh the means run over the batch of all devices.
+alike (`digit_entropies`: exact, for the bits are independent given the position). Under a mesh the means run over the batch
+of all devices.
 """
 
 from __future__ import annotations
@@ -13,7 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos.config import TokenizerConfig
-from lumos.tokenizers.quantizers import Quantized, Quantizer, join_digits, split_digits, straight_through
+from lumos.tokenizers.quantizers import (
+    Quantized,
+    Quantizer,
+    digit_entropies,
+    join_digits,
+    split_digits,
+    straight_through,
+)
 
 
 class LFQ(Quantizer):
@@ -75,23 +81,8 @@ def bit_entropies(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     `logits [..., bits]` are those of each bit being 1; at most about 20 bits.
     """
-    logits = logits.reshape(-1, logits.shape[-1])
-    log_one, log_zero = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-    one, zero = jnp.exp(log_one), jnp.exp(log_zero)
-    per_position = -(one * log_one + zero * log_zero).sum(axis=-1).mean()
-    half = logits.shape[-1] // 2
-    low, high = (_joint(one[:, part], zero[:, part]) for part in (slice(None, half), slice(half, None)))
-    mean = jnp.einsum("nl,nh->hl", low, high, precision="highest") / len(logits)
-    return per_position, -(mean * jnp.log(jnp.maximum(mean, 1e-20))).sum()
-
-
-def _joint(one: jax.Array, zero: jax.Array) -> jax.Array:
-    """Return the probabilities [N, 2**bits] of all values of the bits, the first bit the least significant."""
-    joint = jnp.ones((len(one), 1))
-    for bit in range(one.shape[1]):
-        pair = jnp.stack([zero[:, bit], one[:, bit]], axis=1)
-        joint = (pair[:, :, None] * joint[:, None]).reshape(len(one), -1)
-    return joint
+    bits = logits.reshape(-1, logits.shape[-1]).T
+    return digit_entropies([jnp.stack([jnp.zeros_like(bit), bit], axis=1) for bit in bits])
 
 
 def annealed(step: jax.Array, boost_steps: int) -> jax.Array:

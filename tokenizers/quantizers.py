@@ -77,11 +77,16 @@ class FSQ(Quantizer):
     by `levels[i] // 2`, so codes lie in [-1, 1]. Even levels are asymmetric: 8 levels give -1 ... 0.75. The index is
     little-endian: the first channel is the least significant digit. All arithmetic is float32, because a position
     near a decision edge would otherwise change its token with the compute dtype.
+
+    With `entropy_weight` the entropy loss of LFQ (as in VidTok, arXiv 2412.13061, section 3.2) spreads latents over the
+    codes: in short runs they stay in the middle of the cube. There the probabilities of a digit fall with the square of the
+    distance to its level.
     """
 
-    def __init__(self, levels: tuple[int, ...]):
+    def __init__(self, levels: tuple[int, ...], entropy_weight: float = 0.0):
         self.levels = tuple(levels)
         self.dim = len(self.levels)
+        self._entropy_weight = entropy_weight
 
     def bound(self, z: jax.Array) -> jax.Array:
         """Squash z to the open interval whose integers are the digits (before the shift to 0 ... L - 1)."""
@@ -91,8 +96,18 @@ class FSQ(Quantizer):
         return jnp.tanh(z.astype(jnp.float32) + np.arctanh(offset / half)) * half - offset
 
     def __call__(self, z: jax.Array, key: jax.Array | None = None) -> Quantized:
-        codes = straight_through(self.bound(z), jnp.round) / self._half_width
-        return Quantized(codes, self.codes_to_indices(codes), {}, {})
+        bounded = self.bound(z)
+        codes = straight_through(bounded, jnp.round) / self._half_width
+        losses = {}
+        if self._entropy_weight:
+            per_position, of_mean = digit_entropies(self._digit_logits(bounded))
+            losses["entropy"] = self._entropy_weight * (per_position - of_mean)
+        return Quantized(codes, self.codes_to_indices(codes), losses, {})
+
+    def _digit_logits(self, bounded: jax.Array) -> list[jax.Array]:
+        """Return for each channel the logits [N, level] of its digits: a Gaussian of half a step around the value."""
+        values = (bounded + self._half_width).reshape(-1, self.dim)
+        return [-2 * jnp.square(values[:, i, None] - np.arange(level)) for i, level in enumerate(self.levels)]
 
     def codes_to_indices(self, codes: jax.Array) -> jax.Array:
         return join_digits(jnp.round(codes * self._half_width).astype(jnp.int32) + self._half_width, self.levels)
@@ -103,6 +118,28 @@ class FSQ(Quantizer):
     @property
     def _half_width(self) -> np.ndarray:
         return np.asarray(self.levels, np.int32) // 2
+
+
+def digit_entropies(logits: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Return the mean entropy of the positions' codes and the entropy of the mean code distribution, in nats.
+
+    `logits` are those of the digits, [N, level] for each: given the position they are independent, so the first is a sum
+    over digits and the mean over all codes is one product of two halves of them. Nothing of size [N, codes] exists.
+    """
+    log_p = [jax.nn.log_softmax(x) for x in logits]
+    per_position = -sum((jnp.exp(x) * x).sum(axis=-1) for x in log_p).mean()
+    half = len(log_p) // 2
+    low, high = (_joint([jnp.exp(x) for x in part]) for part in (log_p[:half], log_p[half:]))
+    mean = jnp.einsum("nl,nh->hl", low, high, precision="highest") / len(high)
+    return per_position, -(mean * jnp.log(jnp.maximum(mean, 1e-20))).sum()
+
+
+def _joint(digits: list[jax.Array]) -> jax.Array:
+    """Return the probabilities [N, codes] of all values of independent digits [N, level], the first least significant."""
+    joint = jnp.ones((1, 1))
+    for digit in digits:
+        joint = (digit[:, :, None] * joint[:, None]).reshape(len(digit), -1)
+    return joint
 
 
 def straight_through(z: jax.Array, function) -> jax.Array:
@@ -129,7 +166,7 @@ def make_quantizer(config: TokenizerConfig, rngs: nnx.Rngs) -> Quantizer:
     from lumos.tokenizers import lookup_free, vector_quantizers
 
     families = {
-        "fsq": lambda: FSQ(config.levels),
+        "fsq": lambda: FSQ(config.levels, config.fsq_entropy_weight),
         "lfq": lambda: lookup_free.LFQ(config),
         "bsq": lambda: lookup_free.BSQ(config),
         "vq": lambda: vector_quantizers.VQ(config, rngs),

@@ -193,8 +193,9 @@ class TokenizerTask:
     @property
     def _last_kernel(self) -> tuple[str, ...]:
         """Path of the weights of the decoder's last layer."""
-        layer = ("decoder", "conv_out")
-        return (*layer, "temporal", "kernel") if self.config.tokenizer.outer_norm else (*layer, "kernel")
+        layer, c = ("decoder", "conv_out"), self.config.tokenizer
+        factorized = c.body == "causal" and c.outer_norm
+        return (*layer, "temporal", "kernel") if factorized else (*layer, "kernel")
 
     def _groups(self) -> Params | None:
         """Return the group of every parameter, or None where all are trained alike."""

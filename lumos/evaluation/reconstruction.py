@@ -52,7 +52,7 @@ def reconstruction(config: Config, workdir: Path) -> tuple[dict[str, Any], np.nd
                 shown, labels = task.samples({"vae": tokenizer.params}, {"video": video[:6]})
     results = task.summarize(jax.tree.map(np.asarray, sums))
     results |= networks.summarize() | speed.summarize()
-    results["num_clips"] = num_batches * batch_size
+    results["num_clips"] = int(sums["clips"])  # a split may have fewer than were asked for
     frames, height, width = config.data.buckets[0]
     results["protocol"] = (
         f"{results['num_clips']} clips of split {c.split!r}, {frames} frames of {width}x{height}; PSNR over all pixels of a "
