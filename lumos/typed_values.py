@@ -23,7 +23,7 @@ def from_dict(cls, values: dict[str, Any], where: str):
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
-            raise UserError(f"unknown field {where}.{name}{suggest(name, sorted(fields))}")
+            raise UserError(f"unknown field {short(name)} in {where}{suggest(name, sorted(fields))}")
     kwargs = {}
     for name, value in values.items():
         read = from_dict if dataclasses.is_dataclass(kinds[name]) else _coerce

@@ -437,3 +437,15 @@ def test_prompts_are_neither_paths_nor_shell_words(tmp_path, monkeypatch):
     paths = command.generate("run", [evil, "-rf /"], tmp_path / "out")
     assert [path.name for path in paths] == ["000.mp4", "001.mp4"]
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["000.mp4", "001.mp4", "out"]
+
+
+def test_a_transformer_that_is_given_clips_is_told_to_tokenize_them(tmp_path):
+    config = run_config(write_tokens(tmp_path / "tokens"), data__source="moving_shapes")
+    with pytest.raises(UserError, match="a transformer trains on tokens; make them with lumos tokenize"):
+        resolve(config)
+
+
+def test_the_name_of_an_unknown_field_cannot_break_the_line():
+    with pytest.raises(UserError, match=r"^unknown field 'a\\nb' in config\.loss; allowed: chunk, ") as error:
+        config_lib.parse({"loss": {"a\nb": 1}})
+    assert "\n" not in str(error.value)

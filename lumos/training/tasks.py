@@ -35,11 +35,16 @@ def make_task_optimizer(task: Task, config: Config) -> optax.GradientTransformat
 def resolve(config: Config) -> Config:
     """Return the config with the vocabulary sizes of its text model and its tokens, refusing what does not fit.
 
-    Raises UserError if the token grid is not `sequence.grid`, or the tokens were made by another tokenizer than the
-    one in `tokenizer_workdir`.
+    Raises UserError if a transformer shall train on something else than tokens, the token grid is not `sequence.grid`, or
+    the tokens were made by another tokenizer than the one in `tokenizer_workdir`.
     """
-    if config.task != "transformer" or config.data.source != "tokens":
+    if config.task != "transformer":
         return config
+    if config.data.source != "tokens":
+        raise UserError(
+            f"config.data.source={config.data.source!r}: a transformer trains on tokens; make them with lumos tokenize, then set "
+            "config.data.source=tokens and config.data.path to their folder"
+        )
     from lumos.tokenizers import pretrained
     from lumos.tokenizers.tokenize import read_manifest
 
