@@ -90,7 +90,7 @@ class TokenizerConfig:
     part_drop: float = 0.0  # share of training clips that keep only a random number of the first parts
     code_dim: int = 8  # channels of a code of VQ, SimVQ, IBQ and SVQ
     commitment_weight: float = 0.25  # pulls latents to their codes (all but FSQ)
-    entropy_weight: float = 0.1  # confident positions, evenly used codes (LFQ, BSQ, IBQ)
+    entropy_weight: float = 0.1  # confident positions, evenly used codes (LFQ, BSQ, IBQ, SVQ)
     fsq_entropy_weight: float = 0.0  # the same for FSQ, whose codes long training spreads by itself
     entropy_temperature: float = 0.01  # of the code probabilities in the entropies
     entropy_boost_steps: int = (

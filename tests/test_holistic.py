@@ -141,6 +141,13 @@ def test_stochastic_quantiser_draws_in_training_and_takes_the_nearest_after():
     assert share == pytest.approx(1 / (1 + np.exp(-gap)), abs=0.03)
 
 
+def test_the_entropy_loss_of_the_stochastic_quantiser_is_least_where_all_codes_are_used():
+    svq = make_quantizer(TokenizerConfig(quantizer="svq", levels=(2,), code_dim=2, entropy_weight=0.5), nnx.Rngs(0))
+    svq.codebook[...] = jnp.eye(2)
+    collapsed, spread = (svq(z).losses["entropy"] for z in (jnp.eye(2)[[0, 0]], jnp.eye(2)))
+    np.testing.assert_allclose([collapsed, spread], [0, -0.5 * np.log(2)], atol=1e-6)
+
+
 def test_position_codes_tell_positions_apart():
     codes = position_codes((2, 3, 4), 32)
     assert codes.shape == (24, 32) and len(np.unique(codes.round(5), axis=0)) == 24

@@ -159,14 +159,18 @@ class Blocks(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Multi-head attention and an MLP, each with a residual whose branch starts at zero."""
+    """Multi-head attention and an MLP, each with a residual.
+
+    Branches start small, not at zero: a clip reaches the pixels only through attention on both sides, and where both start
+    at zero neither has a gradient that depends on the clip.
+    """
 
     def __init__(self, width: int, rngs: nnx.Rngs):
         self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
         self.qkv = Dense(width, 3 * width, rngs)
-        self.proj_out = Dense(width, width, rngs, gain=0.0)
+        self.proj_out = Dense(width, width, rngs, gain=0.5)
         self.up = Dense(width, 4 * width, rngs)
-        self.down = Dense(4 * width, width, rngs, gain=0.0)
+        self.down = Dense(4 * width, width, rngs, gain=0.5)
 
     def __call__(self, x_BLD: jax.Array, causal: bool) -> jax.Array:
         batch, length, width = x_BLD.shape

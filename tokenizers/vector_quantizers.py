@@ -112,7 +112,8 @@ class SVQ(_Table):
     """Stochastic quantisation on the unit sphere (LARP, arXiv 2410.21264, section 3.2).
 
     In training a code is drawn from softmax(cosine / 0.03), afterwards it is the nearest. The loss is 0.1 times the usual
-    one of a codebook learnt by gradients.
+    one of a codebook learnt by gradients, and an entropy loss over the same softmax, which LARP does not have: without it
+    all latents take one code within ten steps of a high learning rate, as the first thing to learn is the mean of all pixels.
     """
 
     TEMPERATURE, WEIGHT = 0.03, 0.1
@@ -133,7 +134,12 @@ class SVQ(_Table):
             indices = jax.random.categorical(key, cosines / self.TEMPERATURE).astype(jnp.int32)
         codes = table[indices]
         codebook = jnp.square(jax.lax.stop_gradient(z) - codes).mean()
-        losses = {"commitment": self.WEIGHT * self._commitment(z, codes), "codebook": self.WEIGHT * codebook}
+        per_position, of_mean = entropies(cosines / self.TEMPERATURE)
+        losses = {
+            "commitment": self.WEIGHT * self._commitment(z, codes),
+            "codebook": self.WEIGHT * codebook,
+            "entropy": self._config.entropy_weight * (per_position - of_mean),
+        }
         return Quantized(straight_through(z, lambda _: codes), indices, losses, {})
 
 
