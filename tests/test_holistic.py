@@ -144,7 +144,7 @@ def test_stochastic_quantiser_draws_in_training_and_takes_the_nearest_after():
 def test_the_entropy_loss_of_the_stochastic_quantiser_is_least_where_all_codes_are_used():
     svq = make_quantizer(TokenizerConfig(quantizer="svq", levels=(2,), code_dim=2, entropy_weight=0.5), nnx.Rngs(0))
     svq.codebook[...] = jnp.eye(2)
-    collapsed, spread = (svq(z).losses["entropy"] for z in (jnp.eye(2)[[0, 0]], jnp.eye(2)))
+    collapsed, spread = (svq(z).losses["entropy"] for z in (jnp.array([[1.0, 0], [1, 0]]), jnp.eye(2)))
     np.testing.assert_allclose([collapsed, spread], [0, -0.5 * np.log(2)], atol=1e-6)
 
 
