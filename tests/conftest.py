@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 # Eight virtual CPU devices, so that sharding is tested everywhere, and programs that are compiled in two thirds of the time,
-# as most of them run once. Commands that tests start run as compiled for users. Must precede the first import of jax.
+# as most of them run once. Must precede the first import of jax.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
 
 # Compiled programs are shared among all tests, the processes that run them and the commands they start.

@@ -24,7 +24,8 @@ from lumos.training.loop import train
 from lumos.verbs import VERBS
 
 REPO = Path(__file__).resolve().parents[1]
-ONE_DEVICE = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(REPO)}
+# Programs that run a few times are compiled fast, not to be fast: see conftest.py.
+ONE_DEVICE = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(REPO)}
 
 
 def lumos(*arguments, cwd, check=True):

@@ -26,7 +26,9 @@ import time
 import traceback
 from pathlib import Path
 
-os.environ.update(XLA_FLAGS="", JAX_PLATFORMS="cpu", JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
+os.environ.update(
+    XLA_FLAGS="--xla_backend_optimization_level=0", JAX_PLATFORMS="cpu", JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0"
+)
 os.environ["GLIBC_TUNABLES"] = ""  # a command would start this very program again to set them
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 

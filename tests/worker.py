@@ -44,7 +44,7 @@ def start(job: dict, cache: Path) -> subprocess.Popen:
     environment = {
         **os.environ,
         "PYTHONPATH": str(REPO),
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
