@@ -23,9 +23,14 @@ _SETTINGS = {
 
 
 def use(workdir: str | Path) -> None:
-    """Keep programs under `workdir`/compiled, unless the user has a folder for them. Must precede the import of jax."""
-    if _DIR not in os.environ:
-        os.environ[_DIR] = str(Path(workdir).absolute() / "compiled" / _machine())
+    """Keep programs under `workdir`/compiled, unless the user has a folder for them, or nothing can be written there.
+
+    Must precede the import of jax.
+    """
+    folder = Path(workdir).absolute() / "compiled" / _machine()
+    there = next(parent for parent in folder.parents if parent.exists())
+    if _DIR not in os.environ and os.access(there, os.W_OK):
+        os.environ[_DIR] = str(folder)
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
 

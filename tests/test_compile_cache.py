@@ -28,3 +28,10 @@ def test_a_folder_of_the_users_own_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv(compile_cache._DIR, "elsewhere")
     compile_cache.use(tmp_path)
     assert os.environ[compile_cache._DIR] == "elsewhere" and not set(compile_cache._SETTINGS) & set(os.environ)
+
+
+@pytest.mark.usefixtures("no_settings")
+def test_a_workdir_that_cannot_be_written_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path))
+    compile_cache.use(tmp_path / "run")
+    assert compile_cache._DIR not in os.environ
