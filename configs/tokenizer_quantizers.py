@@ -1,6 +1,6 @@
 """Six quantisers at equal bits (10 a cell), the same S network, recorded gameplay at 64x64; then the adversarial stage.
 
-Runs:      lumos data record --game=vizdoom --out=gameplay --clips=1024
+Runs:      lumos data record --game=vizdoom --out=gameplay --clips=2048
            lumos data index  --input=gameplay/clips.jsonl --out=gameplay/manifest.jsonl
            for q in fsq lfq bsq vq simvq ibq; do
              lumos train    --config=configs/tokenizer_quantizers.py:$q     --workdir=quantizers/$q
@@ -20,7 +20,7 @@ Expected:  docs/results.md, section "Tokenizers" (",gan" measured for fsq alone)
 
 from lumos import config as lumos_config
 
-_LEVELS = {"fsq": (4, 4, 4, 4, 4), "lfq": (2,) * 10, "bsq": (2,) * 10, "vq": (1024,), "simvq": (1024,), "ibq": (1024,)}
+_LEVELS = {"fsq": (8, 5, 5, 5), "lfq": (2,) * 10, "bsq": (2,) * 10, "vq": (1024,), "simvq": (1024,), "ibq": (1024,)}
 
 
 def get_config(variant: str = "fsq"):
@@ -35,15 +35,17 @@ def get_config(variant: str = "fsq"):
     config.tokenizer.norm = "position"
     config.tokenizer.temporal_window = 8
     config.tokenizer.l1_weight, config.tokenizer.l2_weight = 0.2, 1.0
-    # Beside a pixel loss of 0.02 the published weights rule (LFQ), or vanish with the temperature (BSQ).
-    config.tokenizer.fsq_entropy_weight = 0.02
+    # Beside a pixel loss of 0.02 the published weights rule (LFQ, SimVQ), or vanish with the temperature (BSQ).
+    config.tokenizer.fsq_entropy_weight, config.tokenizer.fsq_latent_weight = 0.003, 0.001
     config.tokenizer.entropy_boost_steps = 300
     if quantizer == "lfq":
-        config.tokenizer.entropy_temperature, config.tokenizer.entropy_weight = 0.5, 0.02
+        config.tokenizer.entropy_temperature, config.tokenizer.entropy_weight = 0.5, 0.008
         config.tokenizer.commitment_weight = 0.02
     if quantizer == "bsq":  # weighed by the temperature
-        config.tokenizer.entropy_temperature, config.tokenizer.entropy_weight = 0.05, 0.02 / 0.05
+        config.tokenizer.entropy_temperature, config.tokenizer.entropy_weight = 0.05, 0.008 / 0.05
         config.tokenizer.commitment_weight = 0.02
+    if quantizer == "simvq":
+        config.tokenizer.l1_weight, config.tokenizer.l2_weight = 2.0, 10.0
     config.data.source, config.data.path = "clips", "gameplay/manifest.jsonl"
     config.data.buckets = ((9, 64, 64),)
     config.data.batch_size = 4
@@ -55,7 +57,6 @@ def get_config(variant: str = "fsq"):
     config.train.num_steps = 600
     config.evaluate.num_clips = 128
     if "long" in options:
-        config.tokenizer.fsq_entropy_weight = 0.0
         config.data.batch_size, config.train.num_steps = 8, 1000
     if "gan" in options:
         config.perceptual.net, config.perceptual.weight = "alex", 0.2

@@ -20,7 +20,8 @@ _AT_LEAST = {
         model.head_dim model.qk_norm_groups loss.chunk train.num_steps train.accumulation train.log_every train.eval_batches
         train.keep_checkpoints generate.steps evaluate.num_prompts evaluate.num_clips evaluate.batch_size""",
     0: """seed data.fps data.cache_gb data.num_threads data.prefetch data.limits
-        tokenizer.num_queries tokenizer.clip tokenizer.prior_weight tokenizer.commitment_weight tokenizer.entropy_weight tokenizer.fsq_entropy_weight
+        tokenizer.num_queries tokenizer.clip tokenizer.prior_weight tokenizer.commitment_weight tokenizer.entropy_weight
+        tokenizer.fsq_entropy_weight tokenizer.fsq_latent_weight
         tokenizer.entropy_boost_steps tokenizer.codebook_reset perceptual.weight perceptual.start_step perceptual.gram_weight
         perceptual.gram_start_step adversarial.weight adversarial.start_step adversarial.ramp_steps adversarial.feature_weight
         adversarial.lecam_weight adversarial.r1_weight adversarial.learning_rate adversarial.beta1

@@ -172,3 +172,24 @@ def test_the_causal_body_is_the_default():
         type(make_definition(TokenizerConfig()).bind(make_definition(TokenizerConfig()).abstract)).__name__
         == "CausalVAE"
     )
+
+
+def test_at_the_start_a_token_already_depends_most_on_the_patch_at_its_place():
+    """Without it a short run learns the mean of all pixels and stays there. 16 patches of 8x8 (2, 2, 4), as many queries."""
+    config = dataclasses.replace(TINY, num_queries=16, channels=96, num_res_blocks=2)
+    definition = make_definition(config)
+    latents = jax.jit(lambda video: definition.bind(params).latents(video)[0, 0, 0])
+    params = definition.init(jax.random.key(0))
+    video = jax.random.uniform(jax.random.key(1), (1, 5, 16, 32, 3), minval=-1)
+    hits = 0
+    for patch in range(8):  # those of the first frame
+        row, column = 8 * (patch // 4), 8 * (patch % 4)
+        changed = latents(video.at[:, 0, row : row + 8, column : column + 8].multiply(-1))
+        hits += int(np.argmax(np.linalg.norm(changed - latents(video), axis=1)) == patch)
+    assert hits >= 6
+
+
+def test_queries_beyond_the_patches_start_at_places_of_their_own():
+    params = make_definition(dataclasses.replace(TINY, num_queries=25)).init(jax.random.key(0))
+    queries = np.asarray(params["encoder"]["queries"])
+    assert len(np.unique(queries.round(4), axis=0)) == 25

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from scipy import linalg
 
+from lumos.config import Config, PerceptualConfig
 from lumos.errors import UserError
 from lumos.evaluation import i3d
 from lumos.tokenizers import package_weights, perceptual
+from lumos.tokenizers.losses import PixelLoss
 
 
 def needs(name):
@@ -102,3 +104,16 @@ def test_fvd_of_black_and_white():
     black, white = (np.full((1, 16, 64, 64, 3), value, np.uint8) for value in (0, 255))
     distance = i3d.frechet_distance(run(params, black), run(params, white))
     assert distance == pytest.approx(152.902, abs=0.02)
+
+
+def test_a_network_that_sees_every_fourth_pixel_does_not_overlook_a_grid(monkeypatch):
+    class EveryFourth:
+        features = staticmethod(lambda images: images[:, ::4, ::4])
+        lpips = staticmethod(lambda a, b: jnp.square(a - b).mean(axis=(1, 2, 3)))
+
+    monkeypatch.setattr(perceptual, "PerceptualNet", lambda net: EveryFourth)
+    loss = PixelLoss(Config(task="tokenizer", perceptual=PerceptualConfig(net="alex", weight=1.0)))
+    video = jnp.zeros((1, 2, 16, 16, 3))
+    grid = video.at[:, :, 1::4, 2::4].set(1.0)
+    seen = [float(loss(grid, video, step)[1]["lpips"]) for step in range(32)]
+    assert sum(value > 0 for value in seen) == 2  # each of the 16 phases comes twice

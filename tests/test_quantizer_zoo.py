@@ -100,6 +100,15 @@ def test_bit_entropies_equal_those_of_the_explicit_codes():
     np.testing.assert_allclose(jax.jit(bit_entropies)(logits), jax.jit(entropies)(explicit), rtol=1e-5)
 
 
+def test_latent_loss_of_fsq_is_least_in_the_middle_of_the_levels():
+    fsq = _make(quantizer="fsq", levels=(4, 5), fsq_latent_weight=0.5)
+    z = jnp.array([[0.3, -1.2], [2.0, 0.0]])
+    middle = np.array([-0.5, 0.0])  # digits -2 ... 1 and -2 ... 2
+    half = np.array([1.5, 2.0]) * 1.001
+    expected = 0.5 * np.mean(np.arctanh((np.asarray(fsq.bound(z)) - middle) / half) ** 2)
+    assert fsq(z).losses["latent"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_entropy_of_fsq_is_that_of_its_code_probabilities():
     """Against the joint distribution written out, and it pulls latents that lie together apart."""
     fsq = _make(quantizer="fsq", levels=(4, 5, 2), fsq_entropy_weight=0.5)

@@ -8,7 +8,7 @@ from lumos.errors import UserError
 
 
 def test_test_clips_come_from_levels_that_training_never_sees():
-    for places in (recorder._SCENARIOS, recorder._GAMES):
+    for places in (recorder._LEVELS, recorder._GAMES):
         assert not set(places["train"]) & set(places["test"])
     splits = [recorder.split_of(i) for i in range(16)]
     assert splits.count("train") == 12 and splits.count("test") == splits.count("validation") == 2

@@ -8,7 +8,7 @@ from flax import nnx
 
 from lumos.config import AdversarialConfig
 from lumos.model.definition import param, statistic
-from lumos.tokenizers.layers import FrameNorm
+from lumos.tokenizers.layers import FrameNorm, frames_as_channels, same_padding
 
 
 class PatchDiscriminator(nnx.Module):
@@ -73,10 +73,8 @@ class Conv(nnx.Module):
     def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
         kernel = self.kernel[...]
         *size, _, out_dim = kernel.shape
-        padding = [_same_padding(*numbers) for numbers in zip(x_BTHWC.shape[1:4], size, self._stride)]
-        x = jnp.pad(x_BTHWC, ((0, 0), *padding, (0, 0)))
-        last = x.shape[1] - size[0] + 1
-        x = jnp.concatenate([x[:, t : t + last : self._stride[0]] for t in range(size[0])], axis=-1)
+        padding = [same_padding(*numbers) for numbers in zip(x_BTHWC.shape[2:4], size[1:], self._stride[1:])]
+        x = frames_as_channels(jnp.pad(x_BTHWC, ((0, 0), (0, 0), *padding, (0, 0))), size[0], self._stride[0])
         batch, frames, rows, columns, dim = x.shape
         b = self._stride[1]
         x = x.reshape(batch * frames, rows // b, b, columns // b, b, dim).swapaxes(2, 3)
@@ -90,9 +88,3 @@ class Conv(nnx.Module):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         return y.reshape(batch, frames, *y.shape[1:]) + self.bias[...]
-
-
-def _same_padding(length: int, size: int, stride: int) -> tuple[int, int]:
-    """Return what "same" padding adds before and after."""
-    total = max((-(-length // stride) - 1) * stride + size - length, 0)
-    return total // 2, total - total // 2

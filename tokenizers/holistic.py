@@ -5,6 +5,11 @@ the quantised queries and one blank query for each patch go through another; the
 Tokens have no place, so the token grid is [1, 1, N]. An optional small autoregressive model predicts each code from those
 before; its loss orders the tokens in a way that a generator can learn, and it is not used afterwards.
 
+What LARP leaves to long training starts right here, because short runs otherwise learn the mean of all pixels and stay there:
+queries and blanks have no content, only positions, which attention adds to its queries and keys (as DETR does, arXiv
+2005.12872); a learnt query starts at the place of a patch; keys start equal to queries, so that every element first attends
+to what lies near (arXiv 2305.09828), and MLPs start at zero.
+
 A clip has one size, `config.clip`. Patches are Haar bands, so it has 1 + 4k frames and the first one has patches of its own.
 """
 
@@ -34,7 +39,7 @@ class HolisticVAE(nnx.Module):
         self._side = config.spatial_compression // config.patch_size
         patch_dim = 3 * config.patch_size**3 * self._side**2
         self.quantizer = make_quantizer(config, rngs)
-        self.encoder = HolisticEncoder(patch_dim, width, depth, config.num_queries, rngs)
+        self.encoder = HolisticEncoder(patch_dim, width, depth, self._places(), rngs, gain=config.patch_size**1.5)
         self.quant_conv = Dense(width, self.quantizer.dim, rngs, axis=None)
         self.post_quant_conv = Dense(self.quantizer.dim, width, rngs, axis=None)
         self.decoder = HolisticDecoder(patch_dim, width, depth, rngs)
@@ -44,8 +49,8 @@ class HolisticVAE(nnx.Module):
     def latents(self, video_BFYXC: jax.Array) -> jax.Array:
         """Return what is quantised, float32 [B, 1, 1, N, d], for a video in [-1, 1]."""
         self._check(video_BFYXC.shape[1:4])
-        patches, positions = self._patches(video_BFYXC.astype(self.config.dtype))
-        z = self.quant_conv(self.encoder(patches, positions))
+        patches = self._patches(video_BFYXC.astype(self.config.dtype))
+        z = self.quant_conv(self.encoder(patches, self._positions()))
         return z.astype(jnp.float32)[:, None, None]
 
     def encode(self, video_BFYXC: jax.Array) -> jax.Array:
@@ -66,24 +71,38 @@ class HolisticVAE(nnx.Module):
         return self._decode_codes(quantized.codes), quantized
 
     def _decode_codes(self, codes_B11ND: jax.Array) -> jax.Array:
-        frames, height, width = self.config.clip
-        cell, time = self.config.spatial_compression, self.config.temporal_compression
-        grid = (1 + (frames - 1) // time, height // cell, width // cell)
         tokens = self.post_quant_conv(codes_B11ND[:, 0, 0].astype(self.config.dtype))
-        patches = self.decoder(tokens, position_codes(grid, tokens.shape[-1]))
-        side = self._side
+        patches = self.decoder(tokens, self._places(), self._positions())
+        side, grid = self._side, self._grid
         bands = patches.reshape(len(patches), *grid, side, side, -1).swapaxes(3, 4)
         bands = bands.reshape(len(patches), grid[0], grid[1] * side, grid[2] * side, -1)
         return haar_unpatch(jax.lax.optimization_barrier(bands), self.config.patch_size).astype(jnp.float32)
 
-    def _patches(self, video: jax.Array) -> tuple[jax.Array, np.ndarray]:
-        """Return patches [B, P, C] and their positions [P, width]."""
+    @property
+    def _grid(self) -> tuple[int, int, int]:
+        """Patches along time, rows and columns."""
+        frames, height, width = self.config.clip
+        cell, time = self.config.spatial_compression, self.config.temporal_compression
+        return 1 + (frames - 1) // time, height // cell, width // cell
+
+    def _positions(self) -> np.ndarray:
+        """Return the position codes of the patches [P, width]."""
+        return position_codes(self._grid, self.config.channels)
+
+    def _places(self) -> np.ndarray:
+        """Return the position codes [N, width] of the tokens: at equal distances along the patches, between two where needed."""
+        positions = self._positions()
+        at = np.linspace(0, len(positions) - 1, self.config.num_queries)
+        patches = np.arange(len(positions))
+        return np.stack([np.interp(at, patches, column) for column in positions.T], axis=1).astype(np.float32)
+
+    def _patches(self, video: jax.Array) -> jax.Array:
+        """Return patches [B, P, C]."""
         # Apart from the wavelet: together XLA (jaxlib 0.11) takes minutes over the reshapes of even a tiny clip.
         bands, side = jax.lax.optimization_barrier(haar_patch(video, self.config.patch_size)), self._side
-        batch, frames, rows, columns, dim = bands.shape
-        grid = (frames, rows // side, columns // side)
-        cells = bands.reshape(batch, frames, grid[1], side, grid[2], side, dim).swapaxes(3, 4)
-        return cells.reshape(batch, -1, side * side * dim), position_codes(grid, self.config.channels)
+        (frames, rows, columns), dim = self._grid, bands.shape[-1]
+        cells = bands.reshape(-1, frames, rows, side, columns, side, dim).swapaxes(3, 4)
+        return cells.reshape(len(bands), -1, side * side * dim)
 
     def _check(self, shape: tuple[int, ...]) -> None:
         if tuple(shape) != tuple(self.config.clip):
@@ -95,31 +114,33 @@ class HolisticVAE(nnx.Module):
 class HolisticEncoder(nnx.Module):
     """Patches [B, P, C] -> outputs of the queries [B, N, width]."""
 
-    def __init__(self, patch_dim: int, width: int, depth: int, num_queries: int, rngs: nnx.Rngs):
-        self.embed = Dense(patch_dim, width, rngs)
-        self.queries = param(0.02 * jax.random.normal(rngs.params(), (num_queries, width)), (None, None))
+    def __init__(self, patch_dim: int, width: int, depth: int, places_ND: np.ndarray, rngs: nnx.Rngs, *, gain: float):
+        self.embed = Dense(patch_dim, width, rngs, gain=gain)
+        self.queries = param(jnp.asarray(places_ND), (None, None))
         self.blocks = Blocks(width, depth, rngs)
 
-    def __call__(self, patches_BPC: jax.Array, positions: np.ndarray) -> jax.Array:
-        x = self.embed(patches_BPC) + positions.astype(patches_BPC.dtype)
-        queries = jnp.broadcast_to(self.queries[...].astype(x.dtype), (len(x), *self.queries.shape))
-        return self.blocks(jnp.concatenate([x, queries], axis=1))[:, x.shape[1] :]
+    def __call__(self, patches_BPC: jax.Array, positions_PD: np.ndarray) -> jax.Array:
+        x = _with_blanks(self.embed(patches_BPC), len(self.queries))
+        positions = jnp.concatenate([positions_PD, self.queries[...]])
+        return self.blocks(x, positions)[:, len(positions_PD) :]
 
 
 class HolisticDecoder(nnx.Module):
     """Quantised queries [B, N, width] -> patches [B, P, C]."""
 
     def __init__(self, patch_dim: int, width: int, depth: int, rngs: nnx.Rngs):
-        self.blank = param(0.02 * jax.random.normal(rngs.params(), (width,)), (None,))
         self.blocks = Blocks(width, depth, rngs)
         self.conv_out = Dense(width, patch_dim, rngs, axis=None, gain=0.0)
 
-    def __call__(self, tokens_BND: jax.Array, positions: np.ndarray) -> jax.Array:
-        num, width = tokens_BND.shape[1:]
-        tokens = tokens_BND + position_codes((num,), width).astype(tokens_BND.dtype)
-        blanks = (self.blank[...] + positions).astype(tokens.dtype)
-        x = jnp.concatenate([tokens, jnp.broadcast_to(blanks, (len(tokens), *blanks.shape))], axis=1)
-        return self.conv_out(self.blocks(x)[:, num:])
+    def __call__(self, tokens_BND: jax.Array, places_ND: np.ndarray, positions_PD: np.ndarray) -> jax.Array:
+        x = _with_blanks(tokens_BND, len(positions_PD))
+        x = self.blocks(x, np.concatenate([places_ND, positions_PD]))
+        return self.conv_out(x[:, len(places_ND) :])
+
+
+def _with_blanks(x_BLD: jax.Array, num: int) -> jax.Array:
+    """Append `num` elements without content, which attention tells apart by their positions."""
+    return jnp.pad(x_BLD, ((0, 0), (0, num), (0, 0)))
 
 
 class Prior(nnx.Module):
@@ -137,46 +158,44 @@ class Prior(nnx.Module):
         """Return the mean cross-entropy in nats. Gradients reach the codes that are read, not the table."""
         start = jnp.broadcast_to(self.start[...], (len(codes_BND), 1, codes_BND.shape[-1]))
         x = self.embed(jnp.concatenate([start, codes_BND[:, :-1]], axis=1))
-        x = x + position_codes((x.shape[1],), x.shape[-1])
-        predicted = _unit(self.head(self.blocks(x)))
+        predicted = _unit(self.head(self.blocks(x, position_codes((x.shape[1],), x.shape[-1]))))
         logits = predicted @ jax.lax.stop_gradient(_unit(table_KD)).T / self.TEMPERATURE
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), indices_BN[..., None], axis=-1)
         return -picked.mean()
 
 
 class Blocks(nnx.Module):
-    """Pre-norm transformer blocks and a last norm over [B, L, D]."""
+    """Pre-norm transformer blocks and a last norm over [B, L, D]; positions [L, D] are seen by attention alone."""
 
     def __init__(self, width: int, depth: int, rngs: nnx.Rngs, *, causal: bool = False):
         self._causal = causal
         self.layers = nnx.Dict({str(i): Block(width, rngs) for i in range(depth)})
         self.norm = LayerNorm(width)
 
-    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+    def __call__(self, x_BLD: jax.Array, positions_LD: jax.Array) -> jax.Array:
         for i in range(len(self.layers)):
-            x_BLD = self.layers[str(i)](x_BLD, self._causal)
+            x_BLD = self.layers[str(i)](x_BLD, positions_LD.astype(x_BLD.dtype), self._causal)
         return self.norm(x_BLD)
 
 
 class Block(nnx.Module):
-    """Multi-head attention and an MLP, each with a residual.
-
-    Branches start small, not at zero: a clip reaches the pixels only through attention on both sides, and where both start
-    at zero neither has a gradient that depends on the clip.
-    """
+    """Multi-head attention and an MLP, each with a residual."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
         self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
-        self.qkv = Dense(width, 3 * width, rngs)
-        self.proj_out = Dense(width, width, rngs, gain=0.5)
+        self.query, self.key, self.value = (Dense(width, width, rngs) for _ in range(3))
+        self.key.kernel[...] = self.query.kernel[...]
+        self.proj_out = Dense(width, width, rngs)
         self.up = Dense(width, 4 * width, rngs)
-        self.down = Dense(4 * width, width, rngs, gain=0.5)
+        self.down = Dense(4 * width, width, rngs, gain=0.0)
 
-    def __call__(self, x_BLD: jax.Array, causal: bool) -> jax.Array:
-        batch, length, width = x_BLD.shape
-        qkv = self.qkv(self.norm1(x_BLD)).reshape(batch, length, 3, width // _HEAD_DIM, _HEAD_DIM)
-        mixed = jax.nn.dot_product_attention(*(qkv[:, :, i] for i in range(3)), is_causal=causal)
-        x_BLD = x_BLD + self.proj_out(mixed.reshape(batch, length, width))
+    def __call__(self, x_BLD: jax.Array, positions_LD: jax.Array, causal: bool) -> jax.Array:
+        content = self.norm1(x_BLD)
+        placed = content + positions_LD
+        heads = lambda y: y.reshape(*y.shape[:2], -1, _HEAD_DIM)
+        q, k, v = heads(self.query(placed)), heads(self.key(placed)), heads(self.value(content))
+        mixed = jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+        x_BLD = x_BLD + self.proj_out(mixed.reshape(x_BLD.shape))
         return x_BLD + self.down(jax.nn.gelu(self.up(self.norm2(x_BLD))))
 
 
@@ -192,13 +211,15 @@ class LayerNorm(nnx.Module):
 
 
 def position_codes(shape: tuple[int, ...], dim: int) -> np.ndarray:
-    """Return sines and cosines of the coordinates along each axis, float32 [prod(shape), dim], zeros where none fit."""
+    """Return sines and cosines of the coordinates along each axis, float32 [prod(shape), dim], zeros where none fit.
+
+    Periods go from 4 steps to 4 times the axis. The amplitude of 2 makes them outweigh normed content at first.
+    """
     per_axis = dim // (2 * len(shape))
-    frequencies = 10_000.0 ** (-np.arange(per_axis) / per_axis)
     parts = []
-    for coordinates in np.meshgrid(*(np.arange(size) for size in shape), indexing="ij"):
-        angles = coordinates.reshape(-1, 1) * frequencies
-        parts += [np.sin(angles), np.cos(angles)]
+    for size, coordinates in zip(shape, np.meshgrid(*(np.arange(size) for size in shape), indexing="ij")):
+        angles = coordinates.reshape(-1, 1) * np.pi / 2 * float(size) ** (-np.arange(per_axis) / per_axis)
+        parts += [2 * np.sin(angles), 2 * np.cos(angles)]
     codes = np.concatenate(parts, axis=1)
     return np.pad(codes, ((0, 0), (0, dim - codes.shape[1]))).astype(np.float32)
 

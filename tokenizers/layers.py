@@ -232,3 +232,19 @@ class Upsample(nnx.Module):
             x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
             x = x + self.conv2(x)
         return self.conv3(x)
+
+
+def frames_as_channels(x_BTHWC: jax.Array, size: int, stride: int = 1) -> jax.Array:
+    """Return [B, T / stride, H, W, size * C]: side by side, the frames that a temporal kernel with "same" padding sees.
+
+    With them a 3D convolution is a 2D one, for which XLA has faster code on CPUs, above all for its gradient.
+    """
+    x = jnp.pad(x_BTHWC, ((0, 0), same_padding(x_BTHWC.shape[1], size, stride), (0, 0), (0, 0), (0, 0)))
+    last = x.shape[1] - size + 1
+    return jnp.concatenate([x[:, t : t + last : stride] for t in range(size)], axis=-1)
+
+
+def same_padding(length: int, size: int, stride: int) -> tuple[int, int]:
+    """Return what "same" padding adds before and after."""
+    total = max((-(-length // stride) - 1) * stride + size - length, 0)
+    return total // 2, total - total // 2

@@ -80,25 +80,35 @@ class FSQ(Quantizer):
 
     With `entropy_weight` the entropy loss of LFQ (as in VidTok, arXiv 2412.13061, section 3.2) spreads latents over the
     codes: in short runs they stay in the middle of the cube. There the probabilities of a digit fall with the square of the
-    distance to its level.
+    distance to its level. With `latent_weight` a loss on the squared argument of the tanh keeps it where it has a gradient.
     """
 
-    def __init__(self, levels: tuple[int, ...], entropy_weight: float = 0.0):
+    def __init__(self, levels: tuple[int, ...], entropy_weight: float = 0.0, latent_weight: float = 0.0):
         self.levels = tuple(levels)
         self.dim = len(self.levels)
-        self._entropy_weight = entropy_weight
+        self._entropy_weight, self._latent_weight = entropy_weight, latent_weight
 
     def bound(self, z: jax.Array) -> jax.Array:
         """Squash z to the open interval whose integers are the digits (before the shift to 0 ... L - 1)."""
+        half, offset = self._half_and_offset
+        return jnp.tanh(self._centred(z)) * half - offset
+
+    def _centred(self, z: jax.Array) -> jax.Array:
+        """Return the argument of the tanh: 0 in the middle of the interval."""
+        half, offset = self._half_and_offset
+        return z.astype(jnp.float32) + np.arctanh(offset / half)
+
+    @property
+    def _half_and_offset(self) -> tuple[np.ndarray, np.ndarray]:
         levels = np.asarray(self.levels, np.float32)
-        half = (levels - 1) * np.float32(1 + 1e-3) / 2
-        offset = np.where(levels % 2 == 0, np.float32(0.5), np.float32(0))
-        return jnp.tanh(z.astype(jnp.float32) + np.arctanh(offset / half)) * half - offset
+        return (levels - 1) * np.float32(1 + 1e-3) / 2, np.where(levels % 2 == 0, np.float32(0.5), np.float32(0))
 
     def __call__(self, z: jax.Array, key: jax.Array | None = None) -> Quantized:
         bounded = self.bound(z)
         codes = straight_through(bounded, jnp.round) / self._half_width
         losses = {}
+        if self._latent_weight:
+            losses["latent"] = self._latent_weight * jnp.square(self._centred(z)).mean()
         if self._entropy_weight:
             per_position, of_mean = digit_entropies(self._digit_logits(bounded))
             losses["entropy"] = self._entropy_weight * (per_position - of_mean)
@@ -166,7 +176,7 @@ def make_quantizer(config: TokenizerConfig, rngs: nnx.Rngs) -> Quantizer:
     from lumos.tokenizers import lookup_free, vector_quantizers
 
     families = {
-        "fsq": lambda: FSQ(config.levels, config.fsq_entropy_weight),
+        "fsq": lambda: FSQ(config.levels, config.fsq_entropy_weight, config.fsq_latent_weight),
         "lfq": lambda: lookup_free.LFQ(config),
         "bsq": lambda: lookup_free.BSQ(config),
         "vq": lambda: vector_quantizers.VQ(config, rngs),

@@ -1,7 +1,7 @@
 """`lumos data record`: clips of games played at random, as a data set that everyone can make again.
 
-The game engines come from PyPI (lumos-video[games]): VizDoom with its free Freedoom levels, or the Arcade Learning
-Environment. A clip depends on the seed and its number alone. Test clips come from seeds and from levels or games that no
+The game engines come from PyPI (lumos-video[games]): VizDoom with its scenarios and the free Freedoom levels (phase 1 for
+training, phase 2 for test), or the Arcade Learning Environment. A clip depends on the seed and its number alone. Test clips come from seeds and from levels or games that no
 training clip has; validation clips from seeds of their own.
 """
 
@@ -24,6 +24,12 @@ _SCENARIOS = {
     "train": ("basic", "defend_the_center", "defend_the_line", "health_gathering", "deadly_corridor", "take_cover"),
     "test": ("my_way_home", "predict_position"),
 }
+_FREEDOOM = {
+    "train": tuple(f"E{episode}M{level}" for episode in range(1, 5) for level in range(1, 10)),
+    "test": tuple(f"MAP{level:02d}" for level in range(1, 33)),
+}
+_BUTTONS = ("MOVE_FORWARD", "TURN_LEFT", "TURN_RIGHT", "ATTACK", "USE")  # in a scenario its own
+_LEVELS = {split: _SCENARIOS[split] + _FREEDOOM[split] for split in _SCENARIOS}
 _GAMES = {
     "train": ("breakout", "enduro", "freeway", "ms_pacman", "pong", "qbert", "seaquest", "space_invaders"),
     "test": ("asterix", "boxing", "river_raid"),
@@ -69,7 +75,7 @@ def split_of(number: int) -> str:
 def _record_one(job: tuple[str, Path, int, int, int]) -> dict[str, str]:
     game, out, number, num_frames, seed = job
     split = split_of(number)
-    places = (_SCENARIOS if game == "vizdoom" else _GAMES)["test" if split == "test" else "train"]
+    places = (_LEVELS if game == "vizdoom" else _GAMES)["test" if split == "test" else "train"]
     place = places[number // 8 % len(places)]
     rng = np.random.default_rng([seed, number])
     play = _play_vizdoom if game == "vizdoom" else _play_ale
@@ -86,12 +92,20 @@ def _record_one(job: tuple[str, Path, int, int, int]) -> dict[str, str]:
     return {"path": name, "id": name, "caption": place.replace("_", " "), "split": split}
 
 
-def _play_vizdoom(scenario: str, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def _play_vizdoom(level: str, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Yield frames of random play, actions held for a few frames; a new episode follows the last."""
     import vizdoom
 
     game = vizdoom.DoomGame()
-    game.load_config(str(Path(vizdoom.scenarios_path) / f"{scenario}.cfg"))
+    phases = {_FREEDOOM["train"]: "freedoom1", _FREEDOOM["test"]: "freedoom2"}
+    phase = next((name for levels, name in phases.items() if level in levels), None)
+    game.load_config(str(Path(vizdoom.scenarios_path) / f"{phase or level}.cfg"))
+    if phase:
+        game.set_doom_map(level)
+        game.set_available_buttons([getattr(vizdoom.Button, name) for name in _BUTTONS])
+        game.set_automap_buffer_enabled(False)
+    game.set_audio_buffer_enabled(False)
+    game.set_render_hud(False)
     game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
     game.set_screen_format(vizdoom.ScreenFormat.RGB24)
     game.set_window_visible(False)

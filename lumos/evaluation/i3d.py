@@ -14,6 +14,7 @@ import numpy as np
 
 from lumos.errors import UserError
 from lumos.tokenizers import package_weights
+from lumos.tokenizers.layers import frames_as_channels
 
 MIN_FRAMES = 9  # shorter clips do not reach the last pooling
 _MAX, _MIX = "max", "mix"
@@ -76,8 +77,11 @@ def logits(params: dict[str, Any], video_BFYXC: jax.Array) -> jax.Array:
 
 def _conv(weights, x: jax.Array, stride=(1, 1, 1)) -> jax.Array:
     kernel, bias = weights
-    y = jax.lax.conv_general_dilated(x, kernel, stride, "SAME", dimension_numbers=("NTHWC", "THWIO", "NTHWC"))
-    return y + bias
+    x = frames_as_channels(x, kernel.shape[0], stride[0])
+    kernel = jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], -1, kernel.shape[-1])
+    images = x.reshape(-1, *x.shape[2:])
+    y = jax.lax.conv_general_dilated(images, kernel, stride[1:], "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return y.reshape(*x.shape[:2], *y.shape[1:]) + bias
 
 
 def _unit(params, x: jax.Array, name: str, stride=(1, 1, 1)) -> jax.Array:
