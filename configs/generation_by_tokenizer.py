@@ -10,7 +10,7 @@ Runs:      lumos data shapes --config=configs/generation_by_tokenizer.py:fsq,tok
              lumos train    --config=configs/generation_by_tokenizer.py:$t,transformer --workdir=by_tokenizer/$t/transformer
              lumos evaluate --workdir=by_tokenizer/$t/transformer --out=by_tokenizer/$t/report
            done
-Expected:  not measured yet as a whole: of 600 steps the holistic ones need more (docs/results.md)
+Expected:  not measured yet as a whole (docs/results.md): `larp` 22.7 dB, 86 % of its codes in use, masked cross-entropy 1.06 nats
 """
 
 import math
@@ -25,10 +25,14 @@ def get_config(variant: str = "fsq,transformer"):
     config.name = f"{kind} {config.task}"
     config.tokenizer_workdir = f"by_tokenizer/{kind}/tokenizer"
     holistic, t, num_tokens = kind.startswith("larp"), config.tokenizer, math.prod(config.sequence.grid)
-    t.levels = {"fsq": (4,) * 5, "lfq": (2,) * 10}.get(kind, (1024,))
+    t.levels = {"fsq": (8, 5, 5, 5), "lfq": (2,) * 10}.get(kind, (1024,))
     if config.task == "tokenizer":
         config.data.path = "by_tokenizer/moving_shapes"
         t.quantizer, t.entropy_boost_steps = "svq" if holistic else kind, 300
+        # Settings of short runs, as in tokenizer_quantizers.py.
+        t.fsq_entropy_weight, t.fsq_latent_weight = 0.003, 0.001
+        if kind == "lfq":
+            t.entropy_temperature, t.entropy_weight, t.commitment_weight = 0.5, 0.008, 0.02
         if holistic:
             t.body, t.clip, t.num_queries = "holistic", config.data.buckets[0], num_tokens
             t.channels, t.num_res_blocks, t.code_dim = 192, 4, 16

@@ -11,7 +11,7 @@ Runs:      lumos data record --game=vizdoom --out=gameplay --clips=2048
                  --config.evaluate.networks='("alex", "i3d")'
              done; done
            done
-           python benchmarks/haar_baseline.py --config=configs/tokenizer_quantizers.py:fsq --split=validation
+           python benchmarks/haar_baseline.py --config=configs/tokenizer_quantizers.py:vq --split=validation
 Needs:     lumos-video[games,metrics]
 Expected:  docs/results.md, section "Tokenizers" (",gan" measured for fsq alone). On held-out episodes VQ 26.9 dB, SimVQ 26.5, FSQ 26.0
            (27.1 with ",long"), LFQ 25.8, BSQ 25.7, IBQ 24.9; a Haar coder of the same bits 24.9, and 21.4 on unseen levels, where
