@@ -13,9 +13,9 @@ Runs:      lumos data record --game=vizdoom --out=gameplay --clips=2048
            done
            python benchmarks/haar_baseline.py --config=configs/tokenizer_quantizers.py:vq --split=validation
 Needs:     lumos-video[games,metrics]
-Expected:  docs/results.md, section "Tokenizers" (",gan" measured for fsq alone). On held-out episodes VQ 26.9 dB, SimVQ 26.5, FSQ 26.0
-           (27.1 with ",long"), LFQ 25.8, BSQ 25.7, IBQ 24.9; a Haar coder of the same bits 24.9, and 21.4 on unseen levels, where
-           only VQ (21.6) is better: 600 steps on six levels (90 s on two idle cores) are not enough for them.
+Expected:  docs/results.md, section "Tokenizers". On held-out episodes a Haar coder of the same bits has 22.6 dB; VQ 24.5, FSQ 23.9, SimVQ 23.6,
+           LFQ 23.2, BSQ 22.9, IBQ 21.1; with ",long" (5 min) VQ 25.1 and FSQ 24.7. The adversarial stage takes 13-19 % from rFVD and
+           23-36 % from LPIPS. Levels that training never shows give the same order.
 """
 
 from lumos import config as lumos_config
