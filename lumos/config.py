@@ -92,9 +92,7 @@ class TokenizerConfig:
     commitment_weight: float = 0.25  # pulls latents to their codes (all but FSQ)
     entropy_weight: float = 0.1  # confident positions, evenly used codes (LFQ, BSQ, IBQ, SVQ)
     fsq_entropy_weight: float = 0.0  # the same for FSQ, whose codes long training spreads by itself
-    fsq_latent_weight: float = (
-        0.0  # squares of FSQ's latents, which at high learning rates leave where tanh has a gradient
-    )
+    fsq_latent_weight: float = 0.0  # squares of FSQ latents: keeps them where tanh has a gradient
     entropy_temperature: float = 0.01  # of the code probabilities in the entropies
     entropy_boost_steps: int = (
         2000  # the entropy weight starts three times as large and falls to itself over these steps

@@ -1,8 +1,8 @@
 """`lumos data record`: clips of games played at random, as a data set that everyone can make again.
 
 The game engines come from PyPI (lumos-video[games]): VizDoom with its scenarios and the free Freedoom levels (phase 1 for
-training, phase 2 for test), or the Arcade Learning Environment. A clip depends on the seed and its number alone. Test clips come from seeds and from levels or games that no
-training clip has; validation clips from seeds of their own.
+training, phase 2 for test), or the Arcade Learning Environment. A clip depends on the seed and its number alone. Test
+clips come from seeds and from levels or games that no training clip has; validation clips from seeds of their own.
 """
 
 from __future__ import annotations
@@ -97,10 +97,9 @@ def _play_vizdoom(level: str, rng: np.random.Generator) -> Iterator[np.ndarray]:
     import vizdoom
 
     game = vizdoom.DoomGame()
-    phases = {_FREEDOOM["train"]: "freedoom1", _FREEDOOM["test"]: "freedoom2"}
-    phase = next((name for levels, name in phases.items() if level in levels), None)
-    game.load_config(str(Path(vizdoom.scenarios_path) / f"{phase or level}.cfg"))
-    if phase:
+    freedoom = next((f"freedoom{i}" for i, split in ((1, "train"), (2, "test")) if level in _FREEDOOM[split]), None)
+    game.load_config(str(Path(vizdoom.scenarios_path) / f"{freedoom or level}.cfg"))
+    if freedoom:
         game.set_doom_map(level)
         game.set_available_buttons([getattr(vizdoom.Button, name) for name in _BUTTONS])
         game.set_automap_buffer_enabled(False)
