@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -107,6 +108,8 @@ def _play_vizdoom(level: str, rng: np.random.Generator) -> Iterator[np.ndarray]:
     game.set_render_hud(False)
     game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
     game.set_screen_format(vizdoom.ScreenFormat.RGB24)
+    settings = tempfile.TemporaryDirectory()  # by default the engine writes them into the working directory
+    game.set_doom_config_path(str(Path(settings.name) / "vizdoom.ini"))
     game.set_window_visible(False)
     game.set_sound_enabled(False)
     game.set_mode(vizdoom.Mode.PLAYER)
@@ -125,6 +128,7 @@ def _play_vizdoom(level: str, rng: np.random.Generator) -> Iterator[np.ndarray]:
             game.make_action(action, _SKIP)
     finally:
         game.close()
+        settings.cleanup()
 
 
 def _play_ale(rom: str, rng: np.random.Generator) -> Iterator[np.ndarray]:
