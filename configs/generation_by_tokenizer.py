@@ -1,9 +1,10 @@
-"""Which tokenizer is better for generation: one 5M transformer and budget on the tokens of four of equal bits.
+"""Which tokenizer is better for generation: one 5M transformer and budget on the tokens of five of equal bits.
 
-The data of the demo (moving_shapes, 9 frames of 48x48), 108 tokens of 10 bits a clip. `larp` and `larp_prior` differ in the
-prior's loss. Their tokens have no place: to the transformer they are one frame, unmasked in as many steps as three of the others.
+The data of the demo (moving_shapes, 9 frames of 48x48), 108 tokens of 10 bits a clip. `fsq_plain` is without the losses that
+spread latents over the codes; `larp` and `larp_prior` differ in the prior's loss. Their tokens have no place: to the transformer
+they are one frame, unmasked in as many steps as three of the others.
 Runs:      lumos data shapes --config=configs/generation_by_tokenizer.py:fsq,tokenizer
-           for t in fsq lfq larp larp_prior; do
+           for t in fsq fsq_plain lfq larp larp_prior; do
              lumos train    --config=configs/generation_by_tokenizer.py:$t,tokenizer   --workdir=by_tokenizer/$t/tokenizer
              lumos tokenize --config=configs/generation_by_tokenizer.py:$t,tokenizer   --workdir=by_tokenizer/$t/tokenizer \\
                             --out=by_tokenizer/$t/tokens
@@ -19,18 +20,19 @@ from lumos.configs.demo import get_config as demo
 
 
 def get_config(variant: str = "fsq,transformer"):
-    """Variants: (fsq | lfq | larp | larp_prior),(tokenizer | transformer), each also with ",smoke"."""
+    """Variants: (fsq | fsq_plain | lfq | larp | larp_prior),(tokenizer | transformer), each also with ",smoke"."""
     kind, *rest = variant.split(",")
     config = demo(",".join(rest))
     config.name = f"{kind} {config.task}"
     config.tokenizer_workdir = f"by_tokenizer/{kind}/tokenizer"
     holistic, t, num_tokens = kind.startswith("larp"), config.tokenizer, math.prod(config.sequence.grid)
-    t.levels = {"fsq": (8, 5, 5, 5), "lfq": (2,) * 10}.get(kind, (1024,))
+    quantizer = "svq" if holistic else kind.removesuffix("_plain")
+    t.levels = {"fsq": (8, 5, 5, 5), "lfq": (2,) * 10, "svq": (1024,)}[quantizer]
     if config.task == "tokenizer":
         config.data.path = "by_tokenizer/moving_shapes"
-        t.quantizer, t.entropy_boost_steps = "svq" if holistic else kind, 300
-        # Settings of short runs, as in tokenizer_quantizers.py.
-        t.fsq_entropy_weight, t.fsq_latent_weight = 0.003, 0.001
+        t.quantizer, t.entropy_boost_steps = quantizer, 300
+        if kind == "fsq":  # settings of short runs, as in tokenizer_quantizers.py
+            t.fsq_entropy_weight, t.fsq_latent_weight = 0.003, 0.001
         if kind == "lfq":
             t.entropy_temperature, t.entropy_weight, t.commitment_weight = 0.5, 0.008, 0.02
         if holistic:
@@ -42,7 +44,7 @@ def get_config(variant: str = "fsq,transformer"):
         config.data.path = f"by_tokenizer/{kind}/tokens"
         config.model.model_dim, config.model.mlp_dim, config.model.num_heads = 256, 704, 4
         config.model.code_levels = ()  # the codes of larp have no digits to share
-        config.train.num_steps = 400
+        config.train.num_steps = 1200
         if holistic:
             config.sequence.grid, config.data.buckets = (1, 1, num_tokens), ((1, 8, 8 * num_tokens),)
             config.generate.steps *= 3

@@ -23,14 +23,16 @@ def test_bad_requests_are_one_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("game, package", [("ale", "ale_py"), ("vizdoom", "vizdoom")])
-def test_a_clip_depends_on_its_seed_and_number_alone(tmp_path, game, package):
+def test_a_clip_depends_on_its_seed_and_number_alone(tmp_path, monkeypatch, game, package):
     pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
     made = []
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
-        row = recorder._record_one((game, tmp_path / folder, 7, 4, seed))
+        row = recorder._record_one((game, tmp_path / folder, 7, 33, seed))
         made.append((tmp_path / folder / row["path"]).read_bytes())
         assert row["split"] == "test" and json.dumps(row)
     assert made[0] == made[1] != made[2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]  # the engines leave nothing behind
 
 
 def test_frames_are_taken_in_order(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ clips come from seeds and from levels or games that no training clip has; valida
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import tempfile
@@ -108,13 +109,13 @@ def _play_vizdoom(level: str, rng: np.random.Generator) -> Iterator[np.ndarray]:
     game.set_render_hud(False)
     game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
     game.set_screen_format(vizdoom.ScreenFormat.RGB24)
-    settings = tempfile.TemporaryDirectory()  # by default the engine writes them into the working directory
-    game.set_doom_config_path(str(Path(settings.name) / "vizdoom.ini"))
     game.set_window_visible(False)
     game.set_sound_enabled(False)
     game.set_mode(vizdoom.Mode.PLAYER)
     game.set_seed(int(rng.integers(2**31)))
-    game.init()
+    folder = tempfile.TemporaryDirectory()
+    with contextlib.chdir(folder.name):  # where the engine leaves its settings
+        game.init()
     try:
         action, left = [0] * game.get_available_buttons_size(), 0
         while True:
@@ -128,7 +129,7 @@ def _play_vizdoom(level: str, rng: np.random.Generator) -> Iterator[np.ndarray]:
             game.make_action(action, _SKIP)
     finally:
         game.close()
-        settings.cleanup()
+        folder.cleanup()
 
 
 def _play_ale(rom: str, rng: np.random.Generator) -> Iterator[np.ndarray]:

@@ -30,6 +30,9 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 # Pillow would run Ghostscript for PostScript: only real containers and images are read.
 _CONTAINERS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,gif,asf,flv,ogg,wav,mp3,aac,flac"
 _IMAGES = ("PNG", "JPEG", "WEBP")
+# One thread, for files that do not depend on the number of cores. With x264's macroblock tree the same frames encoded
+# again gave other bytes.
+_X264 = {"crf": "12", "threads": "1", "x264-params": "mbtree=0"}
 
 # What Pillow raises on files that are no images, are cut short, or unpack to an absurd size.
 _IMAGE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -305,7 +308,7 @@ def _write_mp4(path: Path, video_FYX3: np.ndarray, fps: float, metadata: dict[st
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
         if metadata:
             container.metadata["comment"] = _comment(metadata)
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "12"})
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=_X264)
         stream.height, stream.width, stream.pix_fmt = padded.shape[1], padded.shape[2], "yuv420p"
         # FFmpeg converts RGB with the BT.601 matrix; untagged, players of large videos would assume BT.709.
         stream.colorspace = Colorspace.SMPTE170M
