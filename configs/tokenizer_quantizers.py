@@ -59,7 +59,8 @@ def get_config(variant: str = "fsq"):
     if "long" in options:
         config.data.batch_size, config.train.num_steps = 8, 1000
     if "gan" in options:
-        config.perceptual.net, config.perceptual.weight = "alex", 0.2
+        # With ten times as much beside the pixel loss, decoders please AlexNet with a grid of 4 pixels.
+        config.perceptual.net, config.perceptual.weight = "alex", 0.02 * config.tokenizer.l2_weight
         config.adversarial.weight, config.adversarial.channels = 0.1, 16
         config.adversarial.learning_rate = 5e-4
         config.adversarial.start_step, config.adversarial.ramp_steps = 20, 40

@@ -94,7 +94,7 @@ def test_evaluating_again_gives_the_same_numbers(demo, tmp_path):
     first = json.loads((demo / "report" / "results.jsonl").read_text())
     for results in (again, first):
         results["reconstruction"] = {k: v for k, v in results["reconstruction"].items() if not k.endswith("_per_s")}
-    for key in ("reconstruction", "masked_cross_entropy", "prompt_accuracy"):
+    for key in ("reconstruction", "masked_cross_entropy", "prompt_accuracy", "prompt_accuracy_reconstructed"):
         assert again[key] == first[key]
 
 

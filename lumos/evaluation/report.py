@@ -29,6 +29,7 @@ def write(out: Path, results: dict[str, Any], runs: dict[str, Path]) -> Path:
     parts = [f"<h1>{html.escape(str(results['name']))}</h1>"]
     for title, key in (
         ("Prompt following", "prompt_accuracy"),
+        ("Prompt following of true clips, reconstructed", "prompt_accuracy_reconstructed"),
         ("Reconstruction", "reconstruction"),
         ("Continuation", "continuation"),
         ("Masked cross-entropy (nats)", "masked_cross_entropy"),
