@@ -11,7 +11,8 @@ Runs:      lumos data shapes --config=configs/generation_by_tokenizer.py:fsq,tok
              lumos train    --config=configs/generation_by_tokenizer.py:$t,transformer --workdir=by_tokenizer/$t/transformer
              lumos evaluate --workdir=by_tokenizer/$t/transformer --out=by_tokenizer/$t/report
            done
-Expected:  not measured yet as a whole (docs/results.md): `larp` 22.7 dB, 86 % of its codes in use, masked cross-entropy 1.06 nats
+Expected:  docs/results.md: `fsq_plain` follows prompts best (shapes 81 %, directions 97 %), `fsq` 58 and 86 %; `lfq` and `larp` lose
+           the shapes in the tokenizer (31 and 28 %); `larp_prior` has 30 and 28 %. About 4 minutes and 16 minutes each.
 """
 
 import math

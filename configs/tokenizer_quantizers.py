@@ -14,8 +14,8 @@ Runs:      lumos data record --game=vizdoom --out=gameplay --clips=2048
            python benchmarks/haar_baseline.py --config=configs/tokenizer_quantizers.py:vq --split=validation
 Needs:     lumos-video[games,metrics]
 Expected:  docs/results.md, section "Tokenizers". On held-out episodes a Haar coder of the same bits has 22.6 dB; VQ 24.5, FSQ 23.9, SimVQ 23.6,
-           LFQ 23.2, BSQ 22.9, IBQ 21.1; with ",long" (5 min) VQ 25.1 and FSQ 24.7. The adversarial stage takes 13-19 % from rFVD and
-           23-36 % from LPIPS. Levels that training never shows give the same order.
+           LFQ 23.2, BSQ 22.9, IBQ 21.1; with ",long" (5 min) VQ 25.1 and FSQ 24.7. The adversarial stage takes 9-15 % from rFVD and
+           17-31 % from LPIPS for 0.1 dB. Levels that training never shows give the same order.
 """
 
 from lumos import config as lumos_config
