@@ -39,7 +39,7 @@ def get_config(variant: str = "fsq,transformer"):
         if holistic:
             t.body, t.clip, t.num_queries = "holistic", config.data.buckets[0], num_tokens
             t.channels, t.num_res_blocks, t.code_dim = 192, 4, 16
-            t.prior_weight, t.entropy_weight = 0.01 if kind == "larp_prior" else 0.0, 0.02
+            t.prior_weight, t.entropy_weight = 0.001 if kind == "larp_prior" else 0.0, 0.02
         config.optimizer.learning_rate = 2e-3 if holistic else 3e-3
     else:
         config.data.path = f"by_tokenizer/{kind}/tokens"
