@@ -12,7 +12,7 @@ Runs:      lumos data shapes --config=configs/generation_by_tokenizer.py:fsq,tok
              lumos evaluate --workdir=by_tokenizer/$t/transformer --out=by_tokenizer/$t/report
            done
 Expected:  docs/results.md: `fsq_plain` follows prompts best (shapes 81 %, directions 97 %), `fsq` 58 and 86 %; `lfq` and `larp` lose
-           the shapes in the tokenizer (31 and 28 %); `larp_prior` has 30 and 28 %. About 4 minutes and 16 minutes each.
+           the shapes in the tokenizer (31 and 28 %); `larp_prior` has 20 and 97 %. About 4 minutes and 16 minutes each.
 """
 
 import math
