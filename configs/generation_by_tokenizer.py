@@ -1,4 +1,4 @@
-"""Which tokenizer is better for generation: one 5M transformer and budget on the tokens of five of equal bits.
+r"""Which tokenizer is better for generation: one 5M transformer and budget on the tokens of five of equal bits.
 
 The data of the demo (moving_shapes, 9 frames of 48x48), 108 tokens of 10 bits a clip. `fsq_plain` is without the losses that
 spread latents over the codes; `larp` and `larp_prior` differ in the prior's loss. Their tokens have no place: to the transformer
@@ -6,7 +6,7 @@ they are one frame, unmasked in as many steps as three of the others.
 Runs:      lumos data shapes --config=configs/generation_by_tokenizer.py:fsq,tokenizer
            for t in fsq fsq_plain lfq larp larp_prior; do
              lumos train    --config=configs/generation_by_tokenizer.py:$t,tokenizer   --workdir=by_tokenizer/$t/tokenizer
-             lumos tokenize --config=configs/generation_by_tokenizer.py:$t,tokenizer   --workdir=by_tokenizer/$t/tokenizer \\
+             lumos tokenize --config=configs/generation_by_tokenizer.py:$t,tokenizer   --workdir=by_tokenizer/$t/tokenizer \
                             --out=by_tokenizer/$t/tokens
              lumos train    --config=configs/generation_by_tokenizer.py:$t,transformer --workdir=by_tokenizer/$t/transformer
              lumos evaluate --workdir=by_tokenizer/$t/transformer --out=by_tokenizer/$t/report

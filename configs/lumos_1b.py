@@ -1,9 +1,10 @@
-"""Lumos-1 "1B" (1.5 B parameters; arXiv 2507.08801): 25 frames of 448x256 at 12 fps, AR-DF on Cosmos DV4x8x8 tokens.
+r"""Lumos-1 "1B" (1.5 B parameters; arXiv 2507.08801): 25 frames of 448x256 at 12 fps, AR-DF on Cosmos DV4x8x8 tokens.
 
 12,544 codes and 256 text slots. The variant "lumos1" adds the markers of the released models (sizes, newlines, frame rate: 258
 tokens); they cost 3 % of MFU on a TPU, as frames no longer fill whole blocks of the attention kernel (docs/plans.md).
 
-Run:       lumos train --config=configs/lumos_1b.py --workdir=... --config.data.path=TOKENS --config.mesh.fsdp=64
+Run:       lumos train --config=configs/lumos_1b.py --workdir=... --config.data.path=TOKENS \
+             --config.tokenizer_workdir=TOKENIZER --config.mesh.fsdp=64    (64 devices; docs/plans.md has others)
 Expected:  not trained here; shapes and parameter counts are tested (tests/test_configs.py).
 """
 

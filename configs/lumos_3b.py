@@ -1,6 +1,7 @@
-"""Lumos-1 "3B" (3.6 B parameters; arXiv 2507.08801): as configs/lumos_1b.py, another size.
+r"""Lumos-1 "3B" (3.6 B parameters; arXiv 2507.08801): as configs/lumos_1b.py, another size.
 
-Run:       lumos train --config=configs/lumos_3b.py --workdir=... --config.data.path=TOKENS
+Run:       lumos train --config=configs/lumos_3b.py --workdir=... --config.data.path=TOKENS \
+             --config.tokenizer_workdir=TOKENIZER
 Expected:  not trained here; shapes and parameter counts are tested (tests/test_configs.py).
 """
 

@@ -1,16 +1,17 @@
-"""Six quantisers at equal bits (10 a cell), the same S network, recorded gameplay at 64x64; then the adversarial stage.
+r"""Six quantisers at equal bits (10 a cell), the same network of 0.92 M parameters, recorded gameplay at 64x64; then the adversarial stage.
 
 Runs:      lumos data record --game=vizdoom --out=gameplay --clips=2048
            lumos data index  --input=gameplay/clips.jsonl --out=gameplay/manifest.jsonl
            for q in fsq lfq bsq vq simvq ibq; do
              lumos train    --config=configs/tokenizer_quantizers.py:$q     --workdir=quantizers/$q
-             lumos train    --config=configs/tokenizer_quantizers.py:$q,gan --workdir=quantizers/$q,gan \\
+             lumos train    --config=configs/tokenizer_quantizers.py:$q,gan --workdir=quantizers/$q,gan \
                --init_from=quantizers/$q --fresh=discriminator
              for run in $q $q,gan; do for split in validation test; do
-               lumos evaluate --workdir=quantizers/$run --out=quantizers/$run/$split --config.evaluate.split=$split \\
+               lumos evaluate --workdir=quantizers/$run --out=quantizers/$run/$split --config.evaluate.split=$split \
                  --config.evaluate.networks='("alex", "i3d")'
              done; done
            done
+           for q in fsq vq; do lumos train --config=configs/tokenizer_quantizers.py:$q,long --workdir=quantizers/$q,long; done
            python benchmarks/haar_baseline.py --config=configs/tokenizer_quantizers.py:vq --split=validation
 Needs:     lumos-video[games,metrics]
 Expected:  docs/results.md, section "Tokenizers". On held-out episodes a Haar coder of the same bits has 22.6 dB; VQ 24.5, FSQ 23.9, SimVQ 23.6,
@@ -43,7 +44,7 @@ def get_config(variant: str = "fsq"):
         config.tokenizer.commitment_weight = 0.02
     if quantizer == "bsq":  # weighed by the temperature
         config.tokenizer.entropy_temperature, config.tokenizer.entropy_weight = 0.05, 0.008 / 0.05
-        config.tokenizer.commitment_weight = 0.02
+        config.tokenizer.commitment_weight = 0.002
     if quantizer == "simvq":
         config.tokenizer.l1_weight, config.tokenizer.l2_weight = 2.0, 10.0
     config.data.source, config.data.path = "clips", "gameplay/manifest.jsonl"

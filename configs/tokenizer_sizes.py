@@ -1,7 +1,7 @@
 """Causal video tokenizers, 4x8x8 compression, sizes XS, S, M, B (variants xs, s, m, b).
 
 Run:       lumos train --config=configs/tokenizer_sizes.py:s --workdir=... --config.data.path=clips.jsonl
-Expected:  0.48 M, 1.4 M, 26 M, 105 M parameters (tests/test_configs.py); trained figures are in docs/results.md.
+Expected:  0.48 M, 1.4 M, 26 M, 105 M parameters; not trained here (configs/tokenizer_quantizers.py is nearest to S).
 """
 
 from lumos import config as lumos_config

@@ -1,7 +1,8 @@
-"""Small transformers for study runs, compact layout, 17 frames of 64x64: variants 1m, 5m, 20m, 100m.
+r"""Small transformers for study runs, compact layout, 17 frames of 64x64: variants 1m, 5m, 20m, 100m.
 
-Run:       lumos train --config=configs/transformer_small.py:20m --workdir=... --config.data.path=TOKENS
-Expected:  parameter counts are tested (tests/test_configs.py); figures of trained runs are in docs/results.md.
+Run:       lumos train --config=configs/transformer_small.py:20m --workdir=... --config.data.path=TOKENS \
+             --config.tokenizer_workdir=TOKENIZER
+Expected:  parameter counts within 25 % of the names (tests/test_configs.py); not trained here.
 """
 
 from lumos import config as lumos_config

@@ -37,7 +37,7 @@ resources:
     max_restarts_on_errors: {job.max_restarts}
     recover_on_exit_codes: [{EXIT_PREEMPTED}]{image}
 setup: |
-  {job.setup}
+  {job.install}
 run: |
   {join}
   exec {job.command}

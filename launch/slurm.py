@@ -30,7 +30,7 @@ def render(job: Job) -> str:
 # SIGTERM comes two minutes before the limit, or at preemption; the run saves itself and exits with {EXIT_PREEMPTED}.
 set -uo pipefail
 
-{job.setup}
+{job.install}
 {devices}export JAX_COORDINATOR_ADDRESS="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((61000 + SLURM_JOB_ID % 4000))"
 
 srun --kill-on-bad-exit=1 --wait=120 bash -c '

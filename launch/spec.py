@@ -21,7 +21,7 @@ class Job:
     per: str = "node"  # node | gpu: what gets a process of its own (GPUs)
     max_restarts: int = 100
     time_limit: str = "24:00:00"  # SLURM
-    setup: str = "pip install --quiet lumos-video"  # run once on each host before the verb
+    setup: str = ""  # shell command before the verb; "" = install lumos with jax for the devices
 
     def __post_init__(self):
         if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", self.name):
@@ -41,6 +41,10 @@ class Job:
     def command(self) -> str:
         """The command of one process, quoted for a shell. The run refuses to start on fewer devices than it should have."""
         return f"env LUMOS_NUM_DEVICES={self.topology.num_devices} {shlex.join(['lumos', *self.verb])}"
+
+    @property
+    def install(self) -> str:
+        return self.setup or f"pip install --quiet 'lumos-video[{'tpu' if self.topology.is_tpu else 'gpu'}]'"
 
     @property
     def num_nodes(self) -> int:

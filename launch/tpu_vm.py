@@ -40,7 +40,7 @@ delete() {{ tpu queued-resources delete "$name" --quiet --force || true; }}
 run() {{
   tpu tpu-vm ssh "$name" --worker=all --command="$(cat <<'REMOTE'
 set -e
-{job.setup}
+{job.install}
 export LUMOS_CLUSTER=tpu
 exec {job.command}
 REMOTE

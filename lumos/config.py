@@ -80,7 +80,7 @@ class TokenizerConfig:
     temporal_compression: int = 4  # frames per latent frame (the first frame has its own)
     z_channels: int = 16  # width before and after the quantiser's projection
     # Sizes of the factors of a code; their product is the codebook size. FSQ: levels of each channel; LFQ and BSQ: a 2
-    # for each bit; VQ, SimVQ and IBQ: only the product counts.
+    # for each bit; VQ, SimVQ, IBQ and SVQ: only the product counts.
     levels: tuple[int, ...] = (8, 5, 5, 5)
     quantizer: str = "fsq"  # fsq | lfq | bsq | vq (with EMA) | simvq | ibq | svq (stochastic, LARP)
     # Several codes for each latent cell (parts): of slices of the channels (grouped), of what the codes before left over
@@ -93,10 +93,9 @@ class TokenizerConfig:
     entropy_weight: float = 0.1  # confident positions, evenly used codes (LFQ, BSQ, IBQ, SVQ)
     fsq_entropy_weight: float = 0.0  # the same for FSQ, whose codes long training spreads by itself
     fsq_latent_weight: float = 0.0  # squares of FSQ latents: keeps them where tanh has a gradient
-    entropy_temperature: float = 0.01  # of the code probabilities in the entropies
-    entropy_boost_steps: int = (
-        2000  # the entropy weight starts three times as large and falls to itself over these steps
-    )
+    entropy_temperature: float = 0.01  # of the code probabilities in the entropies (LFQ, BSQ, IBQ)
+    # The entropy weight starts three times as large and falls to itself over these steps.
+    entropy_boost_steps: int = 2000
     codebook_decay: float = 0.99  # of the running counts and sums (VQ)
     codebook_reset: float = 0.1  # codes used less than this share of the mean move to a random latent (VQ); 0 = never
     outer_norm: bool = False  # norms before the bottleneck and the output (the Cosmos shape has them)
@@ -133,9 +132,8 @@ class AdversarialConfig:
     discriminator: str = "video"  # video (patches in time and space) | frame (patches of single frames) | both
     channels: int = 32  # width of the discriminator's first layer
     num_layers: int = 3  # strided layers, each twice as wide as the one before (at most 8 times the first)
-    feature_weight: float = (
-        0.0  # feature matching: distance between the discriminator's features of video and reconstruction
-    )
+    # Feature matching: distance between the discriminator's features of video and reconstruction.
+    feature_weight: float = 0.0
     lecam_weight: float = 0.0  # LeCAM regularisation
     r1_weight: float = 0.0  # gradient penalty on real clips
     learning_rate: float = 1e-4  # of the discriminator, with the schedule of config.optimizer

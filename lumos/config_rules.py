@@ -150,8 +150,7 @@ def _check_tokenizer(tokenizer: TokenizerConfig) -> None:
             f"config.tokenizer.composition='residual' does not go with {tokenizer.quantizer}; allowed: fsq (with levels of 2: "
             "bits), vq, simvq"
         )
-    if tokenizer.body == "holistic":
-        _check_holistic(tokenizer)
+    (_check_holistic if tokenizer.body == "holistic" else _check_causal)(tokenizer)
     if tokenizer.parts > 16 or (tokenizer.parts == 1) != (tokenizer.composition == "single"):
         raise UserError(
             f"config.tokenizer.parts={tokenizer.parts} does not go with composition {tokenizer.composition!r}: 1 part is "
@@ -159,11 +158,30 @@ def _check_tokenizer(tokenizer: TokenizerConfig) -> None:
         )
     if tokenizer.entropy_temperature <= 0:
         raise UserError(f"config.tokenizer.entropy_temperature={tokenizer.entropy_temperature} must be positive")
-    downs = int(math.log2(tokenizer.spatial_compression // tokenizer.patch_size))
-    if downs >= len(tokenizer.channel_mult):
+    if tokenizer.part_drop and tokenizer.composition not in ("residual", "layers"):
         raise UserError(
-            f"config.tokenizer.spatial_compression={tokenizer.spatial_compression} needs {downs} strided levels beyond the "
-            f"patcher, so channel_mult needs at least {downs + 1} entries, got {len(tokenizer.channel_mult)}"
+            "config.tokenizer.part_drop leaves out the last parts of a code: it needs composition 'residual' or 'layers'"
+        )
+    if tokenizer.composition == "residual" and (tokenizer.fsq_entropy_weight or tokenizer.fsq_latent_weight):
+        raise UserError(
+            "config.tokenizer.fsq_entropy_weight and fsq_latent_weight have no effect with composition 'residual'; set both to 0"
+        )
+
+
+def _check_causal(tokenizer: TokenizerConfig) -> None:
+    for name in ("num_queries", "clip", "prior_weight"):
+        if getattr(tokenizer, name):
+            raise UserError(f"config.tokenizer.{name} is for body 'holistic'; this one is {tokenizer.body!r}")
+    space, time = (
+        int(math.log2(compression // tokenizer.patch_size))
+        for compression in (tokenizer.spatial_compression, tokenizer.temporal_compression)
+    )
+    # The decoder doubles time from its second level on, and space with it, or from the first where there is more of it.
+    needed = 1 + max(space + (space <= time) if space else 0, time + 1 if time else 0)
+    if needed > len(tokenizer.channel_mult):
+        raise UserError(
+            f"config.tokenizer.channel_mult={tokenizer.channel_mult} needs at least {needed} entries: beyond the patcher, space is "
+            f"halved {space} times and time {time} times"
         )
 
 
@@ -192,6 +210,10 @@ def _check_data(config: Config) -> None:
         check_clip_shape(frames, height, width, tokenizer)
     if not config.data.buckets:
         raise UserError("config.data.buckets is empty; give at least one (frames, height, width)")
+    if config.task == "tokenizer":
+        _check_frame_sizes(config)
+        if config.data.image_fraction and tokenizer.body == "holistic":
+            raise UserError("config.data.image_fraction must be 0: a holistic tokenizer takes clips of one size")
     if config.text.template:
         found = re.findall(r"{(\w*)}", config.text.template)
         unknown = set(found) - {"caption", "width", "height", "frames", "fps"}
@@ -212,6 +234,24 @@ def _check_data(config: Config) -> None:
             raise UserError(
                 f"config.sequence.grid={config.sequence.grid}: the lumos1 style writes sizes in units of {unit} latent "
                 f"cells, so rows and columns must be multiples of {unit}"
+            )
+
+
+def _check_frame_sizes(config: Config) -> None:
+    """Networks and metrics have a smallest frame, below which nothing is left of it."""
+    c, smallest = config.perceptual, min(min(height, width) for _, height, width in config.data.buckets)
+    needed = {"SSIM": 11}
+    if c.weight or c.gram_weight:  # three rows and columns are cut off (tokenizers/losses.py)
+        needed[f"config.perceptual.net={c.net!r}"] = 34 if c.net == "alex" else 19
+    needed |= {
+        f"{name!r} of config.evaluate.networks": size
+        for name, size in (("alex", 31), ("vgg", 16))
+        if name in config.evaluate.networks
+    }
+    for name, size in needed.items():
+        if smallest < size:
+            raise UserError(
+                f"config.data.buckets={config.data.buckets}: {name} needs frames of at least {size}x{size} pixels"
             )
 
 

@@ -50,8 +50,8 @@ def _data_index(values, overrides):
     from lumos import config
     from lumos.data.index import index
 
-    data = config.load(values.config, overrides).data if values.config else config.parse(config.default()).data
-    print(index(values.input, values.out, data))
+    c = config.load(values.config, overrides) if values.config else config.override(config.Config(), overrides)
+    print(index(values.input, values.out, c.data))
 
 
 def _data_shapes(values, overrides):
@@ -81,8 +81,8 @@ def _data_vocab(values, overrides):
     from lumos.data.text import train_vocab
 
     captions = [row["caption"] for row in read_manifest(values.manifest)]
-    text = config.load(values.config, overrides).text if values.config else config.parse(config.default()).text
-    tokenizer = train_vocab(captions, values.out, text.vocab_size)
+    c = config.load(values.config, overrides) if values.config else config.override(config.Config(), overrides)
+    tokenizer = train_vocab(captions, values.out, c.text.vocab_size)
     print(f"{values.out}: {tokenizer.vocab_size} pieces")
 
 
@@ -202,7 +202,7 @@ VERBS: dict[str, tuple[Callable, Callable]] = {
         _flags(
             _text("input", None, "folder, glob, or CSV/JSONL/parquet list of clips", required=True),
             _text("out", None, "manifest to write, .jsonl", required=True),
-            _text("config", None, "config file whose data section sets fps and limits"),
+            _text("config", None, "config file whose data section sets limits and threads"),
         ),
         _data_index,
     ),
@@ -291,7 +291,11 @@ VERBS: dict[str, tuple[Callable, Callable]] = {
             _text("name", "lumos", "of the job"),
             _text("image", "", "container image (gke, skypilot)"),
             _text("per", "node", "node | gpu: what gets a process of its own (slurm)"),
-            _text("setup", "", "shell command before the verb on every host"),
+            _text(
+                "setup",
+                "",
+                "shell command before the verb (slurm: once, in the batch script; tpu-vm, skypilot: on every host)",
+            ),
             _text("time_limit", "24:00:00", "of one SLURM allocation; the job is requeued after it"),
             _number("max_restarts", 100, "after failures and preemptions"),
             _switch("dry_run", False, "print the file instead of submitting it"),

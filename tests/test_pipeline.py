@@ -142,11 +142,13 @@ def test_evaluation_is_one_ordered_pass(tokens):
     assert [clip_ids(batch) for batch in parts[1]] == [[2, 3], [6, 7]]
 
 
-def test_a_small_evaluation_set_fills_one_batch(tmp_path):
+@pytest.mark.parametrize("divisor, seen", [(1, [0, 1, 2]), (2, [0, 1]), (4, [0, 1, 2, 0])])
+def test_a_small_evaluation_set_is_one_small_batch(tmp_path, divisor, seen):
+    """Clips come twice only where there are fewer of them than devices."""
     path = write_tokens(tmp_path / "t", range(3))
     config = make_config("tokens", path, buckets=((9, 32, 48),), batch_size=8)
-    with make_pipeline(config, "train", process_index=0, process_count=1, train=False) as pipeline:
-        assert [clip_ids(batch) for batch in pipeline] == [[0, 1, 2, 0, 1, 2, 0, 1]]
+    with make_pipeline(config, "train", process_index=0, process_count=1, train=False, divisor=divisor) as pipeline:
+        assert [clip_ids(batch) for batch in pipeline] == [seen]
 
 
 # Buckets, images, mixtures -------------------------------------------------------------------------------------------

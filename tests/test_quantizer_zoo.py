@@ -84,7 +84,7 @@ def test_bsq_lies_on_the_sphere_and_weighs_its_entropy_by_the_temperature():
     quantized = bsq(z)
     np.testing.assert_allclose(quantized.codes, [[0.5, -0.5, -0.5, -0.5]], atol=1e-6)
     assert quantized.indices[0] == 1
-    np.testing.assert_allclose(quantized.losses["commitment"], 0.25 * np.mean([0.01, 0.09, 0.25, 0.25]), rtol=1e-5)
+    np.testing.assert_allclose(quantized.losses["commitment"], 0.25 * np.sum([0.01, 0.09, 0.25, 0.25]), rtol=1e-5)
     p = 1 / (1 + np.exp(-4 * np.array([0.6, -0.8, 0, 0]) * 0.5 / 0.5))
     expected = -(p * np.log(p) + (1 - p) * np.log(1 - p)).sum()  # one position: both entropies are equal
     per_position, of_mean = bit_entropies(4 * jnp.array([[0.6, -0.8, 0, 0]]))

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from lumos import cli
+from lumos.data import index
 from lumos.data.text import DEFAULT_MODEL, TextTokenizer, default_corpus, train_vocab
 from lumos.errors import UserError
 
@@ -18,6 +20,15 @@ def test_shipped_model(tokenizer):
     words = "red green blue yellow circle square triangle cross left right up down moving moves the small large"
     for word in words.split():
         assert tokenizer.pieces(word) == ["▁" + word]
+
+
+def test_the_vocabulary_size_is_set_without_a_config_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(index, "read_manifest", lambda path: [{"caption": "a red circle moves left"}] * 9)
+    arguments = ["data", "vocab", "--manifest=clips.jsonl", f"--out={tmp_path / 'text.model'}"]
+    assert cli.main([*arguments, "--config.text.vocab_size=280"]) == 0
+    assert "280 pieces" in capsys.readouterr().out
+    assert cli.main([*arguments, "--config.text.vocabsize=280"]) == 2
+    assert "did you mean" in capsys.readouterr().err
 
 
 def test_ids_are_right_aligned_after_the_beginning(tokenizer):

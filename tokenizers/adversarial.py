@@ -65,21 +65,21 @@ def generator_gradients(
 
 def discriminator_terms(
     discriminator: Discriminator, recon: jax.Array, video: jax.Array, config: AdversarialConfig
-) -> dict[str, jax.Array]:
-    """Return the discriminator's weighted losses ("discriminator", "lecam", "r1") and its mean logits."""
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Return the discriminator's weighted losses ("discriminator", "lecam", "r1"), means over its networks, and the mean
+    logits of each network for real and for made clips, [N, 2]."""
     real, fake = discriminator(video)[0], discriminator(recon)[0]
-    terms = {
-        "discriminator": _mean(discriminator_loss(r, f, config.loss) for r, f in zip(real, fake)),
-        "real_logit": _mean(x.mean() for x in real),
-        "fake_logit": _mean(x.mean() for x in fake),
-    }
+    terms = {"discriminator": _mean(discriminator_loss(r, f, config.loss) for r, f in zip(real, fake))}
     if config.lecam_weight:
-        means = discriminator.mean_logits[...]
-        terms["lecam"] = config.lecam_weight * _mean(lecam(r, f, means) for r, f in zip(real, fake))
+        means_N2 = discriminator.mean_logits[...]
+        terms["lecam"] = config.lecam_weight * _mean(lecam(*parts) for parts in zip(real, fake, means_N2))
     if config.r1_weight:
-        gradient = jax.grad(lambda x: sum(logits.mean(axis=(1, 2, 3)).sum() for logits in discriminator(x)[0]))(video)
-        terms["r1"] = config.r1_weight * jnp.square(gradient).sum(axis=(1, 2, 3, 4)).mean()
-    return terms
+        # One pull-back of all networks' logits, then one gradient for each.
+        logits, pull = jax.vjp(lambda x: [logits.mean(axis=(1, 2, 3)) for logits in discriminator(x)[0]], video)
+        pick = [[jnp.full_like(x, i == j) for j, x in enumerate(logits)] for i in range(len(logits))]
+        penalties = [jnp.square(pull(one)[0]).sum(axis=(1, 2, 3, 4)).mean() for one in pick]
+        terms["r1"] = config.r1_weight * _mean(penalties)
+    return terms, jnp.stack([jnp.stack([r.mean(), f.mean()]) for r, f in zip(real, fake)])
 
 
 def generator_loss(logits: jax.Array, kind: str) -> jax.Array:

@@ -25,7 +25,6 @@ from flax import nnx
 
 from lumos.config import TokenizerConfig
 from lumos.config_rules import check_clip_shape
-from lumos.errors import UserError
 from lumos.model.definition import Definition
 from lumos.tokenizers.composed_quantizers import token_grid
 from lumos.tokenizers.holistic import HolisticVAE
@@ -33,6 +32,8 @@ from lumos.tokenizers.layers import NORMS, Attention, Dense, Downsample, Factori
 from lumos.tokenizers.quantizers import Quantized, make_quantizer
 from lumos.tokenizers.streaming import Stream
 from lumos.tokenizers.wavelet import haar_patch, haar_unpatch
+
+ENCODER_PARTS = ("encoder", "quant_conv", "quantizer")  # the parameters that make tokens
 
 
 class Stage(nnx.Module):
@@ -126,11 +127,6 @@ class Decoder(nnx.Module):
         first = 0 if num_space > num_time else 1
         in_space, in_time = range(first, first + num_space), range(1, 1 + num_time)
         num_used = 1 + max([*in_space, *in_time], default=-1)
-        if num_used > top:
-            raise UserError(
-                f"config.tokenizer.channel_mult={config.channel_mult}: {num_space} strides in space and {num_time} in "
-                f"time beyond the patcher need at least {num_used + 1} entries"
-            )
         for position in range(num_used):
             level = top - position
             if position in in_space or position in in_time:

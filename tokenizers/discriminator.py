@@ -41,14 +41,15 @@ class PatchDiscriminator(nnx.Module):
 
 
 class Discriminator(nnx.Module):
-    """The configured discriminators and, for LeCAM, the running means of their logits for real and for made clips."""
+    """The configured discriminators and, for LeCAM, the running mean logits [N, 2] of each for real and for made clips."""
 
     def __init__(self, config: AdversarialConfig, rngs: nnx.Rngs):
         if config.discriminator in ("video", "both"):
             self.video = PatchDiscriminator(config, rngs, over_time=True)
         if config.discriminator in ("frame", "both"):
             self.frame = PatchDiscriminator(config, rngs, over_time=False)
-        self.mean_logits = statistic(jnp.zeros(2), (None,))
+        num_nets = 2 if config.discriminator == "both" else 1
+        self.mean_logits = statistic(jnp.zeros((num_nets, 2)), (None, None))
 
     def __call__(self, video_BFYXC: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
         """Return the logits of each discriminator and the features of all of them."""

@@ -35,16 +35,15 @@ class HolisticVAE(nnx.Module):
 
     def __init__(self, config: TokenizerConfig, rngs: nnx.Rngs):
         self.config = config
-        width, depth = config.channels, config.num_res_blocks
         self._side = config.spatial_compression // config.patch_size
         patch_dim = 3 * config.patch_size**3 * self._side**2
         self.quantizer = make_quantizer(config, rngs)
-        self.encoder = HolisticEncoder(patch_dim, width, depth, self._places(), rngs, gain=config.patch_size**1.5)
-        self.quant_conv = Dense(width, self.quantizer.dim, rngs, axis=None)
-        self.post_quant_conv = Dense(self.quantizer.dim, width, rngs, axis=None)
-        self.decoder = HolisticDecoder(patch_dim, width, depth, rngs)
+        self.encoder = HolisticEncoder(patch_dim, config, self._places(), rngs)
+        self.quant_conv = Dense(config.channels, self.quantizer.dim, rngs, axis=None)
+        self.post_quant_conv = Dense(self.quantizer.dim, config.channels, rngs, axis=None)
+        self.decoder = HolisticDecoder(patch_dim, config, rngs)
         if config.prior_weight:
-            self.prior = Prior(self.quantizer.dim, width, depth, rngs)
+            self.prior = Prior(self.quantizer.dim, config, rngs)
 
     def latents(self, video_BFYXC: jax.Array) -> jax.Array:
         """Return what is quantised, float32 [B, 1, 1, N, d], for a video in [-1, 1]."""
@@ -114,10 +113,10 @@ class HolisticVAE(nnx.Module):
 class HolisticEncoder(nnx.Module):
     """Patches [B, P, C] -> outputs of the queries [B, N, width]."""
 
-    def __init__(self, patch_dim: int, width: int, depth: int, places_ND: np.ndarray, rngs: nnx.Rngs, *, gain: float):
-        self.embed = Dense(patch_dim, width, rngs, gain=gain)
+    def __init__(self, patch_dim: int, config: TokenizerConfig, places_ND: np.ndarray, rngs: nnx.Rngs):
+        self.embed = Dense(patch_dim, config.channels, rngs, gain=config.patch_size**1.5)
         self.queries = param(jnp.asarray(places_ND), (None, None))
-        self.blocks = Blocks(width, depth, rngs)
+        self.blocks = Blocks(config, rngs)
 
     def __call__(self, patches_BPC: jax.Array, positions_PD: np.ndarray) -> jax.Array:
         x = _with_blanks(self.embed(patches_BPC), len(self.queries))
@@ -128,9 +127,9 @@ class HolisticEncoder(nnx.Module):
 class HolisticDecoder(nnx.Module):
     """Quantised queries [B, N, width] -> patches [B, P, C]."""
 
-    def __init__(self, patch_dim: int, width: int, depth: int, rngs: nnx.Rngs):
-        self.blocks = Blocks(width, depth, rngs)
-        self.conv_out = Dense(width, patch_dim, rngs, axis=None, gain=0.0)
+    def __init__(self, patch_dim: int, config: TokenizerConfig, rngs: nnx.Rngs):
+        self.blocks = Blocks(config, rngs)
+        self.conv_out = Dense(config.channels, patch_dim, rngs, axis=None, gain=0.0)
 
     def __call__(self, tokens_BND: jax.Array, places_ND: np.ndarray, positions_PD: np.ndarray) -> jax.Array:
         x = _with_blanks(tokens_BND, len(positions_PD))
@@ -144,15 +143,18 @@ def _with_blanks(x_BLD: jax.Array, num: int) -> jax.Array:
 
 
 class Prior(nnx.Module):
-    """Autoregressive model of the code vectors: the next vector, compared with every code (LARP section 3.3)."""
+    """Autoregressive model of the code vectors: the next vector, compared with every code (LARP section 3.3).
+
+    LARP also reads its own predictions in a second round, and learns 50 times faster than the tokenizer; this one does not.
+    """
 
     TEMPERATURE = 0.03
 
-    def __init__(self, dim: int, width: int, depth: int, rngs: nnx.Rngs):
+    def __init__(self, dim: int, config: TokenizerConfig, rngs: nnx.Rngs):
         self.start = param(0.02 * jax.random.normal(rngs.params(), (dim,)), (None,))
-        self.embed = Dense(dim, width, rngs)
-        self.blocks = Blocks(width, depth, rngs, causal=True)
-        self.head = Dense(width, dim, rngs, axis=None)
+        self.embed = Dense(dim, config.channels, rngs)
+        self.blocks = Blocks(config, rngs, causal=True)
+        self.head = Dense(config.channels, dim, rngs, axis=None)
 
     def loss(self, codes_BND: jax.Array, indices_BN: jax.Array, table_KD: jax.Array) -> jax.Array:
         """Return the mean cross-entropy in nats. Gradients reach the codes that are read, not the table."""
@@ -167,14 +169,17 @@ class Prior(nnx.Module):
 class Blocks(nnx.Module):
     """Pre-norm transformer blocks and a last norm over [B, L, D]; positions [L, D] are seen by attention alone."""
 
-    def __init__(self, width: int, depth: int, rngs: nnx.Rngs, *, causal: bool = False):
-        self._causal = causal
-        self.layers = nnx.Dict({str(i): Block(width, rngs) for i in range(depth)})
-        self.norm = LayerNorm(width)
+    def __init__(self, config: TokenizerConfig, rngs: nnx.Rngs, *, causal: bool = False):
+        self._remat, self._causal = config.remat, causal
+        self.layers = nnx.Dict({str(i): Block(config.channels, rngs) for i in range(config.num_res_blocks)})
+        self.norm = LayerNorm(config.channels)
 
     def __call__(self, x_BLD: jax.Array, positions_LD: jax.Array) -> jax.Array:
+        positions_LD = positions_LD.astype(x_BLD.dtype)
         for i in range(len(self.layers)):
-            x_BLD = self.layers[str(i)](x_BLD, positions_LD.astype(x_BLD.dtype), self._causal)
+            graph, params = nnx.split(self.layers[str(i)])
+            run = lambda params, x, graph=graph: nnx.merge(graph, params)(x, positions_LD, self._causal)
+            x_BLD = (jax.checkpoint(run) if self._remat else run)(params, x_BLD)
         return self.norm(x_BLD)
 
 

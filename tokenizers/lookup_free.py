@@ -32,7 +32,7 @@ class LFQ(Quantizer):
     def __call__(self, z: jax.Array, key: jax.Array | None = None) -> Quantized:
         z, c = self._prepare(z.astype(jnp.float32)), self._config
         codes = straight_through(z, self._nearest)
-        commitment = jnp.square(z - jax.lax.stop_gradient(codes)).mean()
+        commitment = self._commitment_scale * jnp.square(z - jax.lax.stop_gradient(codes)).mean()
         # Distances to the two values of a bit differ by 4 z scale: the logit of softmax(2 z . code / temperature).
         per_position, of_mean = bit_entropies(4 * self._scale * z / c.entropy_temperature)
         losses = {
@@ -53,27 +53,23 @@ class LFQ(Quantizer):
     def _nearest(self, z: jax.Array) -> jax.Array:
         return jnp.where(z > 0, self._scale, -self._scale).astype(jnp.float32)
 
-    @property
-    def _entropy_scale(self) -> float:
-        return 1.0
+    _entropy_scale = _commitment_scale = 1.0
 
 
 class BSQ(LFQ):
     """Binary spherical quantisation (arXiv 2406.07548): latents and codes lie on the unit sphere, codes are +-1/sqrt(dim).
 
-    The entropies are weighed by the temperature (equation 9 with 1 / temperature = their inverse temperature).
+    The entropies are weighed by the temperature (equation 9 with 1 / temperature = their inverse temperature); the
+    commitment is the squared distance, where LFQ takes its mean over channels.
     """
 
     def __init__(self, config: TokenizerConfig):
         super().__init__(config)
         self._scale = float(self.dim**-0.5)
+        self._entropy_scale, self._commitment_scale = config.entropy_temperature, float(self.dim)
 
     def _prepare(self, z: jax.Array) -> jax.Array:
         return z * jax.lax.rsqrt(jnp.square(z).sum(axis=-1, keepdims=True) + 1e-12)
-
-    @property
-    def _entropy_scale(self) -> float:
-        return self._config.entropy_temperature
 
 
 def bit_entropies(logits: jax.Array) -> tuple[jax.Array, jax.Array]:

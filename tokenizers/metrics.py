@@ -39,8 +39,6 @@ def ssim(video_BFYXC: jax.Array, other_BFYXC: jax.Array) -> jax.Array:
     runs over windows, RGB channels and frames. Frames must be at least 11 x 11.
     """
     batch, frames, rows, columns, colours = video_BFYXC.shape
-    if min(rows, columns) < 11:
-        raise ValueError(f"SSIM needs frames of at least 11 x 11 pixels, got {rows} x {columns}")
     a, b = (
         jnp.moveaxis(video.astype(jnp.float32), -1, 2).reshape(-1, rows, columns, 1)
         for video in (video_BFYXC, other_BFYXC)

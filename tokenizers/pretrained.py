@@ -15,7 +15,7 @@ from lumos.checkpoint import Checkpointer, fingerprint, read_config
 from lumos.errors import UserError
 from lumos.model.definition import Params
 from lumos.tokenizers.adversarial import make_training_definition
-from lumos.tokenizers.causal_vae import latent_shape, make_definition
+from lumos.tokenizers.causal_vae import ENCODER_PARTS, latent_shape, make_definition
 from lumos.tokenizers.composed_quantizers import cells_of
 from lumos.tokenizers.metrics import to_float, to_uint8
 from lumos.tokenizers.streaming import VideoStream
@@ -28,12 +28,12 @@ class Tokenizer:
 
     Attributes:
       config: its TokenizerConfig.
-      fingerprint: hash of the weights; token shards carry it.
+      fingerprint: hash of the weights that make tokens, those of the decoder left out; token shards carry it.
     """
 
     def __init__(self, config: config_lib.TokenizerConfig, params):
         self.config, self.params = config, params
-        self.fingerprint = fingerprint(params)
+        self.fingerprint = fingerprint({name: params[name] for name in ENCODER_PARTS if name in params})
         self._definition = definition = make_definition(config)
         self._encode = jax.jit(lambda params, video: definition.bind(params).encode(to_float(video)))
         self._decode = jax.jit(lambda params, tokens: to_uint8(definition.bind(params).decode(tokens)))

@@ -13,7 +13,7 @@ from lumos import sharding
 from lumos.config import Config
 from lumos.model.definition import Params
 from lumos.tokenizers import adversarial
-from lumos.tokenizers.causal_vae import make_definition
+from lumos.tokenizers.causal_vae import ENCODER_PARTS, make_definition
 from lumos.tokenizers.lookup_free import annealed
 from lumos.tokenizers.losses import PixelLoss
 from lumos.tokenizers.metrics import frame_psnr, psnr, ssim, to_float, to_uint8
@@ -29,7 +29,7 @@ class TokenizerTask:
     Attributes:
       definition: of everything that is trained: {"vae": ...}, beside it "discriminator" in adversarial training.
       vae: definition of the VAE alone.
-      groups, group_optimizers: see `lumos.training.step.Task`.
+      groups, group_optimizers, group_starts, new_terms_at: see `lumos.training.step.Task`.
     """
 
     def __init__(self, config: Config):
@@ -38,6 +38,8 @@ class TokenizerTask:
         self.vae = make_definition(config.tokenizer)
         self.definition = adversarial.make_training_definition(config)
         self.groups = self._groups()
+        starts = (config.adversarial.start_step, config.perceptual.start_step, config.perceptual.gram_start_step)
+        self.new_terms_at = frozenset(starts)
         self.group_optimizers = {
             "vae": config.optimizer,
             "discriminator": dataclasses.replace(
@@ -47,6 +49,7 @@ class TokenizerTask:
                 beta1=config.adversarial.beta1,
             ),
         }
+        self.group_starts = {"discriminator": config.adversarial.start_step}
         self.quantizer = self.vae.bind(self.vae.abstract).quantizer
         self._pixel_loss = PixelLoss(config)
         self._max_frames = max(frames for frames, _, _ in config.data.buckets)
@@ -64,10 +67,9 @@ class TokenizerTask:
         statistics: dict[str, Any] = {}
         if self.adversarial:
             recon, pull, quantized = jax.vjp(reconstruct, last, has_aux=True)
-            loss, metrics = self._adversarial_loss(params, recon, pull, video, step)
+            loss, metrics, logits_N2 = self._adversarial_loss(params, recon, pull, video, step)
             clips = jnp.float32(video.shape[0]) * adversarial.ramp(step, self.config.adversarial.start_step)
-            logits = jnp.stack([metrics["real_logit"], metrics["fake_logit"]])
-            statistics["discriminator"] = {"clips": clips, "logits": jax.lax.stop_gradient(logits) * clips}
+            statistics["discriminator"] = {"clips": clips, "logits": jax.lax.stop_gradient(logits_N2) * clips}
         else:
             recon, quantized = reconstruct(last)
             loss, metrics = self._pixel_loss(recon, video, step)
@@ -81,8 +83,8 @@ class TokenizerTask:
         metrics = {**metrics, **auxiliary, "psnr": 10 * jnp.log10(4 / jnp.maximum(metrics["l2"], 1e-12))}
         return loss * weight, weight, {name: value * weight for name, value in metrics.items()}, statistics
 
-    def _adversarial_loss(self, params, recon, pull, video, step) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Return both players' losses in one (see `adversarial`) and the metrics."""
+    def _adversarial_loss(self, params, recon, pull, video, step) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
+        """Return both players' losses in one (see `adversarial`), the metrics, and each network's mean logits."""
         c, stop = self.config.adversarial, jax.lax.stop_gradient
         fixed = stop(recon)
         (pixel_loss, metrics), d_pixels = jax.value_and_grad(self._pixel_loss, has_aux=True)(fixed, video, step)
@@ -99,10 +101,10 @@ class TokenizerTask:
         # The value of the loss with its known gradient at the pixels: nothing is differentiated twice.
         linear = (recon * stop(gradient)).sum()
         loss = stop(loss - linear) + linear
-        terms = adversarial.discriminator_terms(bind(params), fixed, video, c)
-        judged = sum(terms[name] for name in ("discriminator", "lecam", "r1") if name in terms)
-        loss += judged * adversarial.ramp(step, c.start_step)
-        return loss, {**metrics, **terms}
+        terms, logits_N2 = adversarial.discriminator_terms(bind(params), fixed, video, c)
+        metrics["real_logit"], metrics["fake_logit"] = logits_N2.mean(axis=0)
+        loss += sum(terms.values()) * adversarial.ramp(step, c.start_step)
+        return loss, {**metrics, **terms}, logits_N2
 
     def update_statistics(self, params: Params, statistics: dict[str, Any]) -> Params:
         """Return the parameters with what is learnt without gradients, after a step that summed `statistics`."""
@@ -118,10 +120,12 @@ class TokenizerTask:
 
     def evaluate_batch(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
         """Return sums over the clips of a batch; sums of several batches add up."""
-        video = batch["video"]
-        recon, quantized = self.vae.bind(params["vae"]).reconstruct(to_float(video))
-        recon, parts = to_uint8(recon), self.quantizer.by_part(quantized.indices)
-        frames = video.shape[1]
+        recon, quantized = self.vae.bind(params["vae"]).reconstruct(to_float(batch["video"]))
+        return self.measure(batch["video"], to_uint8(recon), quantized.indices)
+
+    def measure(self, video: jax.Array, recon: jax.Array, indices: jax.Array) -> dict[str, jax.Array]:
+        """Return what `evaluate_batch` does, of clips and reconstructions uint8 [B, F, Y, X, 3] and their tokens."""
+        parts, frames = self.quantizer.by_part(indices), video.shape[1]
         positions = jnp.arange(self._max_frames) < frames
         per_frame = frame_psnr(recon, video).sum(axis=0)
         return {
@@ -178,11 +182,8 @@ class TokenizerTask:
         return sharding.constrain(recon, (None,) * recon.ndim)  # every process of a run reads it
 
     def samples(self, params: Params, batch: Batch) -> tuple[np.ndarray, list[str]]:
-        """Return original, reconstruction and absolute error side by side, uint8 [B, F, Y, 3 X, 3], and their labels."""
-        recon = np.asarray(self._reconstruct_pixels(params, batch["video"]))
-        error = np.abs(recon.astype(np.int16) - np.asarray(batch["video"])).astype(np.uint8)
-        videos = np.concatenate([batch["video"], recon, error], axis=3)
-        return videos, ["original | reconstruction | error"] * len(videos)
+        """Return `side_by_side` of the clips."""
+        return side_by_side(np.asarray(batch["video"]), np.asarray(self._reconstruct_pixels(params, batch["video"])))
 
     def flops_per_step(self) -> float:
         """Return the matmul and convolution FLOPs of the VAE in a step: forward + backward = 3 forwards, first bucket."""
@@ -204,11 +205,17 @@ class TokenizerTask:
             names = [key.key for key in path]
             if names[0] == "discriminator":
                 return "discriminator" if trained else "frozen"
-            fixed = self.config.freeze_encoder and names[1] in ("encoder", "quant_conv", "quantizer")
+            fixed = self.config.freeze_encoder and names[1] in ENCODER_PARTS
             return "vae" if trained and not fixed else "frozen"
 
         groups = jax.tree_util.tree_map_with_path(group, self.definition.trained)
         return None if set(jax.tree.leaves(groups)) == {"vae"} else groups
+
+
+def side_by_side(video: np.ndarray, recon: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Return original, reconstruction and absolute error in a row, uint8 [B, F, Y, 3 X, 3], and their labels."""
+    error = np.abs(recon.astype(np.int16) - video).astype(np.uint8)
+    return np.concatenate([video, recon, error], axis=3), ["original | reconstruction | error"] * len(video)
 
 
 def _get(tree: Params, path: tuple[str, ...]) -> jax.Array:

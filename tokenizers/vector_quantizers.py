@@ -75,6 +75,7 @@ class VQ(_Table):
         total = counts.sum()
         smoothed = (counts + 1e-7) / (total + size * 1e-7) * total
         codebook = sums / jnp.maximum(smoothed, 1e-12)[:, None]
+        codebook = jnp.where((counts > 0)[:, None], codebook, self.codebook[...])  # never used: stays where it is
         if self._config.codebook_reset:
             # One latent for each code; after several microbatches, their sum brought back to the spread of one latent.
             centre = statistics["sums"].sum(axis=0) / statistics["counts"].sum()
@@ -159,7 +160,7 @@ class IBQ(_Table):
 
     def __call__(self, z: jax.Array, key: jax.Array | None = None) -> Quantized:
         z, table, c = z.astype(jnp.float32), self.table(), self._config
-        logits = jnp.einsum("...d,kd->...k", z, table)
+        logits = jnp.einsum("...d,kd->...k", z, table, precision="highest")
         indices = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         probabilities = jax.nn.softmax(logits)
         hard = jax.nn.one_hot(indices, self.codebook_size)

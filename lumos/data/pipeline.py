@@ -192,10 +192,12 @@ def _evaluation_dataset(reader, sources, config: Config, divisor: int, process: 
     groups = _group(sources, plan_buckets(config.data, config.tokenizer, divisor=divisor))
     lists = [(np.concatenate(group.clips_N2), group.bucket) for group in groups]
     full = [(clips_N2, bucket) for clips_N2, bucket in lists if len(clips_N2) >= bucket.batch_size]
-    if not full:
+    if not full:  # too few for a batch
         clips_N2, bucket = max(lists, key=lambda pair: len(pair[0]))
-        logging.warning("only %d clips to evaluate: repeated to fill a batch of %d", len(clips_N2), bucket.batch_size)
-        full = [(np.resize(clips_N2, (bucket.batch_size, 2)), bucket)]
+        size = len(clips_N2) // divisor * divisor or divisor
+        if size > len(clips_N2):
+            logging.warning("only %d clips to evaluate: repeated, one for each of %d devices", len(clips_N2), divisor)
+        full = [(np.resize(clips_N2, (size, 2)), dataclasses.replace(bucket, batch_size=size))]
     batches = []
     for clips_N2, bucket in full:
         whole = len(clips_N2) // bucket.batch_size * bucket.batch_size

@@ -80,7 +80,8 @@ def _conv(weights, x: jax.Array, stride=(1, 1, 1)) -> jax.Array:
     x = frames_as_channels(x, kernel.shape[0], stride[0])
     kernel = jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], -1, kernel.shape[-1])
     images = x.reshape(-1, *x.shape[2:])
-    y = jax.lax.conv_general_dilated(images, kernel, stride[1:], "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    layout = ("NHWC", "HWIO", "NHWC")
+    y = jax.lax.conv_general_dilated(images, kernel, stride[1:], "SAME", dimension_numbers=layout, precision="highest")
     return y.reshape(*x.shape[:2], *y.shape[1:]) + bias
 
 

@@ -16,15 +16,15 @@ from lumos.data.pipeline import make_pipeline
 from lumos.evaluation import i3d
 from lumos.tokenizers import perceptual, pretrained
 from lumos.tokenizers.metrics import to_float
-from lumos.tokenizers.task import TokenizerTask
+from lumos.tokenizers.task import TokenizerTask, side_by_side
 
 
 def reconstruction(config: Config, workdir: Path) -> tuple[dict[str, Any], np.ndarray, list[str]]:
     """Return the metrics of the tokenizer in `workdir`, and the first clips with their labels to look at.
 
     Every clip goes through its tokens. `evaluate.networks` names the metric networks: "alex" and "vgg" give LPIPS, "i3d"
-    gives rFVD between the clips and their reconstructions and, as the floor it is to be read against, the FVD between
-    two halves of the clips.
+    gives rFVD between the clips and their reconstructions, and what it is to be read against: the FVD between two halves
+    of the clips, and between the clips and themselves without motion (first frame held) or out of order (frames shuffled).
     """
     c = config.evaluate
     batch_size = min(c.batch_size, c.num_clips)
@@ -38,24 +38,24 @@ def reconstruction(config: Config, workdir: Path) -> tuple[dict[str, Any], np.nd
     )
     tokenizer, task = pretrained.load(workdir), TokenizerTask(config)
     num_batches = max(1, c.num_clips // batch_size)
-    measure, networks = jax.jit(task.evaluate_batch), _Networks(c.networks)
+    measure, networks = jax.jit(task.measure), _Networks(c.networks)
     sums, speed, shown, labels = None, _Speed(), None, []
     with make_pipeline(config, c.split, process_index=0, process_count=1, train=False) as pipeline:
         for _, batch in zip(range(num_batches), pipeline):
             video = batch["video"]
             tokens = speed.time("encode", video, lambda video=video: tokenizer.encode(video))
             recon = speed.time("decode", video, lambda tokens=tokens: tokenizer.decode(tokens))
-            part = measure({"vae": tokenizer.params}, {"video": video})
+            part = measure(video, recon, tokens)
             sums = part if sums is None else jax.tree.map(jnp.add, sums, part)
             networks.add(video, recon)
             if shown is None:
-                shown, labels = task.samples({"vae": tokenizer.params}, {"video": video[:6]})
+                shown, labels = side_by_side(video[:6], recon[:6])
     results = task.summarize(jax.tree.map(np.asarray, sums))
     results |= networks.summarize() | speed.summarize()
     results["num_clips"] = int(sums["clips"])  # a split may have fewer than were asked for
-    frames, height, width = config.data.buckets[0]
+    sizes = " or ".join(f"{frames} frames of {width}x{height}" for frames, height, width in config.data.buckets)
     results["protocol"] = (
-        f"{results['num_clips']} clips of split {c.split!r}, {frames} frames of {width}x{height}; PSNR over all pixels of a "
+        f"{results['num_clips']} clips of split {c.split!r}, {sizes}; PSNR over all pixels of a "
         "clip after rounding to 8 bits, mean over clips; SSIM 11x11 Gaussian; FVD: I3D logits, frames stretched to 224x224, "
         "unbiased covariance"
     )
@@ -72,14 +72,15 @@ class _Networks:
                 continue
             self._lpips[name] = (jax.device_put(perceptual.load_params(name)), jax.jit(self._lpips_of(name)), [])
         self._i3d = (jax.device_put(i3d.load_params()), jax.jit(i3d.logits)) if "i3d" in names else None
-        self._features: list[tuple[np.ndarray, np.ndarray]] = []
+        self._features: list[list[np.ndarray]] = []  # of a clip, reconstructed, held still, shuffled
 
     @staticmethod
     def _lpips_of(name: str):
         def run(params, a, b):
             net = perceptual.PerceptualNet(name, params)
-            a, b = (net.features(perceptual.frames(to_float(video))) for video in (a, b))
-            return net.lpips(a, b)
+            with jax.default_matmul_precision("highest"):  # published values are float32, whatever the device
+                a, b = (net.features(perceptual.frames(to_float(video))) for video in (a, b))
+                return net.lpips(a, b)
 
         return run
 
@@ -88,17 +89,22 @@ class _Networks:
             values += [run(params, clip[None], other[None]) for clip, other in zip(video, recon)]
         if self._i3d:
             params, run = self._i3d
-            for clip, other in zip(video, recon):  # one at a time: the network is large
-                self._features.append((np.asarray(run(params, clip[None]))[0], np.asarray(run(params, other[None]))[0]))
+            for clip, other in zip(video, recon):
+                order = np.random.default_rng(0).permutation(len(clip))
+                versions = (clip, other, clip[:1].repeat(len(clip), axis=0), clip[order])
+                # One at a time: the network is large.
+                self._features.append([np.asarray(run(params, version[None]))[0] for version in versions])
 
     def summarize(self) -> dict[str, float]:
         results = {
             f"lpips_{name}": float(np.mean(np.concatenate(values))) for name, (_, _, values) in self._lpips.items()
         }
         if self._features:
-            real, made = (np.stack(x) for x in zip(*self._features))
+            real, made, still, shuffled = np.stack(self._features, axis=1)
             results["rfvd"] = i3d.frechet_distance(real, made)
             results["fvd_of_halves"] = i3d.frechet_distance(real[::2], real[1::2])
+            results["fvd_of_still"] = i3d.frechet_distance(real, still)
+            results["fvd_of_shuffled"] = i3d.frechet_distance(real, shuffled)
         return results
 
 

@@ -70,6 +70,6 @@ class HealthMonitor:
         )
 
     def forget(self) -> None:
-        """Start anew after going back to a checkpoint."""
+        """Start anew: after going back to a checkpoint, or where another term enters the loss."""
         self.streak = []
         self._losses.clear()

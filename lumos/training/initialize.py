@@ -44,6 +44,10 @@ def initial_state(
         return state, {"step": meta["step"], "data_step": meta.get("data_step", meta["step"])}
     if fresh and not init_from:
         raise UserError(f"--fresh={','.join(fresh)} says what --init_from leaves out; give --init_from too")
+    if config.freeze_encoder and not init_from:
+        raise UserError(
+            "config.freeze_encoder=True without --init_from would keep a random encoder; give it a trained run"
+        )
     state = create_state(definition, optimizer, mesh, seed=config.seed, **kinds)
     if init_from:
         source = Checkpointer(init_from, read_only=True)

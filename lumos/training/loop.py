@@ -125,6 +125,7 @@ class _Run:
 
     def run(self) -> dict[str, Any]:
         total, results, shapes, step = self.config.train.num_steps, {}, set(), self.start
+        self._pipeline(self.config.data.eval_split, train=False).close()  # what it lacks shows now, not at step 500
         self.pipeline = self._pipeline(self.config.data.split, start_step=self.first_batch)
         self.writer = MetricsWriter(
             self.workdir, total_steps=total, start_step=step, name=self.config.name, active=self.main_process
@@ -211,6 +212,8 @@ class _Run:
             item = self.in_flight.popleft()
             values = {name: float(value) for name, value in jax.device_get(item.metrics).items()}
             wish = max(wish, int(item.wish))
+            if item.step in getattr(self.task, "new_terms_at", ()):
+                self.health.forget()
             reason = self.health.observe(item.step, item.batch_number, values["loss"], values["grad_norm"])
             if reason:
                 _log.warning("step %d, batch %d: %s", item.step + 1, item.batch_number, reason)

@@ -98,14 +98,20 @@ def stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def make_grouped_optimizer(
-    groups: Any, configs: dict[str, OptimizerConfig], num_steps: int
+    groups: Any, configs: dict[str, OptimizerConfig], num_steps: int, starts: dict[str, int]
 ) -> optax.GradientTransformation:
     """Return one optimizer for each group of parameters.
 
     `groups` is shaped like the parameters and holds names of `configs`, or "frozen" for leaves that stay as they are: no
-    update and no weight decay.
+    update and no weight decay. A group named in `starts` waits until that step; its schedule fills the rest.
     """
-    named = {name: make_optimizer(config, num_steps) for name, config in configs.items()}
+
+    def make(name: str, config: OptimizerConfig) -> optax.GradientTransformation:
+        start = min(starts.get(name, 0), num_steps)
+        optimizer = make_optimizer(config, num_steps - start)
+        return optax.conditionally_mask(optimizer, lambda step: step >= start) if start else optimizer
+
+    named = {name: make(name, config) for name, config in configs.items()}
     return optax.partition({**named, "frozen": optax.set_to_zero()}, groups)
 
 

@@ -23,7 +23,9 @@ _ROUNDING = 2**31  # tells the random numbers of rounding from those of microbat
 class Task(Protocol):
     """What `lumos train` trains. The loop, the step, sharding and checkpoints know nothing else.
 
-    A task may divide its parameters: `groups`, shaped like them, holds names of `group_optimizers` or "frozen".
+    A task may divide its parameters: `groups`, shaped like them, holds names of `group_optimizers` or "frozen", and
+    `group_starts` the steps before which groups wait. It may name the steps at which another term enters its loss
+    (`new_terms_at`): losses before and after are not compared.
     """
 
     definition: Definition
@@ -59,11 +61,17 @@ def make_train_step(
     A step whose loss or gradient is not finite leaves parameters, optimizer state and EMA as they were ("skipped" is 1).
     """
     num_micro, decay = config.train.accumulation, config.optimizer.ema_decay
-    update_statistics = getattr(task, "update_statistics", None)
+    update_statistics, groups = getattr(task, "update_statistics", None), getattr(task, "groups", None)
+
+    def without_frozen(params):
+        """Stop the gradients of frozen parameters, so that their backward pass is not computed for the gradient norm."""
+        if groups is None:
+            return params
+        return jax.tree.map(lambda p, group: jax.lax.stop_gradient(p) if group == "frozen" else p, params, groups)
 
     def summed_gradients(params, batch, key, step):
         def loss_sum(params):
-            arguments = (params, batch, key, step) if update_statistics else (params, batch, key)
+            arguments = (without_frozen(params), batch, key) + ((step,) if update_statistics else ())
             total, weight, metrics, *statistics = task.loss(*arguments)
             return total, (weight, metrics | {"loss": total}, statistics)
 

@@ -29,14 +29,14 @@ def make_task_optimizer(task: Task, config: Config) -> optax.GradientTransformat
     groups = getattr(task, "groups", None)
     if groups is None:
         return make_optimizer(config.optimizer, config.train.num_steps)
-    return make_grouped_optimizer(groups, task.group_optimizers, config.train.num_steps)
+    return make_grouped_optimizer(groups, task.group_optimizers, config.train.num_steps, task.group_starts)
 
 
 def resolve(config: Config) -> Config:
     """Return the config with the vocabulary sizes of its text model and its tokens, refusing what does not fit.
 
-    Raises UserError if a transformer shall train on something else than tokens, the token grid is not `sequence.grid`, or
-    the tokens were made by another tokenizer than the one in `tokenizer_workdir`.
+    Raises UserError if a transformer shall train on something else than tokens, the token grid is not `sequence.grid`, the
+    tokens were made by another tokenizer than the one in `tokenizer_workdir`, or samples are wanted without a tokenizer.
     """
     if config.task != "transformer":
         return config
@@ -44,6 +44,11 @@ def resolve(config: Config) -> Config:
         raise UserError(
             f"config.data.source={config.data.source!r}: a transformer trains on tokens; make them with lumos tokenize, then set "
             "config.data.source=tokens and config.data.path to their folder"
+        )
+    if config.train.num_samples and not config.tokenizer_workdir:
+        raise UserError(
+            f"config.train.num_samples={config.train.num_samples} needs config.tokenizer_workdir, the workdir of the tokenizer that "
+            "made the tokens; set it, or config.train.num_samples=0"
         )
     from lumos.tokenizers import pretrained
     from lumos.tokenizers.tokenize import read_manifest
