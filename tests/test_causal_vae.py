@@ -249,8 +249,8 @@ def test_sizes_that_do_not_fit_are_refused(tiny):
     for shape in ((1, 4, 16, 16, 3), (1, 5, 12, 16, 3)):
         with pytest.raises(UserError, match="clip"):
             tiny.encode(jnp.zeros(shape))
-    with pytest.raises(UserError, match="need at least 3 entries"):
-        make_definition(dataclasses.replace(TINY, temporal_compression=8))
+    with pytest.raises(UserError, match="needs at least 3 entries"):
+        Config(tokenizer=dataclasses.replace(TINY, temporal_compression=8))
     with pytest.raises(UserError, match=r"1 \+ 4k"):
         latent_shape(TINY, 16, 64, 64)
 

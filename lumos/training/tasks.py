@@ -45,11 +45,6 @@ def resolve(config: Config) -> Config:
             f"config.data.source={config.data.source!r}: a transformer trains on tokens; make them with lumos tokenize, then set "
             "config.data.source=tokens and config.data.path to their folder"
         )
-    if config.train.num_samples and not config.tokenizer_workdir:
-        raise UserError(
-            f"config.train.num_samples={config.train.num_samples} needs config.tokenizer_workdir, the workdir of the tokenizer that "
-            "made the tokens; set it, or config.train.num_samples=0"
-        )
     from lumos.tokenizers import pretrained
     from lumos.tokenizers.tokenize import read_manifest
 
@@ -59,6 +54,11 @@ def resolve(config: Config) -> Config:
         raise UserError(
             f"{config.data.path} holds token grids {tuple(manifest['grid'])} (frames, rows, columns) but "
             f"config.sequence.grid={tuple(config.sequence.grid)}; set it to {tuple(manifest['grid'])}"
+        )
+    if config.train.num_samples and not config.tokenizer_workdir:
+        raise UserError(
+            f"config.train.num_samples={config.train.num_samples} needs config.tokenizer_workdir, the workdir of the tokenizer that "
+            "made the tokens; set it, or config.train.num_samples=0"
         )
     if config.tokenizer_workdir:
         loaded = pretrained.load(config.tokenizer_workdir)
