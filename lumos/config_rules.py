@@ -31,7 +31,7 @@ _AT_LEAST = {
         optimizer.warmup_steps optimizer.decay_fraction optimizer.final_fraction optimizer.beta1 optimizer.beta2
         optimizer.weight_decay optimizer.clip_norm optimizer.ema_decay train.eval_every train.sample_every
         train.num_samples train.checkpoint_every train.keep_every train.deadlines generate.temperature generate.top_k
-        generate.fps evaluate.num_given""",
+        evaluate.num_given""",
 }
 
 CHOICES = {
@@ -79,6 +79,17 @@ def check(config: Config) -> None:
     unknown = set(config.evaluate.networks) - {"alex", "vgg", "i3d"}
     if unknown:
         raise UserError(f"config.evaluate.networks: unknown {short(min(unknown))}; allowed: alex, vgg, i3d")
+    if config.generate.fps <= 0:
+        raise UserError(f"config.generate.fps={config.generate.fps} must be positive")
+    if config.generate.mode == "reference" and config.generate.top_k:
+        raise UserError(
+            "config.generate.top_k must be 0 with generate.mode='reference': the released sampler draws from all codes"
+        )
+    if config.corruption.spatial == "clip" and config.corruption.temporal == "independent":
+        raise UserError(
+            "config.corruption.temporal='independent' gives every frame its own ratio, but corruption.spatial='clip' draws from all "
+            "frames at once: choose temporal='shared', or spatial='tube' or 'frame'"
+        )
     if config.task != "tokenizer" and config.freeze_encoder:
         raise UserError("config.freeze_encoder is for task 'tokenizer': a transformer run never trains the tokenizer")
     if len(config.train.deadlines) != 6:

@@ -173,10 +173,32 @@ def num_batch_shards(mesh: Mesh) -> int:
     return num_shards(mesh, "batch")
 
 
+@functools.cache
+def batch_part(mesh: Mesh) -> tuple[int, int]:
+    """Return which part of a global batch this process reads, and of how many.
+
+    Processes whose devices split tensors or sequences, but not the batch, read the same part.
+    """
+    num, rows_of = num_batch_shards(mesh), {}
+    for device, (rows,) in batch_sharding(mesh).devices_indices_map((num,)).items():
+        rows_of.setdefault(device.process_index, set()).add(rows.start or 0)
+    parts = sorted({tuple(sorted(rows)) for rows in rows_of.values()})
+    if len(set(map(len, parts))) > 1 or sum(map(len, parts)) != num:
+        raise UserError(
+            f"config.mesh: processes would share some rows of a batch and not others ({parts}); make replica times fsdp, or tensor "
+            "times context, a multiple of the devices of a process"
+        )
+    return parts.index(tuple(sorted(rows_of[jax.process_index()]))), len(parts)
+
+
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Assemble a global batch on the devices from this process's rows of it."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+    """Assemble a global batch on the devices from this process's part of it."""
+    sharding, (_, count) = batch_sharding(mesh), batch_part(mesh)
+
+    def put(x):
+        return jax.make_array_from_process_local_data(sharding, x, (count * len(x), *x.shape[1:]))
+
+    return {name: put(value) for name, value in batch.items()}
 
 
 def from_first_process(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -104,10 +104,19 @@ def _replay(values, overrides):
 
     if overrides:
         raise UserError("lumos replay takes no config overrides: it runs the step as it was")
+    _join()
     result = replay(values.dump)
     for name, value in result["metrics"].items():
         print(f"{name:12} now {value!r:24} then {result['recorded'].get(name)!r}")
     print(f"step {result['step']} ({result['reason']}): {'bitwise equal' if result['bitwise'] else 'DIFFERENT'}")
+
+
+def _join() -> None:
+    """Connect to the other processes, where a launcher started several."""
+    from lumos import processes
+
+    processes.join()
+    processes.census()
 
 
 def _tokenize(values, overrides):
@@ -117,6 +126,7 @@ def _tokenize(values, overrides):
     from lumos.tokenizers import pretrained
     from lumos.tokenizers.tokenize import tokenize
 
+    _join()
     tokenize(
         config.load(values.config, overrides),
         pretrained.load(values.workdir),
@@ -130,6 +140,8 @@ def _tokenize(values, overrides):
 def _generate(values, overrides):
     from lumos.generation.command import generate
 
+    if values.image and values.video:
+        raise UserError("lumos generate: give --image or --video, not both")
     paths = generate(
         values.workdir,
         values.prompt,

@@ -401,6 +401,9 @@ def test_stages_start_from_the_tokenizer_of_another_run(run, config, tmp_path):
     checkpointer = Checkpointer(tmp_path)
     source = (checkpointer, run.workdir, ("discriminator",))
     state, meta = initial_state(config, task.definition, make_task_optimizer(task, config), mesh, *source)
+    with pytest.raises(UserError, match="already begins with the weights of"):  # the workdir is that of another start
+        other = (checkpointer, run.workdir, ("discriminator", "decoder"))
+        initial_state(config, task.definition, make_task_optimizer(task, config), mesh, *other)
     checkpointer.close()
     assert meta["step"] == 0 and ("discriminator" in state.params) == task.adversarial
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params["vae"]), run.halfway.ema["vae"])

@@ -16,7 +16,9 @@ from PIL import Image
 from lumos import cli
 from lumos import config as config_lib
 from lumos.data.records import RecordSource
+from lumos.data.video import write_video
 from lumos.errors import UserError
+from lumos.generation.generate import Generator
 from lumos.tokenizers import pretrained
 from lumos.tokenizers.tokenize import read_manifest, tokenize
 from lumos.training import metrics
@@ -86,6 +88,17 @@ def test_generate_writes_every_kind_of_video(demo, tmp_path):
         cwd=demo.parent,
     )
     assert Image.open(tmp_path / "c.gif").n_frames == 13
+    # Of a video as long as the clip to make, a latent frame less is taken; of one at twice the rate every other frame.
+    generator = Generator.load(run)
+    fps = generator.config.generate.fps
+    assert len(generator.read_given(tmp_path / "a.mp4")) == 1 and len(generator.read_given(tmp_path / "a.mp4", 13)) == 5
+    with av.open(str(tmp_path / "a.mp4")) as video:
+        frame = next(video.decode(video=0)).to_ndarray(format="rgb24")
+    write_video(tmp_path / "fast.mp4", np.stack([frame] * 18), 2 * fps)
+    assert len(generator.read_given(tmp_path / "fast.mp4", 13)) == 9
+    lumos("generate", f"--workdir={run}", f"--video={tmp_path}/a.mp4", f"--out={tmp_path}/d.MP4", cwd=demo.parent)
+    with av.open(str(tmp_path / "d.MP4")) as video:
+        assert video.streams.video[0].frames == 5
 
 
 def test_evaluating_again_gives_the_same_numbers(demo, tmp_path):

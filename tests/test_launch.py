@@ -168,10 +168,10 @@ def _write_tokens(folder):
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def _train(workdir, tokens, num_processes):
+def _train(workdir, tokens, num_processes, *options):
     verb = ["train", "--config=configs/transformer_small.py:1m,smoke", f"--workdir={workdir}", f"--config.data.path={tokens}",
             "--config.data.batch_size=4", "--config.train.num_steps=3", "--config.train.log_every=1", "--config.train.num_samples=0",
-            "--config.train.eval_batches=1"]  # fmt: skip
+            "--config.train.eval_batches=1", *options]  # fmt: skip
     command = [sys.executable, "-m", "lumos"]
     if num_processes > 1:
         command += [
@@ -188,9 +188,18 @@ def _train(workdir, tokens, num_processes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_processes", [2, 4])
-def test_several_processes_train_like_one(tmp_path, num_processes):
+@pytest.mark.parametrize(
+    "num_processes, options",
+    [
+        (2, []),
+        (4, []),
+        (4, ["--config.mesh.tensor=2"]),  # two processes split the tensors of the same rows
+        (4, ["--config.mesh.context=4", "--config.mesh.fsdp=1"]),
+    ],
+)
+def test_several_processes_train_like_one(tmp_path, num_processes, options):
     _write_tokens(tmp_path / "tokens")
-    one, many = (_train(tmp_path / str(n), tmp_path / "tokens", n) for n in (1, num_processes))
+    one = _train(tmp_path / "one", tmp_path / "tokens", 1)
+    many = _train(tmp_path / "many", tmp_path / "tokens", num_processes, *options)
     assert [step for step, _ in one] == [step for step, _ in many] == [1, 2, 3]
     assert max(abs(a - b) for (_, a), (_, b) in zip(one, many)) <= 1e-6

@@ -199,8 +199,8 @@ def test_several_buckets_each_clip_once_per_epoch(tmp_path):
     assert sorted(sum((clip_ids(batch) for batch in batches), [])) == list(range(20))
     parts = [run(config, 5, process=(p, 2)) for p in range(2)]
     assert [clip_ids(a) + clip_ids(b) for a, b in zip(*parts)] == [clip_ids(batch) for batch in batches]
-    order = [batch["tokens"].shape for batch in run(config, 2, train=False)]
-    assert order == [(4, 3, 4, 8)] * 2
+    order = [batch["tokens"].shape[2:] for batch in run(config, 5, train=False)]
+    assert order == [(4, 8), (8, 4), (4, 8), (8, 4), (4, 8)]  # the first batches are of all buckets
     with make_pipeline(config, "train", process_index=0, process_count=1, train=False) as pipeline:
         assert pipeline.num_batches == 3 + 2
 
@@ -395,3 +395,12 @@ def test_source_errors(tokens, tmp_path):
     (other / "manifest.json").write_text(json.dumps({"codebook_size": 64}))
     with pytest.raises(UserError, match="tokens of a codebook of 64, but the config's has 1000 entries"):
         run(make_config("tokens", other), 1)
+
+
+def test_evaluation_spreads_its_sources_over_the_batches(tmp_path):
+    write_tokens(tmp_path / "a", range(8))
+    write_tokens(tmp_path / "b", range(8, 12))
+    config = make_config("tokens", f"{tmp_path}/a,{tmp_path}/b", buckets=((9, 32, 48),))
+    batches = [clip_ids(batch) for batch in run(config, 3, train=False)]
+    assert sorted(sum(batches, [])) == list(range(12))
+    assert all(sum(i >= 8 for i in batch) in (1, 2) for batch in batches)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from lumos import cli
+from lumos.config import Config, TextConfig
 from lumos.data import index
-from lumos.data.text import DEFAULT_MODEL, TextTokenizer, default_corpus, train_vocab
+from lumos.data.text import DEFAULT_MODEL, TextTokenizer, default_corpus, instruct, train_vocab
 from lumos.errors import UserError
 
 
@@ -29,6 +30,17 @@ def test_the_vocabulary_size_is_set_without_a_config_file(tmp_path, monkeypatch,
     assert "280 pieces" in capsys.readouterr().out
     assert cli.main([*arguments, "--config.text.vocabsize=280"]) == 2
     assert "did you mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "template", ["{caption}, {frames} frames at {fps} fps", "A clip of {width}x{height}.\n{caption}", "\n{caption}"]
+)
+def test_a_template_surrounds_a_caption_once(template):
+    config = Config(text=TextConfig(template=template))
+    once = instruct(config, "a red circle", (5, 8, 8))
+    assert once != "a red circle" and "a red circle" in once
+    if template.strip() != "{caption}":
+        assert instruct(config, once, (5, 8, 8)) == once
 
 
 def test_ids_are_right_aligned_after_the_beginning(tokenizer):

@@ -140,6 +140,36 @@ def test_frame_cross_entropy_is_binned_by_true_frame():
     np.testing.assert_allclose(summary["nll"], np.log(30), rtol=0.1)
 
 
+def test_evaluations_of_clips_and_images_add_up():
+    """Frame 0 has the codes of both buckets, the other frames those of the clips."""
+    config = tiny.transformer(data__buckets=((9, 32, 32), (1, 32, 32)))
+    task, clips = TransformerTask(config), tiny.token_batch(config)
+    images = {**clips, "tokens": clips["tokens"][:, :1]}
+    params = task.definition.init(jax.random.key(0))
+    evaluate_batch = jax.jit(task.evaluate_batch)
+    parts = [jax.tree.map(np.asarray, evaluate_batch(params, batch)) for batch in (clips, images)]
+    both = task.summarize(jax.tree.map(np.add, *parts))
+    count = 8 * round(0.7 * 16)
+    assert [list(part["count"]) for part in parts] == [[count] * 3, [count, 0, 0]] and len(both["frame_nll"]) == 3
+    nll = [part["nll"].sum() for part in parts]
+    assert both["nll"] == pytest.approx(sum(nll) / (4 * count), rel=1e-6)
+    assert both["frame_nll"][0] == pytest.approx((parts[0]["nll"][0] + nll[1]) / (2 * count), rel=1e-6)
+    assert len(task.summarize(parts[1])["frame_nll"]) == 1
+
+
+def test_text_loss_of_images_under_context_parallelism_is_that_of_one_device():
+    config = tiny.transformer(loss__text_weight=1.0, model__num_kv_heads=2, corruption__text_drop=0.0)
+    task, batch = TransformerTask(config), tiny.token_batch(config)
+    batch["tokens"] = batch["tokens"][:, :1]
+    params, losses = task.definition.init(jax.random.key(0)), []
+    for context in (1, 4):
+        mesh = sharding.make_mesh(MeshConfig(fsdp=1, context=context), jax.devices()[:context])
+        with jax.set_mesh(mesh):
+            total, weight, metrics = jax.jit(task.loss)(params, sharding.put_batch(mesh, batch), jax.random.key(0))
+            losses.append([float(total / weight), float(metrics["text_nll"] / weight)])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
 def _flops_with_dense_attention(config, task):
     """The formula, with every pair and every position of the loss: what the dense oracle computes."""
     from lumos.sequence.attention import count_pairs

@@ -105,6 +105,7 @@ def make_pipeline(
 ) -> Pipeline:
     """Open the data of a config and return its batches from `start_step` on.
 
+    Of every batch this is part `process_index` of `process_count`; processes that hold the same rows read the same part.
     A batch is a dict: "video" uint8 [B, F, Y, X, 3] (or "tokens" int32 [B, T, H, W]), "text" int32 [B, P] with the
     padding on the left, "text_length" int32 [B], where B is this process's share.
 
@@ -190,7 +191,7 @@ def _stream(reader, group: _Group, seed: int, images: bool) -> grain.MapDataset:
 
 def _evaluation_dataset(reader, sources, config: Config, divisor: int, process: slice) -> grain.MapDataset:
     groups = _group(sources, plan_buckets(config.data, config.tokenizer, divisor=divisor))
-    lists = [(np.concatenate(group.clips_N2), group.bucket) for group in groups]
+    lists = [(_interleaved(group.clips_N2), group.bucket) for group in groups]
     full = [(clips_N2, bucket) for clips_N2, bucket in lists if len(clips_N2) >= bucket.batch_size]
     if not full:  # too few for a batch
         clips_N2, bucket = max(lists, key=lambda pair: len(pair[0]))
@@ -203,7 +204,17 @@ def _evaluation_dataset(reader, sources, config: Config, divisor: int, process: 
         whole = len(clips_N2) // bucket.batch_size * bucket.batch_size
         examples = grain.MapDataset.range(whole).random_map(reader.examples(clips_N2, bucket), seed=0)
         batches.append(_batch(examples, bucket, process))
-    return grain.MapDataset.concatenate(batches)
+    if len(batches) == 1:
+        return batches[0]
+    # Whoever reads only the first batches sees all buckets.
+    numbered = [np.stack([np.full(len(part), i), np.arange(len(part))], axis=1) for i, part in enumerate(batches)]
+    return grain.MapDataset.source(_interleaved(numbered)).map(lambda place: batches[place[0]][int(place[1])])
+
+
+def _interleaved(parts: list[np.ndarray]) -> np.ndarray:
+    """Concatenate along the first axis so that every part is spread evenly over the whole."""
+    places = np.concatenate([(np.arange(len(part)) + 0.5) / max(len(part), 1) for part in parts])
+    return np.concatenate(parts)[np.argsort(places, kind="stable")]
 
 
 def _batch(examples: grain.MapDataset, bucket: Bucket, process: slice) -> grain.MapDataset:

@@ -107,7 +107,7 @@ class ClipsSource:
         frame_bytes = 3 * max(height * width for _, height, width in config.data.buckets)
         clip_bytes = np.cumsum([frames * frame_bytes for frames, _, _ in self.sizes])
         self._num_kept = int(np.searchsorted(clip_bytes, config.data.cache_gb * 1e9, side="right"))
-        self._kept = functools.lru_cache(maxsize=None)(self._decode_whole)
+        self._kept: dict[tuple[int, int, int], np.ndarray] = {}
 
     def load(self, index: int, bucket: Bucket, where: float) -> tuple[dict[str, np.ndarray], str]:
         path, caption = self._rows[index]["path"], self._rows[index]["caption"]
@@ -116,13 +116,13 @@ class ClipsSource:
             size = {"num_frames": bucket.frames, "height": bucket.height, "width": bucket.width}
             start = first / (self._fps or self._infos[index].fps or 1.0)
             return {"video": read_clip(path, start=start, fps=self._fps, **size)}, caption
-        video_FYX3 = self._kept(index, bucket.height, bucket.width)[first : first + bucket.frames]
+        key = (index, bucket.height, bucket.width)
+        if key not in self._kept:
+            self._kept[key] = read_clip(path, fps=self._fps, height=bucket.height, width=bucket.width)
+        video_FYX3 = self._kept[key][first : first + bucket.frames]
         if len(video_FYX3) < bucket.frames:
             raise UserError(f"{path}: only {first + len(video_FYX3)} of {self.sizes[index][0]} frames (cut short)")
         return {"video": video_FYX3}, caption
-
-    def _decode_whole(self, index: int, height: int, width: int) -> np.ndarray:
-        return read_clip(self._rows[index]["path"], fps=self._fps, height=height, width=width)
 
 
 class TokensSource:

@@ -129,7 +129,10 @@ def instruct(config: Config, caption: str, grid: tuple[int, int, int]) -> str:
     size = {"width": grid[2] * cell, "height": grid[1] * cell, "frames": fps * duration, "fps": fps}
     before, _, after = config.text.template.partition("{caption}")
     before, after = before.format(**size), after.format(**size)
-    return caption if caption.startswith(before.split("\n")[0]) else before + caption + after
+    # Told by its first line, as long texts are cut at the end; by its last where nothing comes before the caption.
+    first, last = before.split("\n")[0], after.split("\n")[-1]
+    inside = caption.startswith(first) if first.strip() else bool(last.strip()) and caption.endswith(last)
+    return caption if inside else before + caption + after
 
 
 def train_vocab(captions: Iterable[str], out: str | Path, vocab_size: int) -> TextTokenizer:

@@ -145,12 +145,13 @@ def write_video(
     if video_FYX3.dtype != np.uint8 or video_FYX3.ndim != 4 or video_FYX3.shape[3] != 3 or not len(video_FYX3):
         raise ValueError(f"write_video wants uint8 [F, Y, X, 3], got {video_FYX3.dtype} {video_FYX3.shape}")
     writers = {".mp4": _write_mp4, ".gif": _write_gif, ".png": _write_png}
-    if path.suffix not in writers:
+    suffix = path.suffix.lower()
+    if suffix not in writers:
         raise UserError(f"cannot write {path}: the suffix must be one of {', '.join(writers)}")
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        writers[path.suffix](temporary, video_FYX3, fps, dict(metadata or {}))
+        writers[suffix](temporary, video_FYX3, fps, dict(metadata or {}))
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error

@@ -156,9 +156,13 @@ def _continuation(generator: Generator, tokenizer_config: Config, out: Path, see
     The first new frame can be judged against the truth; later ones may rightly take another course.
     """
     c = generator.config.evaluate
-    data = dataclasses.replace(tokenizer_config.data, batch_size=min(c.batch_size, c.num_clips))
-    config = dataclasses.replace(tokenizer_config, data=data)
-    num_known = 1 + (c.num_given - 1) * generator.tokenizer.config.temporal_compression
+    temporal = generator.tokenizer.config.temporal_compression
+    clip = (1 + (generator.config.sequence.grid[0] - 1) * temporal, *generator.frame_size)
+    data = dataclasses.replace(tokenizer_config.data, batch_size=min(c.batch_size, c.num_clips), buckets=(clip,))
+    # The tokenizer's clips with the transformer's text.
+    text = {"text": generator.config.text, "sequence": generator.config.sequence}
+    config = dataclasses.replace(tokenizer_config, data=data, **text)
+    num_known = 1 + (c.num_given - 1) * temporal
     psnr_NF, shown, labels = [], [], []
     with make_pipeline(config, c.split, process_index=0, process_count=1, train=False) as pipeline:
         for _, batch in zip(range(max(1, c.num_clips // data.batch_size)), pipeline):

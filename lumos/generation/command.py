@@ -35,7 +35,7 @@ def generate(
     if out.suffix and not is_file:
         raise UserError(f"--out={out}: unknown format {out.suffix}; allowed: {', '.join(_FORMATS)}, or a folder")
     generator = Generator.load(workdir, overrides)
-    frames = generator.read_given(given) if given else None
+    frames = generator.read_given(given, num_frames) if given else None
     made = generator.generate(prompts, seed=seed, num_frames=num_frames, given=frames)
     facts = provenance.of_file(generator.config, workdir, seed=seed)
     paths = [out] if is_file else [out / f"{i:03d}.mp4" for i in range(len(prompts))]

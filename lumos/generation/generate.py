@@ -88,9 +88,7 @@ class Generator:
           UserError: a frame count or size that the tokenizer cannot encode.
         """
         settings = settings or self.config.generate
-        latent_frames, rows, columns = self.config.sequence.grid
-        if num_frames:
-            latent_frames = self.tokenizer.latent_shape(num_frames, *self.frame_size)[0]
+        latent_frames, (_, rows, columns) = self._latent_frames(num_frames), self.config.sequence.grid
         given_tokens = np.zeros((len(prompts), latent_frames, rows, columns), np.int32)
         num_given = 0
         if given is not None:
@@ -124,10 +122,19 @@ class Generator:
 
         return jax.jit(run)
 
-    def read_given(self, path: str | Path) -> np.ndarray:
-        """Read an image or a video as first frames: resized, and cut to the longest 1 + 4k frames."""
-        temporal = self.tokenizer.config.temporal_compression
-        frames = probe(path).frames
-        usable = 1 + (frames - 1) // temporal * temporal
+    def _latent_frames(self, num_frames: int) -> int:
+        """Return the latent frames of a clip of `num_frames`; 0 = as trained."""
+        if not num_frames:
+            return self.config.sequence.grid[0]
+        return self.tokenizer.latent_shape(num_frames, *self.frame_size)[0]
+
+    def read_given(self, path: str | Path, num_frames: int = 0) -> np.ndarray:
+        """Read an image or a video as the first frames of a clip of `num_frames` (0 = as trained), at the rate `generate.fps`.
+
+        Frames are resized. Of a long video the first 1 + 4k are taken, at most so many that a latent frame is left to make.
+        """
+        temporal, fps = self.tokenizer.config.temporal_compression, self.config.generate.fps
+        longest = max(self._latent_frames(num_frames) - 1, 1)
+        usable = 1 + min((probe(path).frames_at(fps) - 1) // temporal, longest - 1) * temporal
         height, width = self.frame_size
-        return read_clip(path, start=0.0, num_frames=usable, fps=0.0, height=height, width=width)
+        return read_clip(path, start=0.0, num_frames=usable, fps=fps, height=height, width=width)

@@ -199,7 +199,7 @@ def _save(workdir: Path, config: Config, params: Any) -> None:
 def _restore(workdir: Path, definition: Definition) -> Any:
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), definition.abstract)
-    checkpointer = Checkpointer(workdir)
+    checkpointer = Checkpointer(workdir, read_only=True)
     try:
         return checkpointer.restore_params(abstract)
     finally:

@@ -36,7 +36,8 @@ def attend(q_BQNA: jax.Array, k_BSKA: jax.Array, v_BSKA: jax.Array, keys: KeyRan
     sharding.check_divides("config.model.num_kv_heads", k_BSKA.shape[2], "kv_heads")
     batch = sharding.axis_of(q_BQNA.shape[0], "batch")
     length = sharding.axis_of(q_BQNA.shape[1], "length") if q_BQNA.shape[1] == k_BSKA.shape[1] else None
-    use_splash = splash.serves(k_BSKA.shape, keys) if kernel == "auto" else kernel == "splash"
+    # Decoding has no static ranges: there "splash" runs the flash kernel.
+    use_splash = splash.serves(k_BSKA.shape, keys) if kernel == "auto" else kernel == "splash" and bool(keys.static)
     schedule, schedule_specs = splash.make_schedule(q_BQNA, k_BSKA, keys, length) if use_splash else (None, None)
 
     def local(q, k, v, start, end, schedule):

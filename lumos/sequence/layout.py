@@ -111,6 +111,17 @@ def lumos1(
     v, (num_frames, rows, columns) = ids, grid
     if rows % size_unit or columns % size_unit:
         raise UserError(f"grid {grid}: rows and columns must be multiples of {size_unit} in the lumos1 style")
+    markers = [v.mask, v.separator, v.image_start, v.image_end, v.new_line, v.video_start, v.video_end]
+    numbers = [v.number_zero + number for number in (rows // size_unit, columns // size_unit, duration, fps)]
+    if (
+        len(set(markers)) < 7
+        or set(markers) & set(numbers)
+        or not 0 <= min(markers + numbers) <= max(markers + numbers) < v.visual_start
+    ):
+        raise UserError(
+            f"markers {markers} (config.sequence.special_tokens) and number tokens {numbers} (number_zero + size, duration, fps) must be "
+            f"different ids below config.sequence.visual_start={v.visual_start}"
+        )
     row = [0] * columns + [v.new_line]
     block = [v.image_start, v.number_zero + rows // size_unit, v.number_zero + columns // size_unit]
     block += row * rows + [v.image_end]

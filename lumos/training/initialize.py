@@ -41,6 +41,12 @@ def initial_state(
     if checkpointer.latest_step() is not None:
         abstract = abstract_state(definition, optimizer, mesh, **kinds)
         state, meta = checkpointer.restore(abstract, step)
+        source = {"init_from": str(init_from), "fresh": list(fresh)}
+        if meta["step"] == 0 and init_from and {name: meta.get(name) for name in source} != source:
+            raise UserError(
+                f"{checkpointer.directory} already begins with the weights of {meta.get('init_from')} (--fresh={','.join(meta.get('fresh', []))})"
+                "; delete it, or choose another --workdir"
+            )
         return state, {"step": meta["step"], "data_step": meta.get("data_step", meta["step"])}
     if fresh and not init_from:
         raise UserError(f"--fresh={','.join(fresh)} says what --init_from leaves out; give --init_from too")
@@ -52,11 +58,11 @@ def initial_state(
     if init_from:
         source = Checkpointer(init_from, read_only=True)
         try:
-            params = source.restore_params(state.params, fresh=fresh)
+            params, state = source.restore_params(state.params, fresh=fresh), None  # two states may not fit
             _log.info("starting from the weights in %s (step %d)", init_from, source.latest_step())
         finally:
             source.close()
         state = create_state(definition, optimizer, mesh, seed=config.seed, **kinds, params=params)
-        checkpointer.save(0, state, {"data_step": 0, "init_from": str(init_from)})
+        checkpointer.save(0, state, {"data_step": 0, "init_from": str(init_from), "fresh": list(fresh)})
         jax.block_until_ready(state)
     return state, {"step": 0, "data_step": 0}

@@ -195,8 +195,8 @@ class _Run:
         """Return what is done after this step, as (phase, function), in this order. An interval of 0 = only at the end."""
         c = self.config.train
         works = [("evaluate", self.evaluate, c.eval_every), ("save", self.save, c.checkpoint_every)]
-        if c.num_samples:
-            works.insert(1, ("evaluate", self.sample, c.sample_every))
+        if c.num_samples:  # after saving: what generation fails at must not cost the steps before
+            works.append(("evaluate", self.sample, c.sample_every))
         if wish == STOP:
             return [("save", self.save)]
         return [
@@ -239,6 +239,7 @@ class _Run:
         self._enter("restore", f"step {good}")
         _log.warning("%s; back to step %d, going on with batch %d", reason, good, self.pipeline.step)
         self.checkpointer.delete_after(good)
+        self.state = None  # two states may not fit
         self.state, _ = self.restore(good)
         self.health.forget()
         self.meter.restart(good)
@@ -290,11 +291,12 @@ class _Run:
             pipeline.close()
 
     def _pipeline(self, split: str, start_step: int = 0, train: bool = True):
+        index, count = sharding.batch_part(self.mesh)
         return make_pipeline(
             self.config,
             split,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=index,
+            process_count=count,
             start_step=start_step,
             train=train,
             divisor=sharding.num_batch_shards(self.mesh) * (self.config.train.accumulation if train else 1),

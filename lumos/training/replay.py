@@ -81,11 +81,12 @@ def replay(folder: str | Path) -> dict[str, Any]:
     with jax.set_mesh(mesh):
         state = _state_before(folder, dump, config, task, optimizer, mesh)
         step = make_train_step(task, optimizer, config, mesh)
+        index, count = sharding.batch_part(mesh)
         pipeline = make_pipeline(
             config,
             config.data.split,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=index,
+            process_count=count,
             # Batches follow each other from the checkpoint on, wherever a rewind has moved their beginning to.
             start_step=dump["batch_number"] - (dump["step"] - (dump["from_step"] or 0)),
             divisor=sharding.num_batch_shards(mesh) * config.train.accumulation,

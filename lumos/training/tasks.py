@@ -45,15 +45,26 @@ def resolve(config: Config) -> Config:
             f"config.data.source={config.data.source!r}: a transformer trains on tokens; make them with lumos tokenize, then set "
             "config.data.source=tokens and config.data.path to their folder"
         )
+    from lumos.data.sources import parse_paths
     from lumos.tokenizers import pretrained
     from lumos.tokenizers.tokenize import read_manifest
 
-    manifest = read_manifest(config.data.path)
-    frames, *size = manifest["grid"]
-    if size != list(config.sequence.grid[1:]) or frames < config.sequence.grid[0]:  # longer clips are cut
+    manifests = {path: read_manifest(path) for path, _ in parse_paths(config.data.path)}
+    if not manifests:
+        raise UserError("config.data.path is empty; give a folder of tokens, written by lumos tokenize")
+    frames, *size = config.sequence.grid
+    grids = [tuple(manifest["grid"]) for manifest in manifests.values()]
+    if not [grid for grid in grids if list(grid[1:]) == size and grid[0] >= frames]:  # longer clips are cut
         raise UserError(
-            f"{config.data.path} holds token grids {tuple(manifest['grid'])} (frames, rows, columns) but "
-            f"config.sequence.grid={tuple(config.sequence.grid)}; set it to {tuple(manifest['grid'])}"
+            f"{config.data.path} holds token grids {grids[0]} (frames, rows, columns) but config.sequence.grid="
+            f"{tuple(config.sequence.grid)}; set it to {grids[0]}, and config.data.buckets to the clips behind it"
+        )
+    clip, c = config.data.buckets[0], config.tokenizer
+    trained = 1 + (clip[0] - 1) // c.temporal_compression, *(side // c.spatial_compression for side in clip[1:])
+    if trained != tuple(config.sequence.grid):
+        raise UserError(
+            f"config.data.buckets={config.data.buckets}: the first bucket is a grid of {trained}, but config.sequence.grid="
+            f"{tuple(config.sequence.grid)}; training and generation need the same"
         )
     if config.train.num_samples and not config.tokenizer_workdir:
         raise UserError(
@@ -62,18 +73,24 @@ def resolve(config: Config) -> Config:
         )
     if config.tokenizer_workdir:
         loaded = pretrained.load(config.tokenizer_workdir)
-        if manifest["tokenizer"]["fingerprint"] not in (None, loaded.fingerprint):  # None: made elsewhere
-            raise UserError(
-                f"{config.data.path} was made by tokenizer {manifest['tokenizer']['fingerprint']}, but {config.tokenizer_workdir} "
-                f"holds {loaded.fingerprint}; run `lumos tokenize` again, or point config.tokenizer_workdir to the right one"
-            )
-    model = config.model
-    text_vocab = model.text_vocab or TextTokenizer(config.text.model).vocab_size
-    visual_vocab = model.visual_vocab or int(manifest["codebook_size"])
-    if visual_vocab < manifest["codebook_size"]:
+        for path, manifest in manifests.items():
+            if manifest["tokenizer"]["fingerprint"] not in (None, loaded.fingerprint):  # None: made elsewhere
+                raise UserError(
+                    f"{path} was made by tokenizer {manifest['tokenizer']['fingerprint']}, but {config.tokenizer_workdir} holds "
+                    f"{loaded.fingerprint}; run `lumos tokenize` again, or point config.tokenizer_workdir to the right one"
+                )
+    model, text_size = config.model, TextTokenizer(config.text.model).vocab_size
+    text_vocab = model.text_vocab or text_size
+    codebook = max(int(manifest["codebook_size"]) for manifest in manifests.values())
+    visual_vocab = model.visual_vocab or codebook
+    if visual_vocab < codebook:
         raise UserError(
-            f"config.model.visual_vocab={visual_vocab} is smaller than the codebook of {config.data.path}: "
-            f"{manifest['codebook_size']}"
+            f"config.model.visual_vocab={visual_vocab} is smaller than the codebook of {config.data.path}: {codebook}"
         )
     model = dataclasses.replace(model, text_vocab=text_vocab, visual_vocab=visual_vocab)
-    return dataclasses.replace(config, model=model)
+    config = dataclasses.replace(config, model=model)
+    room = config.sequence.visual_start if config.sequence.style == "lumos1" else text_vocab
+    if text_size > room:
+        name = "sequence.visual_start" if config.sequence.style == "lumos1" else "model.text_vocab"
+        raise UserError(f"config.{name}={room} is smaller than the text vocabulary: {text_size}")
+    return config

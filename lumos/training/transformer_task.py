@@ -20,6 +20,9 @@ class TransformerTask:
         self.config = config
         self.layout = make_layout(config)  # of sequence.grid; batches of other buckets get their own
         self.definition = transformer.make_definition(config.model, self.layout.vocabulary)
+        step = config.tokenizer.temporal_compression
+        in_buckets = [1 + (frames - 1) // step for frames, _, _ in config.data.buckets]
+        self._max_frames = max(config.sequence.grid[0], *in_buckets)
 
     def loss(self, params, batch, key):
         """Return (loss sum, number of masked codes, metric sums). Batch: tokens [B,T,H,W], text [B,P], text_length [B]."""
@@ -34,7 +37,7 @@ class TransformerTask:
         total = ce.loss.sum()
         metrics = {"nll": ce.nll.sum(), "accuracy": ce.correct.sum()}
         if c.loss.text_weight:
-            text_nll, count = self._text_loss(model, hidden_BLD, ids_BL, batch["text_length"], dropped_B)
+            text_nll, count = self._text_loss(layout, model, hidden_BLD, ids_BL, batch["text_length"], dropped_B)
             # Scaled by the visual weight, so that the mean loss is mean visual + text_weight * mean text.
             metrics["text_nll"] = text_nll / jnp.maximum(count, 1) * weight
             total = total + c.loss.text_weight * metrics["text_nll"]
@@ -72,13 +75,13 @@ class TransformerTask:
             z_loss=self.config.loss.z_loss,
         )
 
-    def _text_loss(self, model, hidden_BLD, ids_BL, text_length_B, dropped_B):
-        where, storage = targets.text(self.layout), model.storage(self.layout.length)
-        first_B = self.layout.num_text - text_length_B
+    def _text_loss(self, layout, model, hidden_BLD, ids_BL, text_length_B, dropped_B):
+        where, storage = targets.text(layout), model.storage(layout.length)
+        first_B = layout.num_text - text_length_B
         seen_BJ = (where.source[None] >= first_B[:, None]) & ~dropped_B[:, None]
         ce = linear_cross_entropy(
             hidden_BLD,
-            model.head(0, self.layout.vocabulary.size),
+            model.head(0, layout.vocabulary.size),
             storage.put(jnp.zeros_like(ids_BL).at[:, where.source].set(ids_BL[:, where.target])),
             storage.put(jnp.zeros(ids_BL.shape).at[:, where.source].set(seen_BJ.astype(jnp.float32)), fill=0),
             chunk=self.config.loss.chunk,
@@ -98,8 +101,9 @@ class TransformerTask:
         ce = self._cross_entropy(layout, model, hidden_BLD, ids_BL, mask_BL)
         storage = model.storage(layout.length)
 
-        def per_frame(x_BL):
-            return x_BL[:, layout.visual_index].reshape(batch_size, num_frames, -1).sum((0, 2))
+        def per_frame(x_BL):  # of the longest bucket: batches of all buckets add up
+            sums = x_BL[:, layout.visual_index].reshape(batch_size, num_frames, -1).sum((0, 2))
+            return jnp.pad(sums, (0, self._max_frames - num_frames))
 
         return {
             "nll": per_frame(storage.take(ce.nll)),
@@ -112,7 +116,7 @@ class TransformerTask:
         return {
             "nll": float(nll.sum() / count.sum()),
             "accuracy": float(correct.sum() / count.sum()),
-            "frame_nll": [float(x) for x in nll / count],
+            "frame_nll": [float(x) for x in nll[count > 0] / count[count > 0]],
         }
 
     def samples(self, params, batch):
