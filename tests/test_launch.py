@@ -203,3 +203,22 @@ def test_several_processes_train_like_one(tmp_path, num_processes, options):
     many = _train(tmp_path / "many", tmp_path / "tokens", num_processes, *options)
     assert [step for step, _ in one] == [step for step, _ in many] == [1, 2, 3]
     assert max(abs(a - b) for (_, a), (_, b) in zip(one, many)) <= 1e-6
+
+
+@pytest.mark.slow
+def test_two_processes_tokenize_like_one(tmp_path):
+    """Each writes its own shards, here one of two."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1"}
+
+    def lumos(*arguments):
+        subprocess.run([sys.executable, "-m", "lumos", *arguments], cwd=ROOT, env=environment, check=True, timeout=600)
+
+    config = ["--config=configs/demo.py:tokenizer,smoke", f"--config.data.path={tmp_path / 'shapes'}"]
+    lumos("data", "shapes", *config)
+    lumos("train", *config, f"--workdir={tmp_path / 'run'}", "--config.train.num_samples=0")
+    tokenize = ["tokenize", *config, f"--workdir={tmp_path / 'run'}"]
+    lumos(*tokenize, f"--out={tmp_path / 'one'}")
+    lumos("launch", "--local", "--num_processes=2", "--devices_per_process=1", "--", *tokenize, f"--out={tmp_path / 'two'}")  # fmt: skip
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).glob("*.array_record")} for name in ("one", "two"))
+    assert len(one) == 2 and one == two
+    assert (tmp_path / "two" / "manifest.json").exists()

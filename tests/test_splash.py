@@ -54,11 +54,14 @@ def test_splash_in_bfloat16_is_close():
     np.testing.assert_allclose(got.astype(np.float32), attention.dense(q, k, v, keys).astype(np.float32), atol=0.05)
 
 
-def test_splash_needs_static_ranges():
+def test_ranges_that_are_not_static_run_the_flash_kernel():
+    """As in decoding, where a model that was trained with the splash kernel has none."""
     q, k, v, _ = _operands(128)
     keys = layout_range(_layout("frames"), jnp.array([0, 0]))
-    with pytest.raises(ValueError, match="static"):
-        attention.attend(q, k, v, KeyRange(keys.start_BQ, keys.end_BQ), "splash")
+    got, flash = (
+        attention.attend(q, k, v, KeyRange(keys.start_BQ, keys.end_BQ), kernel) for kernel in ("splash", "flash")
+    )
+    np.testing.assert_array_equal(got, flash)
 
 
 @pytest.mark.parametrize("shards, multiple", [(1, 1), (1, 128), (2, 1), (4, 8)])

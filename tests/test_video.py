@@ -183,7 +183,8 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    write_video(tmp_path / "v.gif", numbered_video(2), fps=8)
+    write_video(tmp_path / "v.GIF", numbered_video(2), fps=8)  # any case
+    (tmp_path / "v.GIF").rename(tmp_path / "v.gif")
     before = (tmp_path / "v.gif").read_bytes()
     monkeypatch.setattr(Image.Image, "save", lambda self, path, **_: (Path(path).write_bytes(b"half"), fail()))
     with pytest.raises(UserError, match="cannot write .*v.gif: No space left"):
