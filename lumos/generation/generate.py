@@ -135,6 +135,7 @@ class Generator:
         """
         temporal, fps = self.tokenizer.config.temporal_compression, self.config.generate.fps
         longest = max(self._latent_frames(num_frames) - 1, 1)
-        usable = 1 + min((probe(path).frames_at(fps) - 1) // temporal, longest - 1) * temporal
+        found = max(probe(path).frames_at(fps), 1)
+        usable = 1 + min((found - 1) // temporal, longest - 1) * temporal
         height, width = self.frame_size
         return read_clip(path, start=0.0, num_frames=usable, fps=fps, height=height, width=width)

@@ -41,11 +41,11 @@ def initial_state(
     if checkpointer.latest_step() is not None:
         abstract = abstract_state(definition, optimizer, mesh, **kinds)
         state, meta = checkpointer.restore(abstract, step)
-        source = {"init_from": str(init_from), "fresh": list(fresh)}
-        if meta["step"] == 0 and init_from and {name: meta.get(name) for name in source} != source:
+        begun = meta.get("init_from", ""), meta.get("fresh", list(fresh))
+        if meta["step"] == 0 and init_from and begun != (str(init_from), list(fresh)):
             raise UserError(
-                f"{checkpointer.directory} already begins with the weights of {meta.get('init_from')} (--fresh={','.join(meta.get('fresh', []))})"
-                "; delete it, or choose another --workdir"
+                f"{checkpointer.directory} already begins with the weights of {begun[0]} (--fresh={','.join(begun[1])}); delete it, or "
+                "choose another --workdir"
             )
         return state, {"step": meta["step"], "data_step": meta.get("data_step", meta["step"])}
     if fresh and not init_from:
