@@ -37,7 +37,9 @@ def attend(q_BQNA: jax.Array, k_BSKA: jax.Array, v_BSKA: jax.Array, keys: KeyRan
     batch = sharding.axis_of(q_BQNA.shape[0], "batch")
     length = sharding.axis_of(q_BQNA.shape[1], "length") if q_BQNA.shape[1] == k_BSKA.shape[1] else None
     # Decoding has no static ranges: there "splash" runs the flash kernel.
-    use_splash = splash.serves(k_BSKA.shape, keys) if kernel == "auto" else kernel == "splash" and bool(keys.static)
+    use_splash = (
+        splash.serves(k_BSKA.shape, keys) if kernel == "auto" else kernel == "splash" and keys.static is not None
+    )
     schedule, schedule_specs = splash.make_schedule(q_BQNA, k_BSKA, keys, length) if use_splash else (None, None)
 
     def local(q, k, v, start, end, schedule):

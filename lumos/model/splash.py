@@ -43,8 +43,6 @@ def padding(length: int, shards: int = 1) -> int:
 
 def make_schedule(q_BQNA, k_BSKA, keys: KeyRange, length: str | None):
     """Return the kernel with its block schedule, and how the schedule is split over devices."""
-    if keys.static is None:
-        raise ValueError("the splash kernel needs static key ranges: build them with layout_range")
     shards = sharding.shards(length)
     num_queries = q_BQNA.shape[1] // shards
     mask_shape = (q_BQNA.shape[1], k_BSKA.shape[1])

@@ -7,6 +7,7 @@ import dataclasses
 import optax
 
 from lumos.config import Config
+from lumos.data.buckets import latent_shape
 from lumos.data.text import TextTokenizer
 from lumos.errors import UserError
 from lumos.training.optimizer import make_grouped_optimizer, make_optimizer
@@ -59,8 +60,7 @@ def resolve(config: Config) -> Config:
             f"{config.data.path} holds token grids {grids[0]} (frames, rows, columns) but config.sequence.grid="
             f"{tuple(config.sequence.grid)}; set it to {grids[0]}, and config.data.buckets to the clips behind it"
         )
-    clip, c = config.data.buckets[0], config.tokenizer
-    trained = 1 + (clip[0] - 1) // c.temporal_compression, *(side // c.spatial_compression for side in clip[1:])
+    trained = latent_shape(config.data.buckets[0], config.tokenizer)
     if trained != tuple(config.sequence.grid):
         raise UserError(
             f"config.data.buckets={config.data.buckets}: the first bucket is a grid of {trained}, but config.sequence.grid="

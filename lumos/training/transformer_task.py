@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lumos.config import Config
+from lumos.data.buckets import latent_shape
 from lumos.model import transformer
 from lumos.sequence import attention, corruption, targets
 from lumos.sequence.layout import Positions, make_layout
@@ -20,9 +21,8 @@ class TransformerTask:
         self.config = config
         self.layout = make_layout(config)  # of sequence.grid; batches of other buckets get their own
         self.definition = transformer.make_definition(config.model, self.layout.vocabulary)
-        step = config.tokenizer.temporal_compression
-        in_buckets = [1 + (frames - 1) // step for frames, _, _ in config.data.buckets]
-        self._max_frames = max(config.sequence.grid[0], *in_buckets)
+        grids = [config.sequence.grid, *(latent_shape(bucket, config.tokenizer) for bucket in config.data.buckets)]
+        self._max_frames = max(frames for frames, _, _ in grids)
 
     def loss(self, params, batch, key):
         """Return (loss sum, number of masked codes, metric sums). Batch: tokens [B,T,H,W], text [B,P], text_length [B]."""
