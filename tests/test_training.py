@@ -77,21 +77,71 @@ def test_schedule_free_evaluates_its_average():
     assert np.abs(state.eval_params["w"] - state.params["w"]).max() > 0
 
 
-def test_accumulation_equals_one_large_batch():
-    """Weights differ between microbatches (each row masks its own number of codes), so this tests the weighting too."""
+class FixedNoise(TransformerTask):
+    """Masks and drops that depend on the rows alone, so that any split of a batch has the same."""
 
-    class FixedNoise(TransformerTask):
-        def loss(self, params, batch, key):
-            del key
-            mask = (batch["tokens"] % 3 == 0).reshape(*batch["tokens"].shape[:2], -1)
-            hidden, model, ids, mask_BL = self._forward(self.layout, params, batch, mask, None)
-            ce = self._cross_entropy(self.layout, model, hidden, ids, mask_BL.astype(jnp.float32))
-            return ce.loss.sum(), mask_BL.sum().astype(jnp.float32), {}
+    def _corruption(self, layout, batch, key):
+        del key
+        mask_BTC = (batch["tokens"] % 3 == 0).reshape(*batch["tokens"].shape[:2], -1)
+        return mask_BTC, batch["text"][:, -1] % 4 == 0
 
-    config = tiny.transformer(optimizer__learning_rate=1e-2)
-    whole, _ = _losses(config, task_class=FixedNoise)
-    parts = dataclasses.replace(config, train=dataclasses.replace(config.train, accumulation=4))
-    np.testing.assert_allclose(_losses(parts, task_class=FixedNoise)[0], whole, rtol=1e-5)
+
+@pytest.mark.parametrize("text_weight", [0.0, 0.7])
+def test_accumulation_equals_one_large_batch(text_weight):
+    """Every row masks its own number of codes and has its own number of text tokens, or none: means of means are wrong."""
+    config = tiny.transformer(optimizer__learning_rate=1e-2, loss__text_weight=text_weight, loss__z_loss=1e-3)
+    whole, whole_state = _losses(config, task_class=FixedNoise)
+    for num_micro, mesh in ((2, {}), (8, {}), (2, {"fsdp": 4})):
+        parts = dataclasses.replace(
+            config,
+            train=dataclasses.replace(config.train, accumulation=num_micro),
+            mesh=MeshConfig(**{"fsdp": 1, **mesh}),
+        )
+        losses, state = _losses(parts, num_devices=mesh.get("fsdp", 1), task_class=FixedNoise)
+        np.testing.assert_allclose(losses, whole, rtol=1e-5)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), state.params, whole_state.params
+        )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_term_of_a_loss_is_a_mean_over_the_whole_step(seed):
+    """A task of three terms with random weights, some of them 0 in whole microbatches, against the closed form."""
+    rng = np.random.default_rng(seed)
+    names, num_rows = ("a", "b", "c"), 12
+    batch = {name: rng.random((num_rows, 2)).astype(np.float32) for name in names}
+    for name in names:
+        batch[name][:, 1] *= rng.random(num_rows) > 0.5
+
+    class Terms:
+        groups = None
+
+        def weights(self, batch, key):
+            return {name: batch[name][:, 1].sum() for name in names}
+
+        def loss(self, params, batch, key, totals):
+            sums = {name: (jnp.square(params[name] - batch[name][:, 0]) * batch[name][:, 1]).sum() for name in names}
+            total = sum(sums[name] / totals[name] * totals["a"] for name in names)
+            return total, batch["a"][:, 1].sum(), {}
+
+    class Model:
+        abstract = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}
+        axes = {name: () for name in names}
+
+    task = Terms()
+    task.definition = Model()
+    want = sum(np.average(np.square(batch[name][:, 0]), weights=batch[name][:, 1]) for name in names)
+    slope = [-2 * np.average(batch[name][:, 0], weights=batch[name][:, 1]) for name in names]
+    mesh = sharding.make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+    for num_micro in (1, 2, 3, 4, 6, 12):
+        config = tiny.transformer(data__batch_size=num_rows, train__accumulation=num_micro, optimizer__ema_decay=0.0)
+        optimizer = optax.sgd(1.0)
+        params = {name: jnp.zeros(()) for name in names}
+        state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), None)
+        with jax.set_mesh(mesh):
+            state, metrics = make_train_step(task, optimizer, config, mesh)(state, batch)
+        np.testing.assert_allclose(metrics["loss"], want, rtol=1e-5)
+        np.testing.assert_allclose([state.params[name] for name in names], -np.array(slope), rtol=1e-5)
 
 
 def test_scanned_and_unrolled_layers_and_remat_agree(reference):

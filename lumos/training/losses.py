@@ -16,12 +16,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from lumos import sharding
 
 
 class CrossEntropy(NamedTuple):
-    """Per-position results, float32, shaped like the labels; 0 where the weight is 0. Only `loss` has a gradient."""
+    """Per-position results, float32, shaped like the labels; 0 where the weight is 0.
+
+    Only `loss` has a gradient: to the hidden states, the head and the weights.
+    """
 
     loss: jax.Array  # weighted: cross-entropy + label smoothing + z-loss
     nll: jax.Array  # weighted negative log-likelihood alone, in nats
@@ -50,7 +54,8 @@ def linear_cross_entropy(
       hidden_BLD: final hidden states; [J, D] without a batch axis (then nothing is split over a mesh).
       head_DV: the columns of the head for the V candidate tokens.
       labels_BL: int32 in [0, V). Positions with weight 0 may hold anything.
-      weights_BL: float32, 0 removes a position.
+      weights_BL: float32, 0 removes a position. Where they depend on what is differentiated, every position is computed:
+        the gradient of a weight is the loss of its position without it, at weight 0 too.
       chunk: positions per device whose logits exist at once.
       z_loss: weight of log(Z)^2 (PaLM, section 5).
     """
@@ -59,18 +64,23 @@ def linear_cross_entropy(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _cross_entropy(options, hidden, head, labels, weights):
-    return _forward(options, hidden, head, labels, weights)[0]
+    return _weighted(_forward(options, hidden, head, labels, weights != 0)[0], weights)
 
 
-def _forward(options, hidden, head, labels, weights):
+def _weighted(plain: CrossEntropy, weights) -> CrossEntropy:
+    return CrossEntropy(*(x * weights for x in plain))
+
+
+def _forward(options, hidden, head, labels, active):
+    """Return the results before weighting and the log-sum-exp; both are 0 in chunks without an active position."""
     rows, (embed, vocab) = _axes(hidden, head)
     vocab_size = head.shape[1]
 
-    def local(hidden, head, labels, weights):
+    def local(hidden, head, labels, active):
         head = sharding.all_gather(head, embed, 0)
-        split = _Chunks(weights, options.chunk)
+        split = _Chunks(active, options.chunk)
 
-        def one(_, hidden, labels, weights):
+        def one(_, hidden, labels):
             logits = jnp.dot(hidden, head, preferred_element_type=jnp.float32)
             peak = sharding.pmax(logits.max(-1), vocab)
             lse = peak + jnp.log(sharding.psum(jnp.exp(logits - peak[:, None]).sum(-1), vocab))
@@ -84,35 +94,41 @@ def _forward(options, hidden, head, labels, weights):
                 loss = (1 - options.label_smoothing) * nll + options.label_smoothing * (lse - mean)
             if options.z_loss:
                 loss = loss + options.z_loss * jnp.square(lse)
-            return (), (loss * weights, nll * weights, (at_label >= peak) * weights, lse)
+            return (), (loss, nll, (at_label >= peak).astype(jnp.float32), lse)
 
         # A vocabulary that is split needs the same chunks on all its devices, as they add up inside; they agree, because
         # they hold the same positions.
-        _, out = split.scan(one, (), (hidden, labels, weights))
+        _, out = split.scan(one, (), (hidden, labels))
         loss, nll, correct, lse = (split.join(x) for x in out)
         return CrossEntropy(loss, nll, correct), lse
 
     place = sharding.per_device(
         local, ((*rows, None), (embed, vocab), rows, rows), (CrossEntropy(rows, rows, rows), rows)
     )
-    return place(hidden, head, labels, weights)
+    return place(hidden, head, labels, active)
 
 
 def _cross_entropy_fwd(options, hidden, head, labels, weights):
-    out, lse = _forward(options, hidden, head, labels, weights)
-    return out, (hidden, head, labels, weights, lse)
+    learnt = weights.perturbed
+    hidden, head, labels, weights = (x.value for x in (hidden, head, labels, weights))
+    active = jnp.ones(weights.shape, bool) if learnt else weights != 0
+    plain, lse = _forward(options, hidden, head, labels, active)
+    return _weighted(plain, weights), (hidden, head, labels, weights, active, lse, plain.loss if learnt else None)
 
 
 def _cross_entropy_bwd(options, saved, cotangents):
-    hidden, head, labels, weights, lse = saved
+    hidden, head, labels, weights, active, lse, plain_loss = saved
+    if isinstance(cotangents.loss, SymbolicZero):  # only results without a gradient were used
+        return jax.tree.map(_zero, (hidden, head, labels, weights))
     rows, (embed, vocab) = _axes(hidden, head)
     vocab_size = head.shape[1]
 
-    def local(hidden, head, labels, weights, lse):
+    def local(hidden, head, labels, active, scale, lse):
         full = sharding.all_gather(head, embed, 0)
-        split = _Chunks(weights, options.chunk)
+        # The chunks of the forward pass: `lse` exists for these alone, wherever the scale happens to be 0.
+        split = _Chunks(active, options.chunk)
 
-        def one(dhead, hidden, labels, weights, lse):
+        def one(dhead, hidden, labels, scale, lse):
             logits = jnp.dot(hidden, full, preferred_element_type=jnp.float32)
             index, mine = _local_labels(labels, logits.shape[1], vocab)
             p = jnp.exp(logits - lse[:, None])
@@ -120,25 +136,30 @@ def _cross_entropy_bwd(options, saved, cotangents):
             dlogits = p - (1 - options.label_smoothing) * at_label - options.label_smoothing / vocab_size
             if options.z_loss:
                 dlogits = dlogits + 2 * options.z_loss * lse[:, None] * p
-            dlogits = (dlogits * weights[:, None]).astype(hidden.dtype)
+            dlogits = (dlogits * scale[:, None]).astype(hidden.dtype)
             dhidden = jnp.dot(dlogits, full.T, preferred_element_type=jnp.float32)
             return dhead + jnp.dot(hidden.T, dlogits, preferred_element_type=jnp.float32), (dhidden,)
 
-        dhead, (dhidden,) = split.scan(one, jnp.zeros(full.shape, jnp.float32), (hidden, labels, weights, lse))
+        dhead, (dhidden,) = split.scan(one, jnp.zeros(full.shape, jnp.float32), (hidden, labels, scale, lse))
         # Summed over devices in the head's dtype, like the gradients of all other weights.
         dhead = sharding.psum_except(dhead.astype(head.dtype), rows, without=embed)
         dhead = sharding.reduce_scatter(dhead, embed, 0)
         return sharding.psum(split.join(dhidden), vocab).astype(hidden.dtype), dhead
 
     place = sharding.per_device(
-        local, ((*rows, None), (embed, vocab), rows, rows, rows), ((*rows, None), (embed, vocab))
+        local, ((*rows, None), (embed, vocab), rows, rows, rows, rows), ((*rows, None), (embed, vocab))
     )
-    # Rows differ in their cotangents like in their weights.
-    dhidden, dhead = place(hidden, head, labels, weights * cotangents.loss, lse)
-    return dhidden, dhead, np.zeros(labels.shape, jax.dtypes.float0), jnp.zeros_like(weights)
+    dhidden, dhead = place(hidden, head, labels, active, weights * cotangents.loss, lse)
+    dweights = _zero(weights) if plain_loss is None else plain_loss * cotangents.loss
+    return dhidden, dhead, _zero(labels), dweights
 
 
-_cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
+_cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd, symbolic_zeros=True)
+
+
+def _zero(x):
+    """Return the zero cotangent of an argument."""
+    return jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else np.zeros(x.shape, jax.dtypes.float0)
 
 
 def _axes(hidden, head):
@@ -158,15 +179,15 @@ def _local_labels(labels, num_local, vocab):
 
 
 class _Chunks:
-    """Positions of one device, those with weight first, cut into equal chunks."""
+    """Positions of one device, the active ones first, cut into equal chunks."""
 
-    def __init__(self, weights, chunk):
-        self._shape = weights.shape
-        num = weights.size
+    def __init__(self, active, chunk):
+        self._shape = active.shape
+        num = active.size
         self._chunk = min(chunk, num)
         self._extra = -num % self._chunk
-        self._order = None if num == self._chunk else jnp.argsort(weights.reshape(-1) == 0, stable=True)
-        self._used = jnp.sum(weights != 0)
+        self._order = None if num == self._chunk else jnp.argsort(~active.reshape(-1), stable=True)
+        self._used = jnp.sum(active)
 
     def _split(self, x):
         x = x.reshape(-1, *x.shape[len(self._shape) :])
@@ -183,7 +204,7 @@ class _Chunks:
         return x.reshape(*self._shape, *x.shape[1:])
 
     def scan(self, body, carry, arrays):
-        """Run `carry, outs = body(carry, *chunk)` over chunks; outs are 0 where no position has weight."""
+        """Run `carry, outs = body(carry, *chunk)` over chunks; outs are 0 in chunks without an active position."""
         slices = tuple(self._split(x) for x in arrays)
         if self._order is None:
             carry, outs = body(carry, *(x[0] for x in slices))

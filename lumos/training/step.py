@@ -36,6 +36,10 @@ class Task(Protocol):
         A task that learns something without gradients also has `update_statistics(params, statistics) -> params`, called
         after the optimizer's update. Its `loss` then takes the step as a fourth argument and returns as a fourth value
         the statistics: sums over the batch, which add over microbatches and, under jit, over devices.
+
+        A task whose loss has terms that are means over different things also has `weights(batch, key)`, which returns what
+        each is a mean over, summed over the batch, from the masks alone. Its `loss` then takes the sums over all microbatches
+        of the step as `totals`, so that accumulation equals one large batch.
         """
 
     def evaluate_batch(self, params: Params, batch: Batch) -> dict[str, jax.Array]:
@@ -62,6 +66,7 @@ def make_train_step(
     """
     num_micro, decay = config.train.accumulation, config.optimizer.ema_decay
     update_statistics, groups = getattr(task, "update_statistics", None), getattr(task, "groups", None)
+    weights = getattr(task, "weights", lambda batch, key: {})
 
     def without_frozen(params):
         """Stop the gradients of frozen parameters, so that their backward pass is not computed for the gradient norm."""
@@ -69,10 +74,10 @@ def make_train_step(
             return params
         return jax.tree.map(lambda p, group: jax.lax.stop_gradient(p) if group == "frozen" else p, params, groups)
 
-    def summed_gradients(params, batch, key, step):
+    def summed_gradients(params, batch, key, step, totals):
         def loss_sum(params):
             arguments = (without_frozen(params), batch, key) + ((step,) if update_statistics else ())
-            total, weight, metrics, *statistics = task.loss(*arguments)
+            total, weight, metrics, *statistics = task.loss(*arguments, **({"totals": totals} if totals else {}))
             return total, (weight, metrics | {"loss": total}, statistics)
 
         (_, (weight, metrics, statistics)), grads = jax.value_and_grad(loss_sum, has_aux=True)(params)
@@ -81,22 +86,26 @@ def make_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         if num_micro == 1:
-            grads, weight, sums, statistics = summed_gradients(state.params, batch, key, state.step)
+            totals = weights(batch, key)
+            grads, weight, sums, statistics = summed_gradients(state.params, batch, key, state.step, totals)
         else:
             # Strided rows, so that every microbatch stays spread over all devices.
             split = jax.tree.map(lambda x: x.reshape(-1, num_micro, *x.shape[1:]).swapaxes(0, 1), batch)
 
+            keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(num_micro))
+            _, each = jax.lax.scan(lambda _, slices: (None, weights(*slices)), None, (split, keys))
+            totals = jax.tree.map(jnp.sum, each)
+
             def micro(total, slices):
-                index, part = slices
-                sums = summed_gradients(state.params, part, jax.random.fold_in(key, index), state.step)
+                sums = summed_gradients(state.params, *slices, state.step, totals)
                 return jax.tree.map(jnp.add, total, sums), None
 
             part = jax.tree.map(lambda x: x[0], split)
-            shapes = jax.eval_shape(summed_gradients, state.params, part, key, state.step)
+            shapes = jax.eval_shape(summed_gradients, state.params, part, key, state.step, totals)
             # Gradients of bfloat16 parameters add up in float32.
             wide = lambda x: jnp.float32 if x.dtype == jnp.bfloat16 else x.dtype
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, wide(x)), shapes)
-            (grads, weight, sums, statistics), _ = jax.lax.scan(micro, zeros, (jnp.arange(num_micro), split))
+            (grads, weight, sums, statistics), _ = jax.lax.scan(micro, zeros, (split, keys))
         weight = jnp.maximum(weight, 1e-9)
         grads = jax.tree.map(lambda g: g / weight, to_float32(grads))
         moments = sharding.to_device(state.opt_state) if config.optimizer.offload else state.opt_state

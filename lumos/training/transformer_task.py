@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lumos.config import Config
 from lumos.data.buckets import latent_shape
@@ -24,24 +25,40 @@ class TransformerTask:
         grids = [config.sequence.grid, *(latent_shape(bucket, config.tokenizer) for bucket in config.data.buckets)]
         self._max_frames = max(frames for frames, _, _ in grids)
 
-    def loss(self, params, batch, key):
-        """Return (loss sum, number of masked codes, metric sums). Batch: tokens [B,T,H,W], text [B,P], text_length [B]."""
+    def loss(self, params, batch, key, totals=None):
+        """Return (loss sum, number of masked codes, metric sums). Batch: tokens [B,T,H,W], text [B,P], text_length [B].
+
+        `totals` are the `weights` of all microbatches of the step; by default this batch is the only one.
+        """
         c, layout = self.config, self._layout_of(batch)
-        mask_key, drop_key = jax.random.split(key)
-        batch_size = batch["tokens"].shape[0]
-        mask_BTC, _ = corruption.content_mask(mask_key, batch_size, *layout.content_index.shape, c.corruption)
-        dropped_B = corruption.drop_text(drop_key, batch_size, c.corruption.text_drop)
+        totals = totals or self.weights(batch, key)
+        mask_BTC, dropped_B = self._corruption(layout, batch, key)
         hidden_BLD, model, ids_BL, mask_BL = self._forward(layout, params, batch, mask_BTC, dropped_B)
         ce = self._cross_entropy(layout, model, hidden_BLD, ids_BL, mask_BL)
-        weight = mask_BL[:, layout.visual_index].sum().astype(jnp.float32)
         total = ce.loss.sum()
         metrics = {"nll": ce.nll.sum(), "accuracy": ce.correct.sum()}
         if c.loss.text_weight:
-            text_nll, count = self._text_loss(layout, model, hidden_BLD, ids_BL, batch["text_length"], dropped_B)
-            # Scaled by the visual weight, so that the mean loss is mean visual + text_weight * mean text.
-            metrics["text_nll"] = text_nll / jnp.maximum(count, 1) * weight
+            text_nll = self._text_nll(layout, model, hidden_BLD, ids_BL, self._text_seen(layout, batch, dropped_B))
+            # The step divides by the visual weight: its mean loss is mean visual + text_weight * mean text.
+            metrics["text_nll"] = text_nll / jnp.maximum(totals["text"], 1) * totals["visual"]
             total = total + c.loss.text_weight * metrics["text_nll"]
-        return total, weight, metrics
+        return total, mask_BL[:, layout.visual_index].sum().astype(jnp.float32), metrics
+
+    def weights(self, batch, key):
+        """Return how many codes and text tokens the loss of a batch averages over."""
+        layout = self._layout_of(batch)
+        mask_BTC, dropped_B = self._corruption(layout, batch, key)
+        is_code = np.isin(layout.content_index, layout.visual_index)
+        seen_BJ = self._text_seen(layout, batch, dropped_B)
+        counts = {"visual": (mask_BTC & is_code).sum(), "text": seen_BJ.sum()}
+        return {name: count.astype(jnp.float32) for name, count in counts.items()}
+
+    def _corruption(self, layout, batch, key):
+        """Draw which content is masked, bool [B, T, cells], and which rows lose their text, bool [B]."""
+        c, batch_size = self.config.corruption, batch["tokens"].shape[0]
+        mask_key, drop_key = jax.random.split(key)
+        mask_BTC, _ = corruption.content_mask(mask_key, batch_size, *layout.content_index.shape, c)
+        return mask_BTC, corruption.drop_text(drop_key, batch_size, c.text_drop)
 
     def _layout_of(self, batch):
         grid = tuple(batch["tokens"].shape[1:])
@@ -75,10 +92,13 @@ class TransformerTask:
             z_loss=self.config.loss.z_loss,
         )
 
-    def _text_loss(self, layout, model, hidden_BLD, ids_BL, text_length_B, dropped_B):
+    def _text_seen(self, layout, batch, dropped_B):
+        """Return which text targets have a loss: those of tokens behind the padding, in rows that keep their text."""
+        first_B = layout.num_text - batch["text_length"]
+        return (targets.text(layout).source[None] >= first_B[:, None]) & ~dropped_B[:, None]
+
+    def _text_nll(self, layout, model, hidden_BLD, ids_BL, seen_BJ):
         where, storage = targets.text(layout), model.storage(layout.length)
-        first_B = layout.num_text - text_length_B
-        seen_BJ = (where.source[None] >= first_B[:, None]) & ~dropped_B[:, None]
         ce = linear_cross_entropy(
             hidden_BLD,
             model.head(0, layout.vocabulary.size),
@@ -86,7 +106,7 @@ class TransformerTask:
             storage.put(jnp.zeros(ids_BL.shape).at[:, where.source].set(seen_BJ.astype(jnp.float32)), fill=0),
             chunk=self.config.loss.chunk,
         )
-        return ce.loss.sum(), seen_BJ.sum().astype(jnp.float32)
+        return ce.loss.sum()
 
     def evaluate_batch(self, params, batch):
         """Return per-frame sums under a fixed evaluation mask: AR-DF tubes at evaluate.mask_ratio, same for every run."""
