@@ -12,6 +12,7 @@ them with TensorBoard or xprof). Writes OUT/gpu.json and prints it.
 import argparse
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from lumos import sharding
 from lumos.evaluation.evaluate import versions
 from lumos.model import attention
 from lumos.planning import estimate
-from lumos.planning.chips import parse_topology
+from lumos.chips import parse_topology
 from lumos.sequence.attention import layout_range
 from lumos.sequence.layout import make_layout
 from lumos.training.flops import peak_flops_per_device
@@ -83,7 +84,7 @@ def train(size, variant, batch_size, out):
     guess = estimate.estimate_train(config, parse_topology("h100:1"))
     return {
         "case": f"train {size}", "batch_size": batch_size, "tokens": make_layout(config).length, "step_s": took,
-        "mfu": task.flops_per_step() / took / peak_flops_per_device(), "loss": float(metrics["loss"]),
+        "mfu": task.flops_per_step() / took / (peak_flops_per_device() or math.nan), "loss": float(metrics["loss"]),
         "peak_gib": memory.get("peak_bytes_in_use", 0) / 2**30, "estimated_gib": guess.memory.total / 2**30,
     }  # fmt: skip
 

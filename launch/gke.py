@@ -11,8 +11,10 @@ _ACCELERATORS = {
     "v5p": "tpu-v5p-slice",
     "v6e": "tpu-v6e-slice",
     "tpu7x": "tpu7x",
+    "a100": "nvidia-a100-80gb",
     "h100": "nvidia-h100-80gb",
     "h200": "nvidia-h200-141gb",
+    "b200": "nvidia-b200",
 }
 _PORT = 8476
 

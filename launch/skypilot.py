@@ -6,6 +6,7 @@ from lumos.errors import EXIT_PREEMPTED, UserError
 from lumos.launch.spec import Job
 from lumos.launch.tpu_vm import accelerator_type
 
+_GPUS = {"a100": "A100-80GB"}  # whose name is not that of the chip
 _PORT = 8476
 
 
@@ -17,7 +18,7 @@ def render(job: Job) -> str:
     accelerators = (
         f"tpu-{accelerator_type(job)}:1"
         if topology.is_tpu
-        else f"{topology.chip_name.upper()}:{topology.devices_per_slice}"
+        else f"{_GPUS.get(topology.chip_name, topology.chip_name.upper())}:{topology.devices_per_slice}"
     )
     nodes = 1 if topology.is_tpu else job.num_nodes
     if topology.is_tpu:

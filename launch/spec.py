@@ -7,7 +7,7 @@ import re
 import shlex
 
 from lumos.errors import UserError
-from lumos.planning.chips import Topology, parse_topology
+from lumos.chips import Topology, parse_topology
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

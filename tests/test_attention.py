@@ -53,3 +53,26 @@ def test_bfloat16_keeps_its_dtype_and_is_close():
     got = attention.attend(*(x.astype(jnp.bfloat16) for x in (q, k, v)), keys)
     assert got.dtype == jnp.bfloat16
     np.testing.assert_allclose(got.astype(np.float32), attention.dense(q, k, v, keys), atol=0.05)
+
+
+def test_merging_in_bfloat16_rounds_once():
+    """The bound: probabilities are rounded once to bfloat16 (unit 2^-8), the merged sum once; parts are merged in float32."""
+    q, k, v, _, _ = _case()
+    q, k, v = (x.astype(jnp.bfloat16) for x in (q, k, v))
+    num_keys, cut, unit = k.shape[1], 17, 2.0**-8
+
+    def whole(num):
+        return KeyRange(jnp.zeros((1, num_keys), jnp.int32), jnp.full((1, num_keys), num))
+
+    parts = (k[:, :cut], v[:, :cut], whole(cut)), (k[:, cut:], v[:, cut:], whole(num_keys - cut))
+    got = attention.attend_two(q, *parts)
+    assert got.dtype == jnp.bfloat16
+    exact = lambda v: np.asarray(attention.dense(*(x.astype(jnp.float32) for x in (q, k, v)), whole(num_keys)))
+    error = np.abs(np.asarray(got, np.float32) - exact(v))
+    np.testing.assert_array_less(error, unit * (exact(jnp.abs(v)) + np.abs(exact(v))) + 1e-5)
+
+    pieces = [attention._flash_forward(q, k, v, keys.start_BQ, keys.end_BQ, jnp.float32) for k, v, keys in parts]
+    out, lse = (np.stack([np.asarray(piece[i], np.float64) for piece in pieces]) for i in range(2))
+    share = np.exp(lse - np.logaddexp(*lse))[..., None]
+    merged = (out * share).sum(0)
+    np.testing.assert_array_less(np.abs(np.asarray(got, np.float64) - merged), 1.001 * unit * np.abs(merged) + 1e-7)

@@ -1,11 +1,15 @@
 """What the training loop costs beside its steps."""
 
 import jax
+import numpy as np
 import pytest
 from tokens import one_device, run_config, write_tokens  # noqa: F401
 
+from lumos import chips
 from lumos.errors import UserError
+from lumos.training import flops
 from lumos.training.loop import train
+from lumos.training.meter import Meter
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -43,3 +47,45 @@ def test_a_transformer_trains_on_a_weighted_mixture(tmp_path):
     first, second = (write_tokens(tmp_path / name) for name in "ab")
     train(run_config(f"{first}=3,{second}=1", train__num_steps=2), tmp_path / "run")
     assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_utilisation_counts_every_step_with_the_flops_of_its_own_bucket(monkeypatch):
+    shapes = [(4, 3, 4, 4), (4, 3, 4, 4), (12, 1, 4, 4)]
+    cost = {(4, 3, 4, 4): 100.0, (12, 1, 4, 4): 7.0}
+    clock = iter([10.0, 12.0, 15.0])
+    monkeypatch.setattr("lumos.training.meter.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr(flops, "peak_flops_per_device", lambda: 50.0 / jax.device_count())
+    meter = Meter(cost.__getitem__, 0)
+    for shape in shapes:
+        meter.count({"tokens": np.zeros(shape)}, 0.0)
+    first, second = meter.take(2), meter.take(3)
+    assert first["mfu"] == pytest.approx(200 / 2 / 50) and second["mfu"] == pytest.approx(7 / 3 / 50)
+    assert first["positions_per_s"] == pytest.approx(2 * 192 / 2) and second["positions_per_s"] == pytest.approx(
+        192 / 3
+    )
+
+
+def test_an_unknown_accelerator_has_no_utilisation(monkeypatch):
+    class Device:
+        platform, device_kind = "gpu", "NVIDIA GeForce RTX 9990"
+
+    monkeypatch.setattr(flops.jax, "devices", lambda: [Device()])
+    flops.peak_flops_per_device.cache_clear()
+    try:
+        assert flops.peak_flops_per_device() is None
+        Device.device_kind = "TPU v5 lite"
+        flops.peak_flops_per_device.cache_clear()
+        assert flops.peak_flops_per_device() == chips.CHIPS["v5e"].flops == 197e12
+    finally:
+        flops.peak_flops_per_device.cache_clear()
+    monkeypatch.setattr(flops, "peak_flops_per_device", lambda: None)
+    meter = Meter(lambda shape: 1.0, 0)
+    meter.count({"video": np.zeros((1, 5, 8, 8, 3))}, 0.0)
+    assert "mfu" not in meter.take(1)
+
+
+def test_every_device_kind_has_one_peak():
+    kinds = [kind for chip in chips.CHIPS.values() for kind in chip.kinds]
+    assert len(kinds) == len(set(kinds)) > 10
+    # Data sheets: a chip of two devices gives each half, and the PCIe form of an H100 is slower than the module.
+    assert chips.peak_of_device("TPU7x") == 2307e12 / 2 and chips.peak_of_device("NVIDIA H100 PCIe") is None

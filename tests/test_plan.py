@@ -14,7 +14,7 @@ import tiny
 from lumos import config as config_lib
 from lumos.errors import UserError
 from lumos.planning import aot, calibration, docs, estimate, hlo, search, workload
-from lumos.planning.chips import parse_topology
+from lumos.chips import parse_topology
 from lumos.planning.roofline import communication
 from lumos.sequence.layout import make_layout
 from lumos.training import flops
@@ -219,7 +219,7 @@ def test_a_compiled_step_moves_no_more_than_fsdp_must():
     """One all-gather of each weight forward and one backward, one reduce-scatter; all else is small."""
     script = (
         "import json, jax; jax.config.update('jax_platforms', 'cpu'); import sys; sys.path.insert(0, 'tests'); import tiny, test_plan;"
-        "from lumos.planning import aot; from lumos import sharding; from lumos.planning.chips import parse_topology;"
+        "from lumos.planning import aot; from lumos import sharding; from lumos.chips import parse_topology;"
         "c = tiny.transformer(**test_plan.SMALL);"
         "r = aot.compile_train(c, sharding.make_mesh(c.mesh, aot.devices(parse_topology('v5e:2x2'))));"
         "print(json.dumps([r.collectives.count, r.collectives.bytes]))"

@@ -185,9 +185,10 @@ class TokenizerTask:
         """Return `side_by_side` of the clips."""
         return side_by_side(np.asarray(batch["video"]), np.asarray(self._reconstruct_pixels(params, batch["video"])))
 
-    def flops_per_step(self) -> float:
-        """Return the matmul and convolution FLOPs of the VAE in a step: forward + backward = 3 forwards, first bucket."""
-        video = jax.ShapeDtypeStruct((self.config.data.batch_size, *self.config.data.buckets[0], 3), jnp.float32)
+    def flops_per_step(self, shape: tuple[int, ...] = ()) -> float:
+        """Return the matmul and convolution FLOPs of the VAE in a step: forward + backward = 3 forwards."""
+        shape = shape or (self.config.data.batch_size, *self.config.data.buckets[0], 3)
+        video = jax.ShapeDtypeStruct(shape, jnp.float32)
         forward = flops.count_matmul_flops(lambda p, v: self.vae.bind(p).reconstruct(v)[0], self.vae.abstract, video)
         return 3 * forward
 

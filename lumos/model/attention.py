@@ -69,11 +69,12 @@ def dense(q_BQNA, k_BSKA, v_BSKA, keys: KeyRange) -> jax.Array:
 def attend_two(q_BQNA, first: tuple, second: tuple) -> jax.Array:
     """Attend over two key sets as if they were one: (k, v, KeyRange) of the cache and of the current tokens.
 
-    Forward only (decoding). The two partial softmaxes are merged through their log-sum-exp, so the cache is never copied.
+    Forward only (decoding). The two partial softmaxes are merged through their log-sum-exp, so the cache is never copied;
+    in float32, so that the sum is rounded once.
     """
-    parts = [_flash_forward(q_BQNA, k, v, keys.start_BQ, keys.end_BQ) for k, v, keys in (first, second)]
+    parts = [_flash_forward(q_BQNA, k, v, keys.start_BQ, keys.end_BQ, jnp.float32) for k, v, keys in (first, second)]
     lse = jnp.logaddexp(parts[0][1], parts[1][1])
-    return sum(out * jnp.exp(part_lse - lse)[..., None].astype(out.dtype) for out, part_lse in parts)
+    return sum(out * jnp.exp(part_lse - lse)[..., None] for out, part_lse in parts).astype(q_BQNA.dtype)
 
 
 def _group(q_BQNA: jax.Array, num_kv_heads: int) -> tuple[jax.Array, float]:
@@ -174,8 +175,8 @@ class _Blocks:
         return jax.lax.map(lambda slices: body(*slices), arrays)
 
 
-def _flash_forward(q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ):
-    """Return the output [B, Q, N, A] and log-sum-exp [B, Q, N] (-1e30 where nothing is visible)."""
+def _flash_forward(q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ, dtype=None):
+    """Return the output [B, Q, N, A] (in the dtype of q by default) and log-sum-exp [B, Q, N] (-1e30 where nothing is visible)."""
     blocks = _Blocks(q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ)
 
     def one(q, start, end):
@@ -194,7 +195,7 @@ def _flash_forward(q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ):
         init = (jnp.zeros(q.shape, jnp.float32), jnp.zeros(q.shape[:-1]), jnp.full(q.shape[:-1], _LEAST))
         out, total, peak = blocks.loop(blocks.bounds(start, end), body, init)
         lse = jnp.where(total > 0, peak + jnp.log(jnp.maximum(total, 1e-37)), _NEVER)
-        return (out / jnp.maximum(total, 1e-37)[..., None]).astype(q.dtype), lse
+        return (out / jnp.maximum(total, 1e-37)[..., None]).astype(dtype or q.dtype), lse
 
     out, lse = blocks.map_queries(one, blocks.q, blocks.start, blocks.end)
     return _ungroup(blocks.join_queries(out)), _ungroup(blocks.join_queries(lse)[..., None])[..., 0]

@@ -19,7 +19,7 @@ from lumos import sharding
 from lumos.config import Config
 from lumos.errors import UserError
 from lumos.planning import hlo
-from lumos.planning.chips import Topology
+from lumos.chips import Topology
 from lumos.training.state import abstract_state
 from lumos.training.step import make_train_step
 from lumos.training.tasks import make_task, make_task_optimizer

@@ -19,7 +19,7 @@ import functools
 
 import numpy as np
 
-from lumos.planning.chips import Topology, parse_topology
+from lumos.chips import Topology, parse_topology
 from lumos.planning.roofline import Efficiency, roofline
 from lumos.planning.workload import Workload
 

@@ -13,7 +13,7 @@ from lumos import sharding
 from lumos.config import Config
 from lumos.errors import UserError
 from lumos.planning import aot, estimate, search
-from lumos.planning.chips import Topology, parse_topology
+from lumos.chips import Topology, parse_topology
 from lumos.planning.report import Plan, table
 
 _log = logging.getLogger(__name__)

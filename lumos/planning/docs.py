@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lumos import config as config_lib
 from lumos.planning import calibration, estimate
-from lumos.planning.chips import GIB, parse_topology
+from lumos.chips import GIB, parse_topology
 
 _KEEP = "save:query,key,value,attention,out,gate,up"
 _LONG = {"sequence.grid": "(50, 32, 56)", "data.buckets": "((197, 256, 448),)"}  # 89,600 codes

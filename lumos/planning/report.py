@@ -8,7 +8,7 @@ import json
 from lumos.config import Config
 from lumos.planning.aot import Compiled
 from lumos.planning.calibration import mean_error
-from lumos.planning.chips import GIB, Topology
+from lumos.chips import GIB, Topology
 from lumos.planning.estimate import Estimate
 from lumos.planning.search import HEADROOM
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from lumos.planning.chips import Chip, Topology
+from lumos.chips import Chip, Topology
 from lumos.planning.workload import Workload
 
 _BF16 = 2

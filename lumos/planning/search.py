@@ -7,7 +7,7 @@ import itertools
 
 from lumos.config import Config
 from lumos.errors import UserError
-from lumos.planning.chips import Topology
+from lumos.chips import Topology
 from lumos.planning.estimate import Estimate, estimate_train
 
 REMATS = (

@@ -10,23 +10,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from lumos.chips import peak_of_device
 from lumos.config import ModelConfig
 from lumos.sequence.attention import count_pairs
 from lumos.sequence.layout import Layout
-
-# Dense bf16 peak per device in FLOP/s, from the vendors' data sheets.
-PEAK = {
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "NVIDIA A100": 312e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-}
 
 
 def forward_flops(model: ModelConfig, layout: Layout, num_candidates: int) -> float:
@@ -84,12 +71,15 @@ def count_matmul_outputs(function: Callable, *args) -> float:
 
 
 @functools.cache
-def peak_flops_per_device() -> float:
-    """Return the device's peak from the table; a CPU's is measured once, as the rate of a large float32 matmul."""
-    kind = jax.devices()[0].device_kind
-    for name, peak in PEAK.items():
-        if kind.startswith(name):
-            return peak
+def peak_flops_per_device() -> float | None:
+    """Return the peak of this process's devices in FLOP/s, None if it is unknown.
+
+    Accelerators have that of their data sheet (lumos/chips.py). A CPU's is measured once, as the rate of a large float32
+    matmul.
+    """
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return peak_of_device(device.device_kind)
     size = 1024
     a = jnp.ones((size, size), jnp.float32)
     matmul = jax.jit(lambda a: a @ a)

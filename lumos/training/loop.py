@@ -26,7 +26,7 @@ from lumos.training import replay
 from lumos.training.goodput import Goodput
 from lumos.training.health import HealthMonitor
 from lumos.training.initialize import initial_state
-from lumos.training.meter import Meter, num_positions
+from lumos.training.meter import Meter
 from lumos.training.metrics import MetricsWriter
 from lumos.training.optimizer import make_schedule
 from lumos.training.profiler import Profiler
@@ -130,7 +130,7 @@ class _Run:
         self.writer = MetricsWriter(
             self.workdir, total_steps=total, start_step=step, name=self.config.name, active=self.main_process
         )
-        self.meter = Meter(self.task.flops_per_step(), step)
+        self.meter = Meter(self.task.flops_per_step, step)
         profiler = Profiler(self.workdir, at=self.profile_at)
         try:
             if int(self.requests.ask()) == STOP:
@@ -149,7 +149,7 @@ class _Run:
                 batch = sharding.put_batch(self.mesh, rows)
                 self.state, metrics = self.train_step(self.state, batch)
                 self.in_flight.append(_InFlight(step, number, rows, metrics, self.requests.ask()))
-                self.meter.count(num_positions(batch), self.pipeline.wait_ms)
+                self.meter.count(batch, self.pipeline.wait_ms)
                 self.writer.advance()
                 step += 1
                 self.checkpointer.check()

@@ -51,8 +51,11 @@ class Task(Protocol):
     def samples(self, params: Params, batch: Batch) -> tuple[Any, list[str]]:
         """Return videos to look at, uint8 [B, F, Y, X, 3], and their captions."""
 
-    def flops_per_step(self) -> float:
-        """Return the FLOPs of one step (forward and backward, global batch), counted exactly."""
+    def flops_per_step(self, shape: tuple[int, ...] = ()) -> float:
+        """Return the FLOPs of one step (forward and backward), counted exactly.
+
+        `shape` is that of the global batch, tokens [B, T, H, W] or video [B, F, Y, X, 3]; by default of the first bucket.
+        """
 
 
 def make_train_step(

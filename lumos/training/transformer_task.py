@@ -30,7 +30,7 @@ class TransformerTask:
 
         `totals` are the `weights` of all microbatches of the step; by default this batch is the only one.
         """
-        c, layout = self.config, self._layout_of(batch)
+        c, layout = self.config, self._layout_of(batch["tokens"].shape[1:])
         totals = totals or self.weights(batch, key)
         mask_BTC, dropped_B = self._corruption(layout, batch, key)
         hidden_BLD, model, ids_BL, mask_BL = self._forward(layout, params, batch, mask_BTC, dropped_B)
@@ -46,7 +46,7 @@ class TransformerTask:
 
     def weights(self, batch, key):
         """Return how many codes and text tokens the loss of a batch averages over."""
-        layout = self._layout_of(batch)
+        layout = self._layout_of(batch["tokens"].shape[1:])
         mask_BTC, dropped_B = self._corruption(layout, batch, key)
         is_code = np.isin(layout.content_index, layout.visual_index)
         seen_BJ = self._text_seen(layout, batch, dropped_B)
@@ -60,8 +60,7 @@ class TransformerTask:
         mask_BTC, _ = corruption.content_mask(mask_key, batch_size, *layout.content_index.shape, c)
         return mask_BTC, corruption.drop_text(drop_key, batch_size, c.text_drop)
 
-    def _layout_of(self, batch):
-        grid = tuple(batch["tokens"].shape[1:])
+    def _layout_of(self, grid):
         return self.layout if grid == self.layout.grid else make_layout(self.config, grid)
 
     def _forward(self, layout, params, batch, mask_BTC, dropped_B):
@@ -110,7 +109,7 @@ class TransformerTask:
 
     def evaluate_batch(self, params, batch):
         """Return per-frame sums under a fixed evaluation mask: AR-DF tubes at evaluate.mask_ratio, same for every run."""
-        layout, ratio = self._layout_of(batch), self.config.evaluate.mask_ratio
+        layout, ratio = self._layout_of(batch["tokens"].shape[1:]), self.config.evaluate.mask_ratio
         num_frames, num_cells = layout.content_index.shape
         batch_size = batch["tokens"].shape[0]
         u = jax.random.uniform(jax.random.key(0), (batch_size, 1, num_cells))
@@ -147,7 +146,8 @@ class TransformerTask:
         captions = [generator.text.decode(ids) for ids in batch["text"]]
         return generator.generate(captions, seed=self.config.seed).videos, captions
 
-    def flops_per_step(self):
+    def flops_per_step(self, shape=()):
         """Forward + backward = 3 forwards; recomputation (remat) is not counted."""
-        num = self.layout.vocabulary.visual_size
-        return 3 * self.config.data.batch_size * flops.forward_flops(self.config.model, self.layout, num)
+        rows, *grid = shape or (self.config.data.batch_size, *self.layout.grid)
+        layout = self._layout_of(tuple(grid))
+        return 3 * rows * flops.forward_flops(self.config.model, layout, layout.vocabulary.visual_size)
