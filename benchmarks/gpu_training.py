@@ -24,10 +24,10 @@ import numpy as np
 
 from lumos import config as config_lib
 from lumos import sharding
+from lumos.chips import parse_topology
 from lumos.evaluation.evaluate import versions
 from lumos.model import attention
 from lumos.planning import estimate
-from lumos.chips import parse_topology
 from lumos.sequence.attention import layout_range
 from lumos.sequence.layout import make_layout
 from lumos.training.flops import peak_flops_per_device

@@ -6,8 +6,8 @@ import dataclasses
 import re
 import shlex
 
-from lumos.errors import UserError
 from lumos.chips import Topology, parse_topology
+from lumos.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

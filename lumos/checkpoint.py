@@ -26,7 +26,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
 import lumos
 from lumos.errors import UserError
-from lumos.training.state import TrainState
+from lumos.training.state import TrainState, start_average
 
 _log = logging.getLogger(__name__)
 logging.getLogger("orbax").setLevel(logging.WARNING)
@@ -143,7 +143,7 @@ class Checkpointer:
         """Return the state at `step` (the latest by default), placed and typed as `abstract` says, and its meta item.
 
         The mesh and the number of processes may be others than those that saved. Another dtype is cast. An EMA that the
-        checkpoint lacks starts as a copy of the parameters; one that `abstract` lacks is left out. Both are logged.
+        checkpoint lacks starts as a float32 copy of the parameters; one that `abstract` lacks is left out. Both are logged.
 
         Raises:
           UserError: missing, extra or differently shaped arrays (named), or no optimizer state.
@@ -155,7 +155,8 @@ class Checkpointer:
             _log.warning("%s: no EMA at step %d; it starts as a copy of the parameters", self.directory, step)
             abstract = dataclasses.replace(abstract, ema=None)
             state, meta = self.restore(abstract, step)
-            return dataclasses.replace(state, ema=jax.tree.map(jax.numpy.copy, state.params)), meta
+            start = jax.jit(start_average, out_shardings=jax.tree.map(lambda x: x.sharding, wanted["ema"]))
+            return dataclasses.replace(state, ema=start(state.params)), meta
         for name in sorted(set(saved) - set(wanted)):
             _log.warning("%s: the %s of step %d is left out: the config has none", self.directory, name, step)
         for name, value in wanted.items():

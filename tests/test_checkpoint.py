@@ -106,6 +106,16 @@ def test_an_ema_that_was_not_saved_starts_as_a_copy(tmp_path):
     assert fingerprint(restored.ema) == fingerprint(state.params)
 
 
+def test_an_ema_switched_on_for_a_bfloat16_run_is_float32(tmp_path):
+    checkpointer, state = save(tmp_path, Saved(optimizer__ema_decay=0.0, model__param_dtype="bfloat16"))
+    wanted = Saved(model__param_dtype="bfloat16").abstract
+    restored, _ = checkpointer.restore(wanted)
+    types = lambda state: jax.tree.map(lambda x: (x.dtype, x.sharding), state)
+    assert types(restored) == types(wanted)
+    assert {x.dtype for x in jax.tree.leaves(restored.params)} == {np.dtype(jnp.bfloat16)}
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype(np.float32)), restored.ema, state.params)
+
+
 def test_an_ema_that_is_not_wanted_is_left_out(plain):
     (folder, state) = plain
     checkpointer = Checkpointer(folder, read_only=True)

@@ -12,9 +12,9 @@ import pytest
 import tiny
 
 from lumos import config as config_lib
+from lumos.chips import parse_topology
 from lumos.errors import UserError
 from lumos.planning import aot, calibration, docs, estimate, hlo, search, workload
-from lumos.chips import parse_topology
 from lumos.planning.roofline import communication
 from lumos.sequence.layout import make_layout
 from lumos.training import flops

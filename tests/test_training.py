@@ -11,6 +11,7 @@ from lumos import sharding
 from lumos.config import MeshConfig
 from lumos.errors import UserError
 from lumos.training import flops
+from lumos.training import state as state_lib
 from lumos.training.optimizer import make_optimizer, make_schedule
 from lumos.training.state import TrainState, abstract_state, create_state, state_shardings
 from lumos.training.step import make_train_step
@@ -292,3 +293,20 @@ def test_mesh_errors_say_what_to_change():
         sharding.param_shardings(
             sharding.make_mesh(MeshConfig(fsdp=8), jax.devices()), task.definition.axes, task.definition.abstract
         )
+
+
+def test_initialisation_and_steps_use_different_random_numbers(monkeypatch):
+    """Every key that initialisation draws with, against those of the first steps and their microbatches."""
+    drawn = []
+    task = TransformerTask(tiny.transformer())
+    monkeypatch.setattr(task.definition, "init", lambda key: drawn.append(key) or {"w": jnp.zeros(2)})
+    monkeypatch.setattr(state_lib, "state_shardings", lambda *_, **__: None)
+    mesh = sharding.make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+    with jax.disable_jit():
+        create_state(task.definition, optax.sgd(1.0), mesh, seed=5, ema=False)
+    (key,), seed = drawn, jax.random.key(5)
+    of_layers = [jax.random.fold_in(key, i) for i in range(50)] + list(jax.random.split(key, 50))
+    steps = [jax.random.fold_in(seed, s) for s in range(50)]
+    of_steps = [seed, *steps, *(jax.random.fold_in(steps[0], i) for i in range(50)), *jax.random.split(steps[0])]
+    as_bytes = lambda keys: {jax.random.key_data(key).tobytes() for key in keys}
+    assert not as_bytes([key, *of_layers]) & as_bytes(of_steps)

@@ -16,10 +16,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lumos import sharding
+from lumos.chips import Topology
 from lumos.config import Config
 from lumos.errors import UserError
 from lumos.planning import hlo
-from lumos.chips import Topology
 from lumos.training.state import abstract_state
 from lumos.training.step import make_train_step
 from lumos.training.tasks import make_task, make_task_optimizer

@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator
 
 from lumos import sharding
+from lumos.chips import Topology, parse_topology
 from lumos.config import Config
 from lumos.errors import UserError
 from lumos.planning import aot, estimate, search
-from lumos.chips import Topology, parse_topology
 from lumos.planning.report import Plan, table
 
 _log = logging.getLogger(__name__)

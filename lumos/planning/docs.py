@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from lumos import config as config_lib
-from lumos.planning import calibration, estimate
 from lumos.chips import GIB, parse_topology
+from lumos.planning import calibration, estimate
 
 _KEEP = "save:query,key,value,attention,out,gate,up"
 _LONG = {"sequence.grid": "(50, 32, 56)", "data.buckets": "((197, 256, 448),)"}  # 89,600 codes

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from lumos import sharding
+from lumos.chips import Topology
 from lumos.config import Config, ModelConfig
 from lumos.data.text import TextTokenizer
 from lumos.errors import UserError
 from lumos.model.transformer import make_definition
 from lumos.planning import workload
 from lumos.planning.calibration import efficiency_of
-from lumos.chips import Topology
 from lumos.planning.memory import Memory, abstract_mesh, local_bytes, train_memory
 from lumos.planning.roofline import Roofline, communication, matrix_fill, roofline
 from lumos.sequence.layout import Layout, make_layout

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 
+from lumos.chips import GIB, Topology
 from lumos.config import Config
 from lumos.planning.aot import Compiled
 from lumos.planning.calibration import mean_error
-from lumos.chips import GIB, Topology
 from lumos.planning.estimate import Estimate
 from lumos.planning.search import HEADROOM
 

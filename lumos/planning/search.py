@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+from lumos.chips import Topology
 from lumos.config import Config
 from lumos.errors import UserError
-from lumos.chips import Topology
 from lumos.planning.estimate import Estimate, estimate_train
 
 REMATS = (

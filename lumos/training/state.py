@@ -14,6 +14,8 @@ from jax.sharding import Mesh
 from lumos import sharding
 from lumos.model.definition import Definition
 
+_INITIALISATION = 2**32 - 1  # tells the random numbers of initialisation from those of steps
+
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("step", "params", "opt_state", "ema"), meta_fields=())
 @dataclasses.dataclass(frozen=True)
@@ -92,24 +94,31 @@ def create_state(
 
     def init(params):
         if params is None:
-            params = definition.init(jax.random.key(seed))
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), _start_average(params, ema))
+            # The randomness of step s is fold_in(key(seed), s): no step reaches this number.
+            params = definition.init(jax.random.fold_in(jax.random.key(seed), _INITIALISATION))
+        return TrainState(
+            jnp.zeros((), jnp.int32), params, optimizer.init(params), start_average(params) if ema else None
+        )
 
     with jax.set_mesh(mesh):
         places = state_shardings(definition, optimizer, mesh, ema=ema, offload=offload)
         return jax.jit(init, out_shardings=places, donate_argnums=0)(params)
 
 
-def _start_average(params: Any, ema: bool) -> Any:
-    """Return a copy: without one, donating the state would donate the same buffer twice."""
-    return jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params) if ema else None
+def start_average(params: Any) -> Any:
+    """Return the EMA that begins at these parameters.
+
+    It is float32 whatever they are: an average in bfloat16 would lose its small changes. It is a copy: without one, donating
+    the state would donate the same buffer twice.
+    """
+    return jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
 
 
 def abstract_state(definition: Definition, optimizer, mesh: Mesh, *, ema: bool, offload: bool = False) -> TrainState:
     """Return shapes, dtypes and shardings of the state without allocating it (for restoring)."""
     shapes = jax.eval_shape(
         lambda params: TrainState(
-            jnp.zeros((), jnp.int32), params, optimizer.init(params), _start_average(params, ema)
+            jnp.zeros((), jnp.int32), params, optimizer.init(params), start_average(params) if ema else None
         ),
         definition.abstract,
     )
