@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -25,6 +24,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
 import lumos
+from lumos.config import read_resolved
 from lumos.errors import UserError
 from lumos.training.state import TrainState, start_average
 
@@ -327,4 +327,4 @@ def read_config(workdir: str | Path) -> dict[str, Any]:
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise UserError(f"{workdir} is not a training workdir: no config.json in it")
-    return json.loads(path.read_text())
+    return read_resolved(path)

@@ -214,7 +214,8 @@ class OptimizerConfig:
     final_fraction: float = 0.1  # last learning rate as a share of the peak
     beta1: float = 0.9  # first moment decay
     beta2: float = 0.95  # second moment decay
-    weight_decay: float = 0.1  # decoupled, on every parameter
+    weight_decay: float = 0.1  # decoupled; every optimizer has it
+    decay: str = "matrices"  # what it acts on: matrices (neither norms nor biases) | all
     clip_norm: float = 1.0  # global gradient norm; 0 = off
     ema_decay: float = 0.999  # 0 = no EMA
     offload: bool = False  # the optimizer's state waits in the memory of the host
@@ -329,11 +330,7 @@ def load(spec: str, overrides: dict[str, Any] | None = None) -> Config:
     path_text, _, variant = str(spec).partition(":")
     path = _find(path_text)
     if path.suffix == ".json":
-        try:
-            values = json.loads(path.read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{path} is not the JSON of a config: {_one_line(error)}") from error
-        tree = _to_config_dict(parse(values))
+        tree = _to_config_dict(parse(read_resolved(path)))
     elif path.suffix == ".py":
         module_spec = importlib.util.spec_from_file_location(f"lumos_config_{path.stem}", path)
         module = importlib.util.module_from_spec(module_spec)
@@ -350,6 +347,20 @@ def load(spec: str, overrides: dict[str, Any] | None = None) -> Config:
     else:
         raise UserError(f"{path_text} is no config: the suffix must be .py or .json")
     return _apply(tree, overrides or {})
+
+
+def read_resolved(path: Path) -> dict[str, Any]:
+    """Return the fields of a config that was saved as JSON. Raises UserError.
+
+    A field that did not exist when it was saved has the value that means what was done then.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not the JSON of a config: {_one_line(error)}") from error
+    if isinstance(values, dict) and isinstance(values.get("optimizer"), dict):
+        values["optimizer"].setdefault("decay", "all")
+    return values
 
 
 def override(config: Config, overrides: dict[str, Any]) -> Config:

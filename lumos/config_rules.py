@@ -57,6 +57,7 @@ CHOICES = {
     "corruption.temporal": ("shared", "independent"),
     "corruption.spatial": ("tube", "frame", "clip"),
     "generate.mode": ("paper", "reference"),
+    "optimizer.decay": ("matrices", "all"),
     "optimizer.schedule": ("cosine", "wsd", "constant"),
     "train.on_bad_steps": ("stop", "rewind"),
 }

@@ -21,7 +21,7 @@ from lumos.errors import UserError
 from lumos.training import requests
 from lumos.training.initialize import initial_state
 from lumos.training.loop import train
-from lumos.training.optimizer import make_optimizer
+from lumos.training.optimizer import check_resumed, make_optimizer
 from lumos.training.state import abstract_state, create_state
 from lumos.training.transformer_task import TransformerTask
 
@@ -271,3 +271,24 @@ def test_init_from_takes_weights_and_starts_at_step_0(tmp_path):
         train(wider, tmp_path / "second", init_from=tmp_path / "first")
     train(config, tmp_path / "third", init_from=tmp_path / "first")
     assert sorted(Checkpointer(tmp_path / "third", read_only=True)._manager.all_steps()) == [0, 2, 4, 6]
+
+
+def test_a_run_goes_on_under_the_rule_of_weight_decay_that_it_began_with(tmp_path):
+    """Checkpoints of before the rule was a field mean decay of every parameter."""
+    config = run_config(write_tokens(tmp_path / "tokens"), train__num_steps=2, optimizer__decay="all")
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, num_steps=4))
+    sparing = dataclasses.replace(longer, optimizer=dataclasses.replace(config.optimizer, decay="matrices"))
+    train(config, tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "old")
+    for meta in (tmp_path / "old" / "checkpoints").glob("*/meta/metadata"):
+        values = json.loads(meta.read_text())
+        del values["config"]["optimizer"]["decay"]
+        meta.write_text(json.dumps(values))
+    for name in ("run", "old"):
+        with pytest.raises(UserError, match="acts on every parameter; set config.optimizer.decay=all to go on"):
+            train(sparing, tmp_path / name)
+    assert train(longer, tmp_path / "old") == train(longer, tmp_path / "run")  # bit for bit
+    plain = dataclasses.replace(config.optimizer, name="sgd")
+    with pytest.raises(UserError, match="had no effect on sgd: it cannot go on"):
+        check_resumed(plain, {}, "run")
+    check_resumed(plain, dataclasses.asdict(plain), "run")

@@ -8,11 +8,11 @@ import pytest
 import tiny
 
 from lumos import sharding
-from lumos.config import MeshConfig
+from lumos.config import MeshConfig, OptimizerConfig
 from lumos.errors import UserError
 from lumos.training import flops
 from lumos.training import state as state_lib
-from lumos.training.optimizer import make_optimizer, make_schedule
+from lumos.training.optimizer import decays, make_optimizer, make_schedule
 from lumos.training.state import TrainState, abstract_state, create_state, state_shardings
 from lumos.training.step import make_train_step
 from lumos.training.transformer_task import TransformerTask
@@ -259,8 +259,6 @@ def test_flops_are_those_that_xla_counts():
 
 
 def test_schedules():
-    from lumos.config import OptimizerConfig
-
     for name, last in (("cosine", 0.1), ("wsd", 0.1), ("constant", 1.0)):
         schedule = make_schedule(OptimizerConfig(learning_rate=1.0, schedule=name, warmup_steps=10), 100)
         assert 0 < schedule(0) < 0.2 and np.isclose(schedule(10), 1.0)
@@ -274,6 +272,67 @@ def test_optimizers_by_name_take_a_step(name):
     config = tiny.transformer(optimizer__name=name)
     losses, _ = _losses(config, steps=2)
     assert np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("decay", ["matrices", "all"])
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon", "sgd", "adafactor", "adagrad", "lamb"])
+def test_weight_decay_acts_by_rule_with_every_optimizer(name, decay):
+    """Without gradients an update is the decay alone: -learning rate * weight_decay * parameter."""
+    config = tiny.transformer(model__attention_bias=True, model__mlp_bias=True).optimizer
+    config = dataclasses.replace(
+        config, name=name, schedule="constant", warmup_steps=0, learning_rate=0.25, weight_decay=0.5, decay=decay
+    )
+    definition = TransformerTask(tiny.transformer(model__attention_bias=True, model__mlp_bias=True)).definition
+    params = jax.tree.map(lambda x: jnp.ones(x.shape), definition.abstract)
+    optimizer = make_optimizer(config, 10)
+    gradients = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = jax.jit(optimizer.update)(gradients, jax.jit(optimizer.init)(params), params)
+    spared = {"bias"} | {"weight"} if decay == "matrices" else set()  # of linear layers and norms
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        if name == "lamb":  # scales the step to the size of the parameter
+            assert bool(np.any(update)) == (path[-1].key not in spared)
+        else:
+            want = 0.0 if path[-1].key in spared else -0.125
+            np.testing.assert_allclose(update, want, rtol=1e-6, err_msg=str(path))
+
+
+def test_of_a_tokenizer_kernels_and_tables_decay():
+    params = {"conv": {"kernel": np.ones((3, 3, 4, 4)), "bias": np.ones(4)}, "norm1": {"scale": np.ones(4)}}
+    params["layers"] = {"q_norm": {"weight": np.ones((2, 3, 8))}, "gate": {"kernel": np.ones((2, 4, 4))}}
+    assert decays(params) == {
+        "conv": {"kernel": True, "bias": False},
+        "norm1": {"scale": False},
+        "layers": {"q_norm": {"weight": False}, "gate": {"kernel": True}},
+    }
+
+
+@pytest.mark.parametrize(
+    "name, field, used",
+    [
+        ("adamw", "beta1", True), ("adamw", "beta2", True), ("sgd", "beta1", False), ("sgd", "beta2", False),
+        ("muon", "beta1", False), ("muon", "beta2", True), ("lion", "beta1", True), ("rmsprop", "beta2", False),
+        ("schedule_free_adamw", "beta2", True),
+    ],
+)  # fmt: skip
+def test_a_field_of_the_optimizer_has_an_effect_or_is_refused(name, field, used):
+    config = OptimizerConfig(name=name, schedule="constant", warmup_steps=0)
+    changed = dataclasses.replace(config, **{field: 0.3})
+    if not used:
+        with pytest.raises(UserError, match=f"config.optimizer.{field}=0.3 has no effect on {name} "):
+            make_optimizer(changed, 10)
+        return
+    params = {"gate": {"kernel": jnp.eye(4) + 0.1}, "embed_tokens": jnp.full((4, 4), 0.5)}
+
+    def three_steps(config):
+        optimizer, new = make_optimizer(config, 10), params
+        state = optimizer.init(new)
+        for step in range(3):
+            gradients = jax.tree.map(lambda p, step=step: jnp.cos(7 * p + step), params)
+            updates, state = optimizer.update(gradients, state, new)
+            new = optax.apply_updates(new, updates)
+        return jnp.concatenate([x.reshape(-1) for x in jax.tree.leaves(new)])
+
+    assert np.abs(three_steps(changed) - three_steps(config)).max() > 1e-5
 
 
 def test_unknown_optimizer_is_a_user_error():

@@ -11,6 +11,7 @@ import jax
 from lumos.checkpoint import Checkpointer
 from lumos.config import Config
 from lumos.errors import UserError
+from lumos.training.optimizer import check_resumed
 from lumos.training.state import TrainState, abstract_state, create_state
 
 _log = logging.getLogger(__name__)
@@ -39,6 +40,9 @@ def initial_state(
         state = create_state(definition, optimizer, mesh, seed=config.seed, **kinds, params=params)
         return state, {"step": 0, "data_step": 0}
     if checkpointer.latest_step() is not None:
+        began = checkpointer.read_meta(step).get("config")
+        if began:  # the weights that a run starts from have none
+            check_resumed(config.optimizer, began["optimizer"], str(checkpointer.directory))
         abstract = abstract_state(definition, optimizer, mesh, **kinds)
         state, meta = checkpointer.restore(abstract, step)
         begun = meta.get("init_from", ""), meta.get("fresh", list(fresh))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 from typing import Any
 
 import jax
@@ -12,6 +13,9 @@ import optax
 
 from lumos.config import OptimizerConfig
 from lumos.errors import UserError
+
+_MUON_MOMENTUM = 0.95
+_log = logging.getLogger(__name__)
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -32,30 +36,80 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """Return clipping + the named optimizer. Fields the optimizer has no argument for are not passed."""
+    """Return clipping + the named optimizer + weight decay.
+
+    Decay is decoupled (`parameter -= learning rate * weight_decay * parameter`, Loshchilov and Hutter 2019), with optimizers
+    that have none of their own too. It acts on what `decays` says.
+
+    Raises:
+      UserError: no such optimizer, or a field was changed that it has no use for.
+    """
     factory = getattr(optax, config.name, None) or getattr(optax.contrib, config.name, None)
     parameters = inspect.signature(factory).parameters if callable(factory) else {}
     if "learning_rate" not in parameters:
         near = difflib.get_close_matches(config.name, [*dir(optax), *dir(optax.contrib)], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(f"config.optimizer.name={config.name!r} is not an optimizer of optax or optax.contrib{hint}")
-    wanted = {
-        "learning_rate": make_schedule(config, num_steps),
-        "b1": config.beta1,
-        "b2": config.beta2,
-        "weight_decay": config.weight_decay,
-        "adam_b1": config.beta1,  # muon: the embedding, head and norm parameters run Adam
-        "adam_b2": config.beta2,
-        "adam_weight_decay": config.weight_decay,
-    }
+    schedule, mask = make_schedule(config, num_steps), decays if config.decay == "matrices" else None
+    wanted = {"learning_rate": schedule, "b1": config.beta1, "b2": config.beta2}
     if config.name == "muon":
-        del wanted["b1"]
-        wanted["beta"] = 0.95
+        # The embedding, head and norm parameters run Adam.
+        wanted |= {"beta": _MUON_MOMENTUM, "adam_b1": OptimizerConfig.beta1, "adam_b2": config.beta2}
         wanted["muon_weight_dimension_numbers"] = _muon_dimensions
         wanted["consistent_rms"] = 0.2  # updates as large as Adam's (Moonlight), so that one learning rate serves both
+    _refuse_unused(config, parameters)
+    outside = None
+    mask_name = next((name for name in ("mask", "weight_decay_mask") if name in parameters), None)
+    if "weight_decay" not in parameters or (config.name == "muon" and mask):  # Muon's Adam has no mask
+        wanted |= {"weight_decay": 0.0, "adam_weight_decay": 0.0}
+        outside = optax.add_decayed_weights(lambda step: -config.weight_decay * schedule(step), mask)
+    else:
+        wanted |= {"weight_decay": config.weight_decay, "adam_weight_decay": config.weight_decay, mask_name: mask}
+        if mask and not mask_name and config.weight_decay:
+            _log.warning("%s decays every parameter, norms and biases too: it cannot spare any", config.name)
     optimizer = factory(**{name: value for name, value in wanted.items() if name in parameters})
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
-    return _in_float32(optax.chain(clip, optimizer))
+    return _in_float32(optax.chain(clip, optax.chain(optimizer, outside) if outside else optimizer))
+
+
+def decays(params: Any) -> Any:
+    """Return which parameters weight decay acts on: matrices, tables and kernels, but neither norms nor biases."""
+
+    def one(path, leaf):
+        names = [key.key for key in path]
+        own_axes = leaf.ndim - ("layers" in names)  # layers are stacked
+        return own_axes >= 2 and names[-1] != "bias" and not any("norm" in name for name in names)
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+def _refuse_unused(config: OptimizerConfig, parameters) -> None:
+    """Raise UserError where a field was changed from its default that the optimizer has no use for."""
+    for name, used in (("beta1", "b1" in parameters), ("beta2", bool({"b2", "adam_b2"} & set(parameters)))):
+        value, default = getattr(config, name), getattr(OptimizerConfig, name)
+        if not used and value != default:
+            why = f"its momentum is {_MUON_MOMENTUM}" if config.name == "muon" else "it has none"
+            raise UserError(
+                f"config.optimizer.{name}={value} has no effect on {config.name} ({why}); leave it at {default}"
+            )
+
+
+def check_resumed(config: OptimizerConfig, began: dict[str, Any], where: str) -> None:
+    """Refuse to go on under another rule of weight decay than a run began with: its state has another form.
+
+    `began` is this section of the config in the checkpoint. Before it held the rule, decay acted on every parameter, and on
+    none with optimizers that have no decay of their own. Raises UserError.
+    """
+    rule = began.get("decay", "all")
+    factory = getattr(optax, config.name, None) or getattr(optax.contrib, config.name)
+    if "decay" not in began and "weight_decay" not in inspect.signature(factory).parameters:
+        raise UserError(
+            f"{where} began when weight decay had no effect on {config.name}: it cannot go on; start a new run from its "
+            "weights with lumos train --init_from"
+        )
+    if config.decay != rule:
+        acts = {"all": "acts on every parameter", "matrices": "spares norms and biases"}[rule]
+        raise UserError(f"{where} is of a run whose weight decay {acts}; set config.optimizer.decay={rule} to go on")
 
 
 def _in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
