@@ -148,7 +148,8 @@ class SequenceConfig:
     text_length: int = 24  # text slots, right-aligned against the video
     grid: tuple[int, int, int] = (5, 8, 8)  # latent frames, rows, columns
     fps: int = 12  # lumos1 style only: frames per second written into the sequence
-    duration: int = 2  # lumos1 style only: seconds written into the sequence
+    # lumos1 style only: seconds written for clips of `grid`; other lengths follow from their frames, as do all with 0
+    duration: int = 2
     size_unit: int = 4  # lumos1 style only: latent cells per unit of the size tokens
     visual_start: int = 65_536  # lumos1 style only: token id of visual code 0
     number_zero: int = 8_804  # lumos1 style only: token id of the number 0 (sizes, duration, fps)

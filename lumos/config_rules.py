@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _AT_LEAST = {
     1: """data.batch_size data.buckets shapes.num_train shapes.num_validation shapes.num_test
         text.vocab_size tokenizer.parts tokenizer.code_dim adversarial.channels adversarial.num_layers tokenizer.channels tokenizer.channel_mult tokenizer.z_channels sequence.grid sequence.text_length
-        sequence.size_unit model.num_layers model.model_dim model.mlp_dim model.num_heads model.num_kv_heads
+        sequence.size_unit sequence.fps model.num_layers model.model_dim model.mlp_dim model.num_heads model.num_kv_heads
         model.head_dim model.qk_norm_groups loss.chunk train.num_steps train.accumulation train.log_every train.eval_batches
         train.keep_checkpoints generate.steps evaluate.num_prompts evaluate.num_clips evaluate.batch_size""",
     0: """seed data.fps data.cache_gb data.num_threads data.prefetch data.limits
@@ -26,7 +26,7 @@ _AT_LEAST = {
         perceptual.gram_start_step adversarial.weight adversarial.start_step adversarial.ramp_steps adversarial.feature_weight
         adversarial.lecam_weight adversarial.r1_weight adversarial.learning_rate adversarial.beta1
         tokenizer.num_res_blocks tokenizer.temporal_window tokenizer.l1_weight tokenizer.l2_weight
-        sequence.visual_start sequence.number_zero sequence.fps sequence.duration model.text_vocab model.visual_vocab model.rope_theta
+        sequence.visual_start sequence.number_zero sequence.duration model.text_vocab model.visual_vocab model.rope_theta
         model.norm_eps model.init_std loss.z_loss loss.label_smoothing loss.text_weight optimizer.learning_rate
         optimizer.warmup_steps optimizer.decay_fraction optimizer.final_fraction optimizer.beta1 optimizer.beta2
         optimizer.weight_decay optimizer.clip_norm optimizer.ema_decay train.eval_every train.sample_every

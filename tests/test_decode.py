@@ -17,12 +17,12 @@ def _setup(**changes):
     return config, task, task.definition.init(jax.random.key(0)), tiny.token_batch(config)
 
 
-def _decode(config, task, params, batch, num_given=0, seed=1, **settings):
-    use_cache = settings.pop("use_cache", True)
-    decoder = Decoder(task.definition, task.layout, dataclasses.replace(config.generate, **settings), 7, use_cache)
-    return np.asarray(
-        decoder(params, batch["text"], batch["text_length"], batch["tokens"], jax.random.key(seed), num_given)
-    )
+def _decode(config, task, params, batch, num_given=0, seed=1, key=None, **settings):
+    options = {name: settings.pop(name) for name in ("use_cache", "num_codes") if name in settings}
+    chunk = settings.pop("chunk", 7)
+    decoder = Decoder(task.definition, task.layout, dataclasses.replace(config.generate, **settings), chunk, **options)
+    key = jax.random.key(seed) if key is None else key
+    return np.asarray(decoder(params, batch["text"], batch["text_length"], batch["tokens"], key, num_given))
 
 
 @pytest.mark.parametrize("style", ["compact", "lumos1"])
@@ -67,6 +67,31 @@ def test_seeds_decide_and_guidance_one_ignores_the_unconditional_branch():
     assert (_decode(*setup, seed=1) == _decode(*setup, seed=1)).all()
     assert not (_decode(*setup, seed=1) == _decode(*setup, seed=2)).all()
     assert not (_decode(*setup, guidance=1.0) == _decode(*setup, guidance=6.0)).all()
+
+
+def test_codes_do_not_depend_on_how_many_cells_are_drawn_at_a_time():
+    setup = _setup()
+    for chunk in (3, 16, 1000):
+        np.testing.assert_array_equal(_decode(*setup, chunk=chunk), _decode(*setup, chunk=7))
+
+
+def test_a_clip_is_the_same_alone_and_in_any_batch():
+    config, task, params, batch = _setup()
+    keys = jnp.stack([jax.random.key(seed) for seed in (5, 6, 7)])
+    rows = lambda index: {name: value[index] for name, value in batch.items()}
+    together = _decode(config, task, params, batch, key=keys)
+    assert not (together[0] == together[1]).all()
+    for index in ([1], [2, 0], [2, 1, 0, 1]):
+        got = _decode(config, task, params, rows(np.array(index)), key=keys[np.array(index)])
+        np.testing.assert_array_equal(got, together[index])
+
+
+def test_no_code_outside_of_the_codebook_is_drawn():
+    """The vocabulary may have room for more codes than the tokenizer has."""
+    setup = _setup()
+    assert _decode(*setup).max() >= 10
+    few = _decode(*setup, num_codes=10)
+    assert few.max() == 9 and few.min() == 0
 
 
 def test_top_one_at_one_step_is_the_argmax_of_the_model():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import av
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,11 +20,14 @@ from lumos import config as config_lib
 from lumos.data.records import RecordSource
 from lumos.data.video import write_video
 from lumos.errors import UserError
+from lumos.evaluation.evaluate import _masked_cross_entropy
 from lumos.generation.generate import Generator
 from lumos.tokenizers import pretrained
 from lumos.tokenizers.tokenize import read_manifest, tokenize
 from lumos.training import metrics
 from lumos.training.loop import train
+from lumos.training.tasks import make_task
+from lumos.training.transformer_task import TransformerTask
 from lumos.verbs import VERBS
 
 REPO = Path(__file__).resolve().parents[1]
@@ -77,6 +82,14 @@ def test_generate_writes_every_kind_of_video(demo, tmp_path):
         f"--image={tmp_path}/a.png", cwd=demo.parent,
     )  # fmt: skip
     assert sorted(p.name for p in (tmp_path / "two").iterdir()) == ["000.mp4", "001.mp4"]
+    # The second clip of a batch comes again, alone, by the command in its own metadata.
+    with av.open(str(tmp_path / "two" / "001.mp4")) as video:
+        facts = dict(line.split(": ", 1) for line in video.metadata["comment"].splitlines())
+    assert (facts["prompt"], facts["seed"], facts["step"]) == ("b", "1", "4")
+    program, *command = shlex.split(facts["command"])
+    lumos(*command, cwd=tmp_path)
+    assert program == "lumos"
+    assert (tmp_path / "001.mp4").read_bytes() == (tmp_path / "two" / "001.mp4").read_bytes()
     with av.open(str(tmp_path / "two" / "000.mp4")) as video:
         assert video.streams.video[0].frames == 9
     lumos(
@@ -96,6 +109,38 @@ def test_generate_writes_every_kind_of_video(demo, tmp_path):
         frame = next(video.decode(video=0)).to_ndarray(format="rgb24")
     write_video(tmp_path / "fast.mp4", np.stack([frame] * 18), 2 * fps)
     assert len(generator.read_given(tmp_path / "fast.mp4", 13)) == 9
+
+
+def test_samples_of_later_steps_reuse_the_program_of_the_first(demo):
+    run = demo / "transformer"
+    generator = Generator.load(run)
+    task = make_task(generator.config)
+    text, _ = generator.text.encode("a red circle", generator.config.sequence.text_length)
+    first, captions = task.samples(generator.params, {"text": text[None]})
+    opposite, compiled = jax.tree.map(lambda x: -x, generator.params), []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **facts: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    again, _ = task.samples(generator.params, {"text": text[None]})
+    other, _ = task.samples(opposite, {"text": text[None]})
+    assert captions == ["a red circle"] and not compiled
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_cross_entropy_is_evaluated_in_batches_of_their_own_size(demo, monkeypatch):
+    """A run that trains on batches of 256 must not evaluate with them."""
+    seen = []
+    generator = Generator.load(demo / "transformer", {"evaluate.batch_size": "3", "evaluate.num_clips": "6"})
+    evaluate_batch = TransformerTask.evaluate_batch
+
+    def spy(self, params, batch):
+        seen.append(batch["tokens"].shape[0])
+        return evaluate_batch(self, params, batch)
+
+    monkeypatch.setattr(TransformerTask, "evaluate_batch", spy)
+    assert generator.config.data.batch_size != 3
+    assert _masked_cross_entropy(generator)["nll"] > 0 and set(seen) == {3}
 
 
 def test_evaluating_again_gives_the_same_numbers(demo, tmp_path):

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import tiny
 
+from lumos.data.text import instruct
 from lumos.errors import UserError
 from lumos.sequence import attention, layout, vocabulary
 from lumos.sequence.layout import make_layout
@@ -71,3 +72,29 @@ def test_text_drop_hides_all_text_and_nothing_else():
 def test_lumos1_refuses_grids_it_cannot_write():
     with pytest.raises(UserError, match="multiples of 4"):
         layout.lumos1(vocabulary.lumos1(), 3, (2, 4, 6), fps=12, duration=2)
+
+
+def _header(config, grid):
+    """Return (duration, fps) as the sequence of a lumos1 layout writes them."""
+    plan = make_layout(config, grid)
+    at = int(np.flatnonzero(plan.template == plan.vocabulary.video_start)[0])
+    return tuple(int(x) - plan.vocabulary.number_zero for x in plan.template[at + 1 : at + 3])
+
+
+@pytest.mark.parametrize(
+    "frames, want",
+    [(7, (2, 12)), (1, (1, 1)), (4, (1, 12)), (13, (4, 12)), (2, (1, 12)), (10, (3, 12)), (19, (6, 12))],
+)
+def test_the_lumos1_header_says_how_long_a_clip_is(frames, want):
+    """Two seconds at 12 fps are 7 latent frames (25 frames); 13 are 49 frames, 4.1 seconds; a single one is an image."""
+    config = tiny.transformer(sequence__style="lumos1", sequence__grid=(7, 4, 4))
+    assert _header(config, (frames, 4, 4)) == want
+    derived = tiny.transformer(sequence__style="lumos1", sequence__grid=(7, 4, 4), sequence__duration=0)
+    assert _header(derived, (frames, 4, 4)) == want
+
+
+def test_the_instruction_says_how_many_frames_a_clip_has():
+    template = "{frames} frames at {fps}: {caption}"
+    config = tiny.transformer(sequence__style="lumos1", sequence__grid=(7, 4, 4), text__template=template)
+    for frames, want in ((7, "24 frames at 12: a dog"), (13, "48 frames at 12: a dog"), (1, "1 frames at 1: a dog")):
+        assert instruct(config, "a dog", (frames, 4, 4)) == want

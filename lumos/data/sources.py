@@ -135,8 +135,9 @@ class TokensSource:
             manifest = json.loads((folder / "manifest.json").read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: no readable manifest.json; finish `lumos tokenize` first") from error
-        codebook, vocabulary = manifest.get("codebook_size"), config.model.visual_vocab or config.codebook_size
-        if codebook not in (None, vocabulary):
+        vocabulary = config.model.visual_vocab or config.codebook_size
+        codebook = manifest.get("codebook_size") or vocabulary
+        if codebook > vocabulary:  # a larger vocabulary has room for other tokenizers
             raise UserError(f"{path}: tokens of a codebook of {codebook}, but the config's has {vocabulary} entries")
         shards = sorted(folder.glob(f"{split}-*-of-*.array_record"))
         if not shards:
@@ -147,7 +148,7 @@ class TokensSource:
             raise UserError(
                 f"{path}: {len(shards)} of {promised} shards of split {split!r}; finish `lumos tokenize` first"
             )
-        self._records, self._codebook = RecordSource(shards), vocabulary
+        self._records, self._codebook = RecordSource(shards), codebook
         time, space = config.tokenizer.temporal_compression, config.tokenizer.spatial_compression
         size = functools.cache(lambda shape: (1 + (shape[0] - 1) * time, shape[1] * space, shape[2] * space))
         self.sizes = [size(shape) for shape in self._shapes()]

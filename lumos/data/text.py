@@ -21,6 +21,7 @@ from absl import logging
 
 from lumos.config import Config
 from lumos.errors import UserError
+from lumos.sequence.layout import timing
 
 DEFAULT_MODEL = Path(__file__).with_name("default_text.model")
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = range(4)
@@ -124,7 +125,7 @@ def instruct(config: Config, caption: str, grid: tuple[int, int, int]) -> str:
     """Return the caption inside `text.template`, for a clip of this latent grid. A caption that is inside stays as it is."""
     if not config.text.template:
         return caption
-    fps, duration = (1, 1) if grid[0] == 1 else (config.sequence.fps, config.sequence.duration)
+    fps, duration = timing(config, grid[0])
     cell = config.tokenizer.spatial_compression
     size = {"width": grid[2] * cell, "height": grid[1] * cell, "frames": fps * duration, "fps": fps}
     before, _, after = config.text.template.partition("{caption}")

@@ -83,7 +83,13 @@ def versions() -> dict[str, str]:
     }
 
 
-def _evaluate_task(task: Task, params, config: Config, split: str, num_batches: int) -> dict[str, Any]:
+def _evaluate_task(task: Task, params, config: Config, split: str) -> dict[str, Any]:
+    """Evaluate `evaluate.num_clips` clips of a split, `evaluate.batch_size` of them at a time."""
+    batch_size = min(config.evaluate.batch_size, config.evaluate.num_clips)
+    num_batches = max(1, config.evaluate.num_clips // batch_size)
+    data = dataclasses.replace(config.data, batch_size=batch_size)
+    train = dataclasses.replace(config.train, accumulation=1)
+    config = dataclasses.replace(config, data=data, train=train)
     evaluate_batch, sums = jax.jit(task.evaluate_batch), None
     with make_pipeline(config, split, process_index=0, process_count=1, train=False) as pipeline:
         for _, batch in zip(range(num_batches), pipeline):
@@ -102,8 +108,7 @@ def _reconstruction(config: Config, workdir: Path, out: Path, facts) -> dict[str
 def _masked_cross_entropy(generator: Generator) -> dict[str, Any]:
     config = generator.config
     task = TransformerTask(config)
-    num = max(1, config.evaluate.num_clips // config.data.batch_size)
-    return _evaluate_task(task, generator.params, config, config.data.eval_split, num)
+    return _evaluate_task(task, generator.params, config, config.data.eval_split)
 
 
 def _prompt_following(generator: Generator, level: str, out: Path, seed: int, facts) -> dict[str, Any]:
@@ -136,7 +141,8 @@ def _prompt_following(generator: Generator, level: str, out: Path, seed: int, fa
         prompts[i].caption + "   [" + ", ".join(f"{k} {'ok' if v else 'wrong'}" for k, v in scores[i].items()) + "]"
         for i in shown
     ]
-    _write_videos(out, "prompts", [videos[i] for i in shown], marks, generator.config.generate.fps, facts)
+    fps = generator.config.generate.fps
+    _write_videos(out, "prompts", [videos[i] for i in shown], marks, fps, facts, [seed + i for i in shown])
     _log.info("prompt following over %d prompts: %s; true clips, reconstructed: %s", len(prompts), accuracy, ceiling)
     # The first call compiles; with a single call its time includes that.
     return {
@@ -168,12 +174,14 @@ def _continuation(generator: Generator, tokenizer_config: Config, out: Path, see
         for _, batch in zip(range(max(1, c.num_clips // data.batch_size)), pipeline):
             truth = batch["video"]
             captions = [generator.text.decode(ids) for ids in batch["text"]]
-            made = generator.generate(captions, seed=seed, given=truth[:, :num_known], num_frames=truth.shape[1])
+            first = seed + sum(map(len, psnr_NF))
+            made = generator.generate(captions, seed=first, given=truth[:, :num_known], num_frames=truth.shape[1])
             psnr_NF.append(np.asarray(frame_psnr(truth, made.videos)))
             if not shown:
                 shown = list(np.concatenate([truth, made.videos], axis=3)[:6])
                 labels = [f"{caption}   [truth | continued after {num_known} frames]" for caption in captions[:6]]
-    _write_videos(out, "continuation", shown, labels, generator.config.generate.fps, facts)
+    seeds = [seed + i for i in range(len(shown))]
+    _write_videos(out, "continuation", shown, labels, generator.config.generate.fps, facts, seeds)
     psnr_F = np.concatenate(psnr_NF).mean(axis=0)
     _log.info("continuation: first new frame %.2f dB", psnr_F[num_known])
     return {
@@ -184,10 +192,12 @@ def _continuation(generator: Generator, tokenizer_config: Config, out: Path, see
     }
 
 
-def _write_videos(out: Path, name: str, videos, captions: list[str], fps: float, facts) -> None:
+def _write_videos(out: Path, name: str, videos, captions: list[str], fps: float, facts, seeds=()) -> None:
+    """Write clips and their contact sheet; `seeds` are those of generated clips."""
     folder = out / name
     folder.mkdir(exist_ok=True)
     for i, (video, caption) in enumerate(zip(videos, captions)):
-        write_video(folder / f"{i:02d}.mp4", video, fps, {"prompt": caption} | facts)
+        own = {"seed": str(seeds[i])} if seeds else {}
+        write_video(folder / f"{i:02d}.mp4", video, fps, {"prompt": caption} | facts | own)
     (folder / "captions.json").write_text(json.dumps(captions))
     contact_sheet(videos, captions).save(out / f"{name}.png")

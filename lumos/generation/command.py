@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ def generate(
     num_frames: int = 0,
     seed: int = 0,
 ) -> list[Path]:
-    """Write one file per prompt and return their paths. The prompt is stored in each file's metadata.
+    """Write one file per prompt and return their paths.
+
+    Each file's metadata holds its prompt, its own seed, the step of the weights, and the command that makes it again, alone.
 
     `out` is a file for one prompt; for several it is a folder (files 000.mp4, 001.mp4, ...).
     """
@@ -37,9 +40,13 @@ def generate(
     generator = Generator.load(workdir, overrides)
     frames = generator.read_given(given, num_frames) if given else None
     made = generator.generate(prompts, seed=seed, num_frames=num_frames, given=frames)
-    facts = provenance.of_file(generator.config, workdir, seed=seed)
+    options = [f"--config.{name}={value}" for name, value in (overrides or {}).items()]
+    options += [f"--frames={num_frames}"] * bool(num_frames) + [f"--video={given}"] * bool(given)
     paths = [out] if is_file else [out / f"{i:03d}.mp4" for i in range(len(prompts))]
-    for path, video, prompt in zip(paths, made.videos, prompts):
+    for path, video, prompt, own_seed in zip(paths, made.videos, prompts, made.seeds):
         path.parent.mkdir(parents=True, exist_ok=True)
+        again = ["lumos", "generate", f"--workdir={workdir}", f"--prompt={prompt}", f"--seed={own_seed}", *options]
+        facts = {"seed": own_seed, "step": generator.step, "command": shlex.join([*again, f"--out={path.name}"])}
+        facts = provenance.of_file(generator.config, workdir, **facts)
         write_video(path, video, generator.config.generate.fps, {"prompt": prompt} | facts)
     return paths

@@ -35,11 +35,17 @@ class Decoder:
     config: GenerateConfig
     chunk: int = 1024
     use_cache: bool = True  # False recomputes the whole sequence at every step: the slow reference of the benchmark
+    num_codes: int = 0  # of the codebook; 0 = as many as the vocabulary has
     # Recorded uniform numbers instead of random ones: see sampler.recorded.
     uniform: Callable[[int, int], tuple[np.ndarray, np.ndarray]] | None = None
 
-    def __call__(self, params, text_BP, text_length_B, given_BTHW, key, num_given: int):
-        """Return codes int32 [B, T, H, W]; the first `num_given` latent frames of `given_BTHW` are kept."""
+    def __call__(self, params, text_BP, text_length_B, given_BTHW, keys_B, num_given: int):
+        """Return codes int32 [B, T, H, W]; the first `num_given` latent frames of `given_BTHW` are kept.
+
+        Every row draws with a random key of its own; where one key is given instead of [B], that of row i is folded with i.
+        """
+        if not keys_B.ndim:
+            keys_B = jax.vmap(jax.random.fold_in, (None, 0))(keys_B, jnp.arange(len(text_BP)))
         layout, guided = self.layout, self.config.guidance != 1.0
         model = self.definition.bind(params)
         first_B = layout.first_key(text_length_B)
@@ -54,7 +60,7 @@ class Decoder:
         def frame(carry, slices):
             (f, temperatures_S), (state, ids_BL) = slices, carry
             block_BQ = self._block(ids_BL, f)
-            noise = lambda step: self._noise(key, f, num_given, step, block_BQ.shape[0], head_DV.shape[1])
+            noise = lambda step: self._noise(keys_B, f, num_given, step, head_DV.shape[1])
             codes_BJ = self._decode_frame(past, state, head_DV, block_BQ, f, temperatures_S, noise)
             block_BQ = self._with_codes(block_BQ, codes_BJ, jnp.ones_like(codes_BJ, bool))
             ids_BL = jax.lax.dynamic_update_slice_in_dim(ids_BL, block_BQ, self._start(f), axis=1)
@@ -104,14 +110,17 @@ class Decoder:
             jnp.asarray(self.config.temperature * remaining, jnp.float32), (num_frames, len(remaining))
         )
 
-    def _noise(self, key, f, num_given, step, batch, num_codes) -> sampler.Noise:
+    def _noise(self, keys_B, f, num_given, step, num_codes) -> sampler.Noise:
         if self.uniform is not None:
-            return sampler.recorded(self.uniform, (batch, len(self._cells), num_codes), f - num_given, step)
-        return sampler.seeded(jax.random.fold_in(jax.random.fold_in(key, f), step), batch, len(self._cells))
+            return sampler.recorded(self.uniform, (len(keys_B), len(self._cells), num_codes), f - num_given, step)
+        fold_in = jax.vmap(jax.random.fold_in, (0, None))
+        return sampler.seeded(fold_in(fold_in(keys_B, f), step), len(self._cells))
 
     @property
     def _visual(self):
-        return self.layout.vocabulary.visual_start, self.layout.vocabulary.visual_end
+        """The ids that are drawn from: those of the codebook, where the vocabulary has room for more."""
+        start, end = self.layout.vocabulary.visual_start, self.layout.vocabulary.visual_end
+        return start, min(end, start + self.num_codes) if self.num_codes else end
 
     @property
     def _cells(self):

@@ -27,20 +27,27 @@ from lumos.tokenizers import pretrained
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """videos: uint8 [B, F, Y, X, 3]; tokens: int32 [B, T, H, W]; seconds of decoding tokens (compilation included once)."""
+    """videos: uint8 [B, F, Y, X, 3]; tokens: int32 [B, T, H, W]; seconds of decoding tokens (compilation included once).
+
+    seeds: what makes each clip again, alone.
+    """
 
     videos: np.ndarray
     tokens: np.ndarray
     seconds: float
+    seeds: list[int]
 
 
 class Generator:
-    """A transformer with its text model and its tokenizer. Each (batch, frames, given frames) shape compiles once."""
+    """A transformer with its text model and its tokenizer. Each (batch, frames, given frames) shape compiles once.
 
-    def __init__(self, config: Config, definition: Definition, params):
+    `params` may be replaced by others of the same model; `step` says how long they were trained, where that is known.
+    """
+
+    def __init__(self, config: Config, definition: Definition, params, step: int | None = None):
         if not config.tokenizer_workdir:
             raise UserError("config.tokenizer_workdir is empty: generation needs the tokenizer that made the tokens")
-        self.config, self.definition, self.params = config, definition, params
+        self.config, self.definition, self.params, self.step = config, definition, params, step
         self.text = TextTokenizer(config.text.model)
         self.tokenizer = pretrained.load(config.tokenizer_workdir)
         self._programs = functools.cache(self._compile)
@@ -57,7 +64,7 @@ class Generator:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), definition.abstract)
         checkpointer = Checkpointer(workdir, read_only=True)
         try:
-            return cls(config, definition, checkpointer.restore_params(abstract))
+            return cls(config, definition, checkpointer.restore_params(abstract), checkpointer.latest_step())
         finally:
             checkpointer.close()
 
@@ -79,7 +86,7 @@ class Generator:
 
         Args:
           prompts: captions.
-          seed: equal seeds give equal videos.
+          seed: of the first clip; clip i has seed + i. A clip depends on its own seed alone, not on the others beside it.
           num_frames: pixel frames, 1 + 4k (1 = an image); 0 = as trained.
           given: uint8 [F', Y, X, 3] or [B, F', Y, X, 3], the first frames, kept as they are (image- or video-to-video).
           settings: sampling; the run's `generate` section by default.
@@ -107,17 +114,20 @@ class Generator:
         text_BP, length_B = np.stack([ids for ids, _ in encoded]), np.array([n for _, n in encoded], np.int32)
         program = self._programs(latent_frames, num_given, settings)
         start = time.perf_counter()
-        tokens = program(self.params, text_BP, length_B, given_tokens, jax.random.key(seed))
+        seeds = [seed + i for i in range(len(prompts))]
+        keys_B = jnp.stack([jax.random.key(seed) for seed in seeds])
+        tokens = program(self.params, text_BP, length_B, given_tokens, keys_B)
         tokens = np.asarray(tokens)
         seconds = time.perf_counter() - start
-        return Generated(self.tokenizer.decode(tokens), tokens, seconds)
+        return Generated(self.tokenizer.decode(tokens), tokens, seconds, seeds)
 
     def _compile(self, latent_frames: int, num_given: int, settings: GenerateConfig):
         layout = make_layout(self.config, (latent_frames, *self.config.sequence.grid[1:]))
-        decoder = Decoder(self.definition, layout, settings, self.config.loss.chunk)
+        codebook = self.tokenizer.codebook_size
+        decoder = Decoder(self.definition, layout, settings, self.config.loss.chunk, num_codes=codebook)
 
-        def run(params, text, length, given, key):
-            codes = decoder(params, text, length, jnp.asarray(given), key, num_given)
+        def run(params, text, length, given, keys):
+            codes = decoder(params, text, length, jnp.asarray(given), keys, num_given)
             return sharding.constrain(codes, (None,) * codes.ndim)  # every process of a run reads them
 
         return jax.jit(run)

@@ -23,13 +23,19 @@ class Noise(NamedTuple):
     keep: Callable[[], jax.Array]
 
 
-def seeded(key: jax.Array, batch: int, num_cells: int) -> Noise:
-    """Return the noise of a random key."""
-    draw_key, keep_key = jax.random.split(key)
-    return Noise(
-        lambda start, cells, codes: jax.random.gumbel(jax.random.fold_in(draw_key, start), (batch, cells, codes)),
-        lambda: jax.random.gumbel(keep_key, (batch, num_cells)),
-    )
+def seeded(keys_B: jax.Array, num_cells: int) -> Noise:
+    """Return the noise of one random key for each row.
+
+    Every row and every cell draws for itself: a clip is the same in any batch, and however many cells are drawn at a time.
+    """
+    draw_keys, keep_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys_B), 1, 0)
+
+    def draw(start, cells, codes):
+        of_cells = jax.vmap(jax.random.fold_in, (None, 0))
+        keys_BJ = jax.vmap(of_cells, (0, None))(draw_keys, start + jnp.arange(cells))
+        return jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (codes,))))(keys_BJ)
+
+    return Noise(draw, lambda: jax.vmap(lambda key: jax.random.gumbel(key, (num_cells,)))(keep_keys))
 
 
 def recorded(

@@ -177,16 +177,28 @@ def _build(ids, grid, num_text, *, drop_to, template, frame, is_code, is_content
 
 
 def make_layout(config: Config, grid: tuple[int, int, int] | None = None) -> Layout:
-    """Build the layout of a run (of another grid, if given). `model.text_vocab` and `visual_vocab` must be resolved.
-
-    In the lumos1 style a single frame is an image: its fps and duration are 1, as in the released data.
-    """
+    """Build the layout of a run (of another grid, if given). `model.text_vocab` and `visual_vocab` must be resolved."""
     c, grid = config.sequence, tuple(grid or config.sequence.grid)
     if not config.model.visual_vocab or not (config.model.text_vocab or c.style == "lumos1"):
         raise ValueError("model.text_vocab and model.visual_vocab must be resolved before a layout is built")
     if c.style == "lumos1":
         special = dict(zip(vocabulary.RELEASED_SPECIAL, c.special_tokens)) or vocabulary.RELEASED_SPECIAL
         v = vocabulary.lumos1(config.model.visual_vocab, c.visual_start, c.number_zero, special)
-        fps, duration = (1, 1) if grid[0] == 1 else (c.fps, c.duration)
+        fps, duration = timing(config, grid[0])
         return lumos1(v, c.text_length, grid, fps=fps, duration=duration, size_unit=c.size_unit)
     return compact(vocabulary.compact(config.model.text_vocab, config.model.visual_vocab), c.text_length, grid)
+
+
+def timing(config: Config, num_frames: int) -> tuple[int, int]:
+    """Return the frames per second and the seconds that the lumos1 style writes for a clip of so many latent frames.
+
+    A single frame is an image: both are 1, as in the released data. `sequence.duration` is that of `sequence.grid`; other
+    lengths last as long as their frames, in whole seconds.
+    """
+    c = config.sequence
+    if num_frames == 1:
+        return 1, 1
+    if num_frames == c.grid[0] and c.duration:
+        return c.fps, c.duration
+    frames = 1 + (num_frames - 1) * config.tokenizer.temporal_compression
+    return c.fps, max(1, round(frames / c.fps))

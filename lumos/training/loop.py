@@ -275,7 +275,8 @@ class _Run:
         folder = self._samples(step)
         folder.mkdir(parents=True, exist_ok=True)
         for i, (video, caption) in enumerate(zip(videos, captions)):
-            facts = {"prompt": caption} | provenance.of_file(self.config, self.workdir, step=step)
+            facts = provenance.of_file(self.config, self.workdir, step=step, seed=self.config.seed + i)
+            facts = {"prompt": caption} | facts
             write_video(folder / f"{i:02d}.mp4", video, self.config.generate.fps, facts)
         contact_sheet(videos, captions).save(folder / "contact_sheet.png")
 

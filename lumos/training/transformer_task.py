@@ -24,6 +24,7 @@ class TransformerTask:
         self.definition = transformer.make_definition(config.model, self.layout.vocabulary)
         grids = [config.sequence.grid, *(latent_shape(bucket, config.tokenizer) for bucket in config.data.buckets)]
         self._max_frames = max(frames for frames, _, _ in grids)
+        self._generator = None
 
     def loss(self, params, batch, key, totals=None):
         """Return (loss sum, number of masked codes, metric sums). Batch: tokens [B,T,H,W], text [B,P], text_length [B].
@@ -140,9 +141,11 @@ class TransformerTask:
 
     def samples(self, params, batch):
         """Generate videos for the captions of a batch, decoded by the run's tokenizer."""
-        from lumos.generation.generate import Generator
+        if self._generator is None:
+            from lumos.generation.generate import Generator
 
-        generator = Generator(self.config, self.definition, params)
+            self._generator = Generator(self.config, self.definition, params)
+        generator, generator.params = self._generator, params  # compiled once for all samples of a run
         captions = [generator.text.decode(ids) for ids in batch["text"]]
         return generator.generate(captions, seed=self.config.seed).videos, captions
 
