@@ -64,23 +64,19 @@ def linear_cross_entropy(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _cross_entropy(options, hidden, head, labels, weights):
-    return _weighted(_forward(options, hidden, head, labels, weights != 0)[0], weights)
+    return _forward(options, hidden, head, labels, weights, weights != 0)[0]
 
 
-def _weighted(plain: CrossEntropy, weights) -> CrossEntropy:
-    return CrossEntropy(*(x * weights for x in plain))
-
-
-def _forward(options, hidden, head, labels, active):
-    """Return the results before weighting and the log-sum-exp; both are 0 in chunks without an active position."""
+def _forward(options, hidden, head, labels, weights, active):
+    """Return the results, the loss before weighting and the log-sum-exp; 0 in chunks without an active position."""
     rows, (embed, vocab) = _axes(hidden, head)
     vocab_size = head.shape[1]
 
-    def local(hidden, head, labels, active):
+    def local(hidden, head, labels, weights, active):
         head = sharding.all_gather(head, embed, 0)
         split = _Chunks(active, options.chunk)
 
-        def one(_, hidden, labels):
+        def one(_, hidden, labels, weights):
             logits = jnp.dot(hidden, head, preferred_element_type=jnp.float32)
             peak = sharding.pmax(logits.max(-1), vocab)
             lse = peak + jnp.log(sharding.psum(jnp.exp(logits - peak[:, None]).sum(-1), vocab))
@@ -94,26 +90,26 @@ def _forward(options, hidden, head, labels, active):
                 loss = (1 - options.label_smoothing) * nll + options.label_smoothing * (lse - mean)
             if options.z_loss:
                 loss = loss + options.z_loss * jnp.square(lse)
-            return (), (loss, nll, (at_label >= peak).astype(jnp.float32), lse)
+            return (), (loss * weights, nll * weights, (at_label >= peak) * weights, loss, lse)
 
         # A vocabulary that is split needs the same chunks on all its devices, as they add up inside; they agree, because
         # they hold the same positions.
-        _, out = split.scan(one, (), (hidden, labels))
-        loss, nll, correct, lse = (split.join(x) for x in out)
-        return CrossEntropy(loss, nll, correct), lse
+        _, out = split.scan(one, (), (hidden, labels, weights))
+        loss, nll, correct, plain_loss, lse = (split.join(x) for x in out)
+        return CrossEntropy(loss, nll, correct), plain_loss, lse
 
     place = sharding.per_device(
-        local, ((*rows, None), (embed, vocab), rows, rows), (CrossEntropy(rows, rows, rows), rows)
+        local, ((*rows, None), (embed, vocab), rows, rows, rows), (CrossEntropy(rows, rows, rows), rows, rows)
     )
-    return place(hidden, head, labels, active)
+    return place(hidden, head, labels, weights, active)
 
 
 def _cross_entropy_fwd(options, hidden, head, labels, weights):
     learnt = weights.perturbed
     hidden, head, labels, weights = (x.value for x in (hidden, head, labels, weights))
     active = jnp.ones(weights.shape, bool) if learnt else weights != 0
-    plain, lse = _forward(options, hidden, head, labels, active)
-    return _weighted(plain, weights), (hidden, head, labels, weights, active, lse, plain.loss if learnt else None)
+    out, plain_loss, lse = _forward(options, hidden, head, labels, weights, active)
+    return out, (hidden, head, labels, weights, active, lse, plain_loss if learnt else None)
 
 
 def _cross_entropy_bwd(options, saved, cotangents):
