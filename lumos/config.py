@@ -225,7 +225,7 @@ class OptimizerConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     num_steps: int = 1000  # updates in all
-    accumulation: int = 1  # microbatches per step
+    accumulation: int = 1  # microbatches per step; equal to one large batch (exceptions: docs/method.md)
     log_every: int = 20  # steps between lines of metrics
     eval_every: int = 500  # steps between evaluations
     eval_batches: int = 4  # batches per evaluation
