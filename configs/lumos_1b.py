@@ -48,7 +48,6 @@ def sized(size: str, variant: str):
     config.train.num_steps = 100_000
     config.generate.steps = 50
     config.generate.guidance = 15.0
-    config.generate.fps = 12.0
     if "lumos1" in variant:
         config.sequence.style = "lumos1"
     if "smoke" in variant:

@@ -57,7 +57,6 @@ def get_config(variant: str = "transformer"):
         config.corruption.floor = 0.0
         config.generate.history_ratio = 0.0
         config.generate.guidance = 1.0
-        config.generate.fps = 12.0
     # A collection this small is learnt by heart: continuation is judged on the clips themselves.
     config.evaluate.split, config.evaluate.num_given = "train", 2
     config.evaluate.num_clips, config.evaluate.batch_size = 16, 8

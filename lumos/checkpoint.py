@@ -167,7 +167,13 @@ class Checkpointer:
                 )
             self._compare(step, name, value, saved[name])
         args = {name: _restore_args(value) for name, value in wanted.items()}
-        out = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **args))
+        try:
+            out = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **args))
+        except ValueError as error:  # arrays of the same names and shapes in a tree of another form
+            raise UserError(
+                f"{self.directory}/{step} does not have the form that this config asks for ({' '.join(str(error).split())[:200]}); use the config of "
+                "the run, or start a new one with lumos train --init_from"
+            ) from error
         number = jax.device_put(jax.numpy.asarray(step, jax.numpy.int32), abstract.step.sharding)
         return TrainState(number, out["params"], out["opt_state"], out.get("ema")), out["meta"]
 

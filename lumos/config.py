@@ -257,7 +257,7 @@ class GenerateConfig:
     history_ratio: float = 0.7  # share of a finished frame that is re-masked before it enters the cache
     top_k: int = 0  # 0 = all
     mode: str = "paper"  # paper | reference (the released Lumos-1 sampler, decision by decision, quirks included)
-    fps: float = 8.0  # of written videos
+    fps: float = 0.0  # of given and written videos; 0 = that of the data, which a transformer run saves in its config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ _AT_LEAST = {
         model.norm_eps model.init_std loss.z_loss loss.label_smoothing loss.text_weight optimizer.learning_rate
         optimizer.warmup_steps optimizer.decay_fraction optimizer.final_fraction optimizer.beta1 optimizer.beta2
         optimizer.weight_decay optimizer.clip_norm optimizer.ema_decay train.eval_every train.sample_every
-        train.num_samples train.checkpoint_every train.keep_every train.deadlines generate.temperature generate.top_k
+        train.num_samples train.checkpoint_every train.keep_every train.deadlines generate.temperature generate.top_k generate.fps
         evaluate.num_given""",
 }
 
@@ -80,8 +80,6 @@ def check(config: Config) -> None:
     unknown = set(config.evaluate.networks) - {"alex", "vgg", "i3d"}
     if unknown:
         raise UserError(f"config.evaluate.networks: unknown {short(min(unknown))}; allowed: alex, vgg, i3d")
-    if config.generate.fps <= 0:
-        raise UserError(f"config.generate.fps={config.generate.fps} must be positive")
     if config.generate.mode == "reference" and config.generate.top_k:
         raise UserError(
             "config.generate.top_k must be 0 with generate.mode='reference': the released sampler draws from all codes"

@@ -1,6 +1,8 @@
-"""The exceptions that end a command, its exit codes, and pieces of their messages."""
+"""The exceptions that end a command, its exit codes, and pieces of their messages; warnings that come once."""
 
 import difflib
+import functools
+import logging
 from collections.abc import Iterable
 
 EXIT_USER_ERROR = 2
@@ -29,3 +31,9 @@ def short(value: object) -> str:
     """Return repr(value), cut to fit into a message."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Log a warning, but not the same one again: data are opened anew for every evaluation."""
+    logging.getLogger(__name__).warning("%s", text)

@@ -121,7 +121,7 @@ def test_what_a_tokenizer_cannot_be_is_refused(override, message):
         ({"corruption.floor": "1.5"}, r"\[0, 1\]"),
         ({"tokenizer.levels": "(8, 1)"}, "at least 2"),
         ({"train.accumulation": "3"}, "not divisible"),
-        ({"generate.fps": "0"}, "generate.fps=0.0 must be positive"),
+        ({"generate.fps": "-1"}, "generate.fps=-1.0 must be at least 0"),
         ({"generate.mode": "reference", "generate.top_k": "5"}, "top_k must be 0"),
         ({"corruption.spatial": "clip", "corruption.temporal": "independent"}, "choose temporal='shared'"),
     ],

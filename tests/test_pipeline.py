@@ -382,6 +382,25 @@ def test_images_and_clips_of_several_lengths(tmp_path):
         run(make_config("clips", manifest, buckets=((33, 32, 48),)), 1)
 
 
+def test_clips_that_are_too_short_are_counted_and_never_the_only_ones(clips, caplog):
+    """In training and in evaluation, of one source and of one in a mixture."""
+    rows = [json.loads(line) | {"split": "train"} for line in clips.read_text().splitlines()]
+    rows[0] |= {"frames": 4, "duration": 4 / 12}
+    clips.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for train in (True, False):
+        with make_pipeline(make_config("clips", clips), "train", process_index=0, process_count=1, train=train) as p:
+            assert p.num_clips == 12
+    assert caplog.text.count("1 of 12 clips are too short for every bucket (the shortest has 5 frames)") == 1
+    short = clips.with_name("short.jsonl")
+    short.write_text(json.dumps(rows[0]) + "\n")
+    for path in (short, f"{clips},{short}"):
+        for train in (True, False):
+            with pytest.raises(
+                UserError, match=r"short.jsonl \(train\): no clip fills a bucket: .* 5 frames, the longest clip 4"
+            ):
+                run(make_config("clips", path), 1, train=train)
+
+
 def test_source_errors(tokens, tmp_path):
     with pytest.raises(UserError, match="config.data.path is empty"):
         run(make_config("tokens", ""), 1)

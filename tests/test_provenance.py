@@ -64,11 +64,13 @@ def test_every_run_records_seed_versions_commit_config_and_data(runs):
 def test_every_generated_file_says_where_it_comes_from(runs, tmp_path, monkeypatch):
     config, tokens, folder = runs
     made = SimpleNamespace(videos=np.zeros((1, 2, 16, 16, 3), np.uint8))
-    fake = SimpleNamespace(generate=lambda *_, **__: made, config=config_lib.parse(config_lib.default()))
+    values = config_lib.default()
+    values.generate.fps = 8.0
+    fake = SimpleNamespace(generate=lambda *_, **__: made, config=config_lib.parse(values), step=6)
     monkeypatch.setattr(command.Generator, "load", lambda *_: fake)
     (path,) = command.generate(folder / "a", ["a red circle"], tmp_path / "x.mp4", seed=3)
     with av.open(str(path)) as container:
         facts = dict(line.split(": ", 1) for line in container.metadata["comment"].splitlines() if ": " in line)
-    assert facts["prompt"] == "a red circle" and facts["seed"] == "3" and facts["run"] == "a"
+    assert facts["prompt"] == "a red circle" and facts["seed"] == "3" and facts["run"] == "a" and facts["step"] == "6"
     assert facts["data"] == provenance.data_fingerprint(str(tokens)) and facts["lumos"] == lumos.__version__
     assert {"config", "jax"} <= facts.keys()

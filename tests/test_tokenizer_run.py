@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from test_end_to_end import lumos
+from test_rates import rate_of
 
 from lumos.data.records import RecordSource
 from lumos.data.video import write_video
@@ -42,6 +43,8 @@ def test_the_adversarial_stage_is_evaluated_without_its_discriminator(run, tmp_p
     workdir, _ = run
     lumos("evaluate", f"--workdir={workdir}", f"--out={tmp_path}", "--config.evaluate.batch_size=2", cwd=tmp_path)
     found = json.loads((tmp_path / "results.jsonl").read_text())["reconstruction"]
+    assert found["fps"] == rate_of(tmp_path / "reconstruction" / "00.mp4") == 8  # that of the clips
+    assert rate_of(sorted((workdir / "samples").rglob("*.mp4"))[0]) == 8
     assert np.isfinite(found["psnr"]) and 0 < found["usage"] <= 1
     # Three test clips in batches of two: one is left out, and the protocol says so.
     assert found["num_clips"] == 2 and found["protocol"].startswith("2 clips of split 'test', 5 frames of 32x32")
@@ -58,6 +61,7 @@ def test_it_is_evaluated_on_clips_of_another_collection(run, tmp_path):
         "--config.data.fps=10", "--config.evaluate.num_clips=3", cwd=tmp_path,
     )  # fmt: skip
     found = json.loads((tmp_path / "report" / "results.jsonl").read_text())
+    assert rate_of(tmp_path / "report" / "reconstruction" / "00.mp4") == 10
     assert found["reconstruction"]["num_clips"] == 3 and np.isfinite(found["reconstruction"]["psnr"])
 
 
@@ -68,5 +72,6 @@ def test_its_tokens_are_those_of_the_trained_tokenizer(run, tmp_path):
         "--splits=train,validation,test", cwd=tmp_path,
     )  # fmt: skip
     records = list(RecordSource(sorted(tmp_path.glob("*.array_record"))))
-    assert len(records) == 9 and all(r["tokens"].shape == (2, 4, 4) and r["tokens"].max() < 1024 for r in records)
+    # Nine clips of nine frames, in two windows of five each.
+    assert len(records) == 18 and all(r["tokens"].shape == (2, 4, 4) and r["tokens"].max() < 1024 for r in records)
     assert json.loads((tmp_path / "manifest.json").read_text())["codebook_size"] == 1024

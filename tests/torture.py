@@ -125,6 +125,8 @@ class Training:
 
     def restorable(self) -> list[str]:
         """Return the checkpoints that cannot be restored. Runs in a child: jax must not start in this process."""
+        if self.newest < 0:  # no start lived until its first checkpoint: nothing was saved, so nothing can be lost
+            return []
 
         def target():
             config = tasks.resolve(config_lib.load(str(self.folder / "config.json")))
@@ -132,7 +134,9 @@ class Training:
             mesh = loop.sharding.make_mesh(config.mesh)
             update = optimizer.make_optimizer(config.optimizer, config.train.num_steps)
             checkpointer = Checkpointer(self.workdir, read_only=True)
-            for step in checkpointer._manager.all_steps():
+            steps = checkpointer._manager.all_steps()
+            assert max(steps, default=-1) == self.newest, f"step {self.newest} was saved, found are {steps}"
+            for step in steps:
                 restored, meta = checkpointer.restore(state.abstract_state(definition, update, mesh, ema=True), step)
                 assert meta["step"] == step and all(np.isfinite(x).all() for x in jax.tree.leaves(restored.params))
             return 0

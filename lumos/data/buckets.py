@@ -10,8 +10,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from lumos.config import DataConfig, TokenizerConfig
-from lumos.errors import UserError
+from lumos.errors import UserError, warn_once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,28 @@ def assign(frames: int, height: int, width: int, buckets: Sequence[Bucket]) -> i
 
     fitting = [index for index, bucket in enumerate(buckets) if bucket.frames <= frames]
     return min(fitting, key=badness, default=None)
+
+
+def assign_all(name: str, sizes: Sequence[tuple[int, int, int]], buckets: Sequence[Bucket]) -> np.ndarray:
+    """Return the bucket of every clip, int32 [N], -1 for those that are too short for all, which are counted in the log.
+
+    Raises:
+      UserError: `name` has no clip that is long enough.
+    """
+    choices = {size: assign(*size, buckets) for size in set(sizes)}
+    bucket_N = np.array([-1 if choices[size] is None else choices[size] for size in sizes], np.int32)
+    short = np.count_nonzero(bucket_N < 0)
+    shortest, longest = min(bucket.frames for bucket in buckets), max((size[0] for size in sizes), default=0)
+    if short == len(sizes):
+        raise UserError(
+            f"{name}: no clip fills a bucket: the shortest bucket has {shortest} frames, the longest clip {longest}; choose shorter "
+            "config.data.buckets, a higher config.data.fps, or longer clips"
+        )
+    if short:
+        warn_once(
+            f"{name}: {short} of {len(sizes)} clips are too short for every bucket (the shortest has {shortest} frames)"
+        )
+    return bucket_N
 
 
 def _round_down(count: int) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ from lumos.data.shapes_scene import SPLITS, check_clip_shape, combinations, samp
 from lumos.errors import UserError
 
 __all__ = [
+    "FPS",
     "MovingShapes",
     "MovingShapesConfig",
     "Prompt",
@@ -44,6 +46,9 @@ __all__ = [
     "score",
     "test_prompts",
 ]
+
+
+FPS = 8.0  # the clips are drawn frame by frame; this is the rate at which they are shown
 
 
 def make_clip(level: str, clip_shape: tuple[int, int, int], seed: int, split: str, index: int) -> dict[str, Any]:
@@ -185,14 +190,18 @@ def open_split(path: str | Path, split: str) -> ShapesSplit:
         builder = tfds.builder_from_directory(folders[0])
         if split not in builder.info.splits:
             raise UserError(f"{path} has no split {split!r}; it has: {', '.join(builder.info.splits)}")
-        return ShapesSplit(builder.as_data_source(split))
+        return ShapesSplit(builder.as_data_source(split), _facts(folders[0]))
 
 
 class ShapesSplit:
-    """Random access to the clips of a split: `len(split)` and `split[i]`, which is what `make_clip` returned."""
+    """Random access to the clips of a split: `len(split)` and `split[i]`, which is what `make_clip` returned.
 
-    def __init__(self, source: tfds.core.data_sources.BaseDataSource):
-        self._source = source
+    Attributes:
+      facts: what decides the clips, wherever the folder lies.
+    """
+
+    def __init__(self, source: tfds.core.data_sources.BaseDataSource, facts: dict[str, str]):
+        self._source, self.facts = source, facts
 
     def __len__(self) -> int:
         return len(self._source)
@@ -201,6 +210,14 @@ class ShapesSplit:
         record = self._source[index]
         clip = {name: value.decode() if isinstance(value, bytes) else value for name, value in record.items()}
         return clip | {"num_objects": int(clip["num_objects"])} | {k: bool(clip[k]) for k in ("bounce", "occlusion")}
+
+
+def _facts(folder: Path) -> dict[str, str]:
+    """Return the settings that a data set was prepared with, and a hash of what TFDS says of it (sizes in bytes, too)."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.json")):
+        digest.update(file.name.encode() + file.read_bytes())
+    return {"settings": f"{folder.parent.name} {folder.name}", "hash": digest.hexdigest()[:16]}
 
 
 def _prepared(data_dir: str | Path) -> list[Path]:

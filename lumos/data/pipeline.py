@@ -3,7 +3,8 @@
 The state of a pipeline is one integer, the step. Every example has a place in an endless stream (a new permutation of
 all clips each epoch); batch s is places [s B, (s + 1) B) of it, and process p of P reads the p-th of P equal runs of
 those places. So the rows of all processes, put together in order, are the same batch for any number of processes, and
-a run can stop at any step and go on elsewhere.
+a run can stop at any step and go on elsewhere. What a step means is the plan (order.py); when a run goes on with
+another one, the streams go on at the examples they had come to.
 
 With several buckets a batch holds clips of one bucket. Buckets take turns in a fixed pattern, each as often as its
 clips are (a clip in any bucket is seen once per epoch), and single-frame batches take `data.image_fraction` of steps.
@@ -14,13 +15,16 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any
 
 import grain
 import numpy as np
 from absl import logging
 
 from lumos.config import Config
-from lumos.data.buckets import Bucket, assign, plan_buckets
+from lumos.data import order
+from lumos.data.buckets import Bucket, plan_buckets
+from lumos.data.rates import UNKNOWN, common_rate
 from lumos.data.sources import Source, open_sources
 from lumos.data.text import TextTokenizer, instruct
 from lumos.errors import UserError
@@ -35,16 +39,17 @@ class Pipeline:
     """An iterator of this process's part of each batch, prepared ahead by threads.
 
     Attributes:
-      step: the step whose batch comes next; all there is to save.
+      step: the step whose batch comes next.
+      plan: what the steps of training mean (order.py); with `step`, all there is to save. None in evaluation.
       wait_ms: how long the last batch kept its consumer waiting.
       num_batches: how many there are in all; None in training, where they never end.
       num_clips: distinct clips behind them.
     """
 
-    def __init__(self, dataset: grain.MapDataset, reader: _Reader, *, num_clips: int, step: int, train: bool):
-        self._dataset, self._reader = dataset, reader
-        self.num_batches = None if train else len(dataset)
-        self.num_clips = num_clips
+    def __init__(self, dataset: grain.MapDataset, reader: _Reader, *, step: int, plan: order.Plan | None):
+        self._dataset, self._reader, self.plan = dataset, reader, plan
+        self.num_batches = len(dataset) if plan is None else None
+        self.num_clips = sum(len(source.sizes) for source in reader.sources)
         self.wait_ms = 0.0
         data = reader.config.data
         self._iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(data.num_threads, data.prefetch)))
@@ -69,8 +74,14 @@ class Pipeline:
 
     def seek(self, step: int) -> None:
         """Make the batch of `step` the next one."""
-        self._iterator.set_state({"next_index": step})
+        self._iterator.set_state({"next_index": step - (self.plan["first"] if self.plan else 0)})
         self.step = step
+
+    @property
+    def video_fps(self) -> float:
+        """Frames a second at which videos of these clips are written."""
+        config = self._reader.config
+        return config.generate.fps or common_rate(config.data.path, [s.fps for s in self._reader.sources]) or UNKNOWN
 
     @property
     def num_replaced(self) -> int:
@@ -100,6 +111,7 @@ def make_pipeline(
     process_index: int,
     process_count: int,
     start_step: int = 0,
+    saved: dict[str, Any] | None = None,
     train: bool = True,
     divisor: int = 1,
 ) -> Pipeline:
@@ -111,6 +123,8 @@ def make_pipeline(
 
     Args:
       split: for example `config.data.split`, `config.data.eval_split`, `config.evaluate.split`.
+      saved: of the run that has come to `start_step`: its "data_plan", or of older checkpoints the "config". Where the
+        plan of this config is another one, the log says so and every stream goes on at its own example.
       train: shuffle, repeat for ever, cut clips at random times, mix buckets and images. Otherwise: every clip once in
         a fixed order, cut at the centre; what does not fill a last batch of a bucket is left out.
       divisor: what every batch size must be a multiple of beside `process_count` (devices along the batch).
@@ -121,76 +135,50 @@ def make_pipeline(
     sources = open_sources(config, split)
     reader = _Reader(config, [source for source, _ in sources], train)
     divisor = int(np.lcm(process_count, divisor))
-    build = _training_dataset if train else _evaluation_dataset
-    dataset = build(reader, sources, config, divisor, slice(process_index, None, process_count))
-    num_clips = sum(len(source.sizes) for source, _ in sources)
-    return Pipeline(dataset, reader, num_clips=num_clips, step=start_step, train=train)
+    process = slice(process_index, None, process_count)
+    if not train:
+        dataset = _evaluation_dataset(reader, sources, config, divisor, process)
+        return Pipeline(dataset, reader, step=start_step, plan=None)
+    kinds = order.group_kinds(sources, config.data, config.tokenizer, divisor)
+    plan = order.make_plan(sources, config.seed, kinds)
+    before = (saved or {}).get("data_plan")
+    if before is None and start_step and "config" in (saved or {}):
+        before = order.plan_of_config(sources, saved["config"], config.data)
+    if before is not None:
+        plan = order.continue_plan(plan, before, start_step)
+    return Pipeline(_training_dataset(reader, kinds, plan, process), reader, step=start_step, plan=plan)
 
 
-@dataclasses.dataclass
-class _Group:
-    """The clips of one bucket. For each source: (source, clip) index pairs, and its share of all training examples."""
-
-    bucket: Bucket
-    clips_N2: list[np.ndarray]
-    shares: list[float]
-
-
-def _group(sources: list[tuple[Source, float]], buckets: list[Bucket]) -> list[_Group]:
-    """Assign every clip to a bucket."""
-    groups = [_Group(bucket, [], []) for bucket in buckets]
-    total_weight = sum(weight for _, weight in sources)
-    for number, (source, weight) in enumerate(sources):
-        bucket_of = {size: assign(*size, buckets) for size in set(source.sizes)}
-        # -1: too short for every bucket
-        assigned = np.array([-1 if bucket_of[size] is None else bucket_of[size] for size in source.sizes], np.int32)
-        kept = np.count_nonzero(assigned >= 0)
-        if not kept:
-            shortest = min(bucket.frames for bucket in buckets)
-            longest = max((size[0] for size in source.sizes), default=0)
-            raise UserError(
-                f"{source.name}: no clip fills a bucket: the shortest bucket has {shortest} frames, the longest clip "
-                f"{longest} (see config.data.buckets and config.data.fps)"
-            )
-        if kept < len(assigned):
-            logging.warning(
-                "%s: %d of %d clips are too short for every bucket", source.name, len(assigned) - kept, len(assigned)
-            )
-        for index, group in enumerate(groups):
-            clips = np.flatnonzero(assigned == index).astype(np.int32)
-            group.clips_N2.append(np.stack([np.full_like(clips, number), clips], axis=1))
-            group.shares.append(weight / total_weight * len(clips) / kept)
-    return [group for group in groups if sum(group.shares)]
+def _training_dataset(
+    reader: _Reader, kinds: list[tuple[bool, float, list[order.Group]]], plan: order.Plan, process: slice
+) -> grain.MapDataset:
+    datasets = []
+    for (images, _, groups), kind in zip(kinds, plan["kinds"]):
+        batches = []
+        for group, bucket in zip(groups, kind["buckets"]):
+            examples = _stream(reader, group, plan["seed"], images, bucket["streams"])
+            batches.append(_batch(examples, group.bucket, process))
+        datasets.append(_mix(batches, order.turns(kind)))
+    return _mix(datasets, [kind["weight"] for kind in plan["kinds"]])
 
 
-def _training_dataset(reader, sources, config: Config, divisor: int, process: slice) -> grain.MapDataset:
-    kinds, kind_weights = [], []
-    fraction = config.data.image_fraction
-    for images, weight in ((False, 1 - fraction), (True, fraction)):
-        if weight:
-            groups = _group(sources, plan_buckets(config.data, config.tokenizer, images=images, divisor=divisor))
-            turns = [sum(group.shares) / group.bucket.batch_size for group in groups]
-            batches = [_batch(_stream(reader, group, config.seed, images), group.bucket, process) for group in groups]
-            kinds.append(_mix(batches, turns))
-            kind_weights.append(weight)
-    return _mix(kinds, kind_weights)
-
-
-def _stream(reader, group: _Group, seed: int, images: bool) -> grain.MapDataset:
+def _stream(reader: _Reader, group: order.Group, seed: int, images: bool, streams: list[dict]) -> grain.MapDataset:
     """Return the endless stream of a bucket's examples: every source shuffled anew each epoch, mixed by share."""
-    streams, bucket = [], group.bucket
-    for number, clips_N2 in enumerate(group.clips_N2):
-        if len(clips_N2):
-            # Each stream has a seed of its own: grain adds the epoch to it, so neighbours would repeat each other.
-            parts = (seed, images, number, bucket.frames, bucket.height, bucket.width)
-            stream_seed = int(np.random.SeedSequence(parts).generate_state(1)[0])
-            stream = grain.MapDataset.range(len(clips_N2)).seed(stream_seed).shuffle().repeat()
-            streams.append(stream.random_map(reader.examples(clips_N2, bucket)))
-    return _mix(streams, [share for share in group.shares if share])
+    parts, bucket = [], group.bucket
+    for stream in streams:
+        number, clips_N2 = stream["source"], group.clips_N2[stream["source"]]
+        # Each stream has a seed of its own: grain adds the epoch to it, so neighbours would repeat each other.
+        key = (seed, images, number, bucket.frames, bucket.height, bucket.width)
+        stream_seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+        part = grain.MapDataset.range(len(clips_N2)).seed(stream_seed).shuffle().repeat()
+        part = part.random_map(reader.examples(clips_N2, bucket))
+        # Behind the random map: an example keeps its cut, whatever came before it.
+        parts.append(part[stream["start"] :] if stream["start"] else part)
+    return _mix(parts, [stream["share"] for stream in streams])
 
 
 def _evaluation_dataset(reader, sources, config: Config, divisor: int, process: slice) -> grain.MapDataset:
-    groups = _group(sources, plan_buckets(config.data, config.tokenizer, divisor=divisor))
+    groups = order.group(sources, plan_buckets(config.data, config.tokenizer, divisor=divisor))
     lists = [(_interleaved(group.clips_N2), group.bucket) for group in groups]
     full = [(clips_N2, bucket) for clips_N2, bucket in lists if len(clips_N2) >= bucket.batch_size]
     if not full:  # too few for a batch
@@ -230,7 +218,7 @@ class _Reader:
     """Turn places in a list of clips into examples."""
 
     def __init__(self, config: Config, sources: list[Source], train: bool):
-        self.config, self._sources, self._train = config, sources, train
+        self.config, self.sources, self._train = config, sources, train
         self.text = TextTokenizer(config.text.model)
         self.num_replaced = 0
         self._reported: set[tuple[int, int]] = set()
@@ -255,7 +243,7 @@ class _Reader:
         for attempt in range(_MAX_FAILURES):
             source, clip = clips_N2[(place + attempt) % len(clips_N2)].tolist()
             try:
-                return self._sources[source].load(clip, bucket, where)
+                return self.sources[source].load(clip, bucket, where)
             except UserError as error:
                 self.num_replaced += 1
                 last = error

@@ -15,6 +15,7 @@ each source gives that share of the training clips, whatever its size.
 
 from __future__ import annotations
 
+import collections
 import functools
 import hashlib
 import itertools
@@ -28,12 +29,13 @@ import numpy as np
 from absl import logging
 
 from lumos.config import Config
-from lumos.data.buckets import Bucket
+from lumos.data.buckets import Bucket, assign, plan_buckets
 from lumos.data.decoder import read_clip
 from lumos.data.index import read_manifest
+from lumos.data.rates import common_rate
 from lumos.data.records import RecordSource
 from lumos.data.video import VideoInfo
-from lumos.errors import UserError
+from lumos.errors import UserError, warn_once
 
 HELD_OUT = 0.05  # share of a manifest without splits that validation and test get
 
@@ -41,11 +43,14 @@ HELD_OUT = 0.05  # share of a manifest without splits that validation and test g
 class Source(Protocol):
     name: str
     sizes: list[tuple[int, int, int]]  # frames, height, width of every clip, at the target frame rate
+    fps: float  # frames a second of the clips that it loads; 0 = unknown
+    # What the clips are, wherever they lie: rows of a manifest (id, caption, ...), or one dict for a set made at once.
+    facts: list[dict]
 
     def load(self, index: int, bucket: Bucket, where: float) -> tuple[dict[str, np.ndarray], str]:
         """Return ({"video": uint8 [F, Y, X, 3]} or {"tokens": int32 [T, H, W]}, caption), cut to the bucket.
 
-        `where` in [0, 1] says which part of a longer clip: 0 its first frames, 1 its last.
+        `where` in [0, 1] says which part of a longer clip: 0 its first frames, 1 its last. Tokens are always the first.
         """
 
 
@@ -73,7 +78,7 @@ class MovingShapesSource:
 
     def __init__(self, config: Config, path: str, split: str):
         # Imported here: TFDS takes a second to import, and only this source needs it.
-        from lumos.data.moving_shapes import open_split
+        from lumos.data.moving_shapes import FPS, open_split
 
         self.name = f"{path} ({split})"
         self._clips = open_split(path, split)
@@ -85,6 +90,7 @@ class MovingShapesSource:
                     f"{bucket[1]}x{bucket[2]}; prepare them again or change the buckets"
                 )
         self.sizes = [(frames, height, width)] * len(self._clips)
+        self.fps, self.facts = FPS, [self._clips.facts]
 
     def load(self, index: int, bucket: Bucket, where: float) -> tuple[dict[str, np.ndarray], str]:
         clip = self._clips[index]
@@ -100,10 +106,11 @@ class ClipsSource:
     def __init__(self, config: Config, path: str, split: str):
         self.name = f"{path} ({split})"
         self._fps = config.data.fps
-        self._rows = _rows_of_split(read_manifest(path), split, path)
-        facts = ("frames", "duration", "fps", "width", "height")
-        self._infos = [VideoInfo(*(row[name] for name in facts), rotation=0, codec="") for row in self._rows]
+        self.facts = self._rows = _rows_of_split(read_manifest(path), split, path)
+        names = ("frames", "duration", "fps", "width", "height")
+        self._infos = [VideoInfo(*(row[name] for name in names), rotation=0, codec="") for row in self._rows]
         self.sizes = [(info.frames_at(self._fps), info.height, info.width) for info in self._infos]
+        self.fps = self._fps or common_rate(self.name, [info.fps for info in self._infos if info.frames > 1])
         frame_bytes = 3 * max(height * width for _, height, width in config.data.buckets)
         clip_bytes = np.cumsum([frames * frame_bytes for frames, _, _ in self.sizes])
         self._num_kept = int(np.searchsorted(clip_bytes, config.data.cache_gb * 1e9, side="right"))
@@ -126,7 +133,12 @@ class ClipsSource:
 
 
 class TokensSource:
-    """Clips that were tokenized before. A shorter bucket takes the first latent frames: coding is causal in time."""
+    """Clips that were tokenized before. A shorter bucket takes the first latent frames, and never others.
+
+    The first latent frame of a clip stands for one frame of pixels, each other one for `temporal_compression` of them, coded
+    given those before: a cut further back would pass such a frame off as a first one. Clips that reach beyond their bucket
+    lose their end, with a warning; tokenize them again with the shorter `data.buckets` to use it.
+    """
 
     def __init__(self, config: Config, path: str, split: str):
         self.name = f"{path} ({split})"
@@ -152,6 +164,21 @@ class TokensSource:
         time, space = config.tokenizer.temporal_compression, config.tokenizer.spatial_compression
         size = functools.cache(lambda shape: (1 + (shape[0] - 1) * time, shape[1] * space, shape[2] * space))
         self.sizes = [size(shape) for shape in self._shapes()]
+        self.fps = manifest_fps(manifest)
+        self.facts = [manifest]
+        self._warn_of_cuts(plan_buckets(config.data, config.tokenizer))
+
+    def _warn_of_cuts(self, buckets: list[Bucket]) -> None:
+        cut = {}
+        for size, number in collections.Counter(self.sizes).items():
+            choice = assign(*size, buckets)
+            if choice is not None and size[0] > buckets[choice].frames:
+                cut[size[0], buckets[choice].frames] = cut.get((size[0], buckets[choice].frames), 0) + number
+        for (frames, used), number in sorted(cut.items()):
+            warn_once(
+                f"{self.name}: of {number} clips of {frames} frames only the first {used} are used, for tokens can be cut at their "
+                f"end alone; run `lumos tokenize` again with config.data.buckets of {used} frames to use all"
+            )
 
     def _shapes(self) -> Iterator[tuple[int, int, int]]:
         """Yield the shape of every record, reading two of each shard: tokens are written sorted by size."""
@@ -194,6 +221,11 @@ class TokensSource:
         if "text_ids" in record:  # the text was tokenized with the video
             arrays["text_ids"] = record["text_ids"]
         return arrays, record["caption"]
+
+
+def manifest_fps(manifest: dict) -> float:
+    """Return the frames a second of the clips of a token folder; 0 = unknown. Older manifests say what was asked for."""
+    return float(manifest.get("fps") or manifest.get("data", {}).get("fps") or 0)
 
 
 def _rows_of_split(rows: list[dict], split: str, path: str) -> list[dict]:

@@ -18,6 +18,8 @@ from lumos import provenance
 from lumos.checkpoint import read_config
 from lumos.config import Config
 from lumos.data.pipeline import make_pipeline
+from lumos.data.rates import agree
+from lumos.data.sources import manifest_fps
 from lumos.data.video import write_video
 from lumos.errors import UserError
 from lumos.evaluation import report
@@ -26,6 +28,7 @@ from lumos.evaluation.reconstruction import reconstruction
 from lumos.generation.generate import Generator
 from lumos.tokenizers.metrics import frame_psnr
 from lumos.training.step import Task
+from lumos.training.tasks import token_manifests
 from lumos.training.transformer_task import TransformerTask
 
 _log = logging.getLogger(__name__)
@@ -100,7 +103,7 @@ def _evaluate_task(task: Task, params, config: Config, split: str) -> dict[str, 
 
 def _reconstruction(config: Config, workdir: Path, out: Path, facts) -> dict[str, Any]:
     results, videos, labels = reconstruction(config, workdir)
-    _write_videos(out, "reconstruction", videos, labels, config.generate.fps, facts)
+    _write_videos(out, "reconstruction", videos, labels, results["fps"], facts)
     _log.info("reconstruction: psnr %.2f dB, usage %.2f", results["psnr"], results["usage"])
     return results
 
@@ -165,6 +168,9 @@ def _continuation(generator: Generator, tokenizer_config: Config, out: Path, see
     temporal = generator.tokenizer.config.temporal_compression
     clip = (1 + (generator.config.sequence.grid[0] - 1) * temporal, *generator.frame_size)
     data = dataclasses.replace(tokenizer_config.data, batch_size=min(c.batch_size, c.num_clips), buckets=(clip,))
+    rate = next(filter(None, map(manifest_fps, token_manifests(generator.config).values())), 0.0)
+    if data.source == "clips" and not agree([data.fps, rate]):  # the transformer knows clips at the rate of its tokens
+        data = dataclasses.replace(data, fps=rate)
     # The tokenizer's clips with the transformer's text.
     text = {"text": generator.config.text, "sequence": generator.config.sequence}
     config = dataclasses.replace(tokenizer_config, data=data, **text)

@@ -52,6 +52,7 @@ def reconstruction(config: Config, workdir: Path) -> tuple[dict[str, Any], np.nd
                 shown, labels = side_by_side(video[:6], recon[:6])
     results = task.summarize(jax.tree.map(np.asarray, sums))
     results |= networks.summarize() | speed.summarize()
+    results["fps"] = pipeline.video_fps
     results["num_clips"] = int(sums["clips"])  # a split may have fewer than were asked for
     sizes = " or ".join(f"{frames} frames of {width}x{height}" for frames, height, width in config.data.buckets)
     results["protocol"] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def generate(
     options = [f"--config.{name}={value}" for name, value in (overrides or {}).items()]
     options += [f"--frames={num_frames}"] * bool(num_frames) + [f"--video={given}"] * bool(given)
     paths = [out] if is_file else [out / f"{i:03d}.mp4" for i in range(len(prompts))]
-    for path, video, prompt, own_seed in zip(paths, made.videos, prompts, made.seeds):
+    for path, video, prompt, own_seed in zip(paths, made.videos, prompts, itertools.count(seed)):
         path.parent.mkdir(parents=True, exist_ok=True)
         again = ["lumos", "generate", f"--workdir={workdir}", f"--prompt={prompt}", f"--seed={own_seed}", *options]
         facts = {"seed": own_seed, "step": generator.step, "command": shlex.join([*again, f"--out={path.name}"])}

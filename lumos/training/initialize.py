@@ -27,7 +27,8 @@ def initial_state(
     fresh: tuple[str, ...] = (),
     step: int | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Return the state, and {"step", "data_step"}: the finished updates and the batch that comes next.
+    """Return the state, and {"step", "data_step"}: the finished updates and the batch that comes next. When a run is
+    resumed, the rest of what its checkpoint says is there too ("data_plan", "config", "provenance").
 
     A run that has a checkpoint resumes from it (the latest, or `step`), whatever `init_from` says: the same command
     starts and resumes. One that has only weights, without optimizer state, starts from them. See
@@ -51,7 +52,7 @@ def initial_state(
                 f"{checkpointer.directory} already begins with the weights of {begun[0]} (--fresh={','.join(begun[1])}); delete it, or "
                 "choose another --workdir"
             )
-        return state, {"step": meta["step"], "data_step": meta.get("data_step", meta["step"])}
+        return state, {"data_step": meta["step"], **meta}
     if fresh and not init_from:
         raise UserError(f"--fresh={','.join(fresh)} says what --init_from leaves out; give --init_from too")
     if config.freeze_encoder and not init_from:
@@ -67,6 +68,7 @@ def initial_state(
         finally:
             source.close()
         state = create_state(definition, optimizer, mesh, seed=config.seed, **kinds, params=params)
-        checkpointer.save(0, state, {"data_step": 0, "init_from": str(init_from), "fresh": list(fresh)})
+        begun = {"data_step": 0, "init_from": str(init_from), "fresh": list(fresh), "config": config.to_dict()}
+        checkpointer.save(0, state, begun)
         jax.block_until_ready(state)
     return state, {"step": 0, "data_step": 0}

@@ -110,12 +110,18 @@ class _Run:
         self.restore = lambda step=None: initial_state(
             config, self.task.definition, optimizer, mesh, self.checkpointer, init_from, fresh, step=step
         )
-        self.state, meta = self.restore()
-        self.start, self.first_batch = meta["step"], meta["data_step"]
+        self.state, self.restored = self.restore()
+        self.start = self.restored["step"]
         if self.start:
             _log.info("resuming %s from step %d", workdir, self.start)
         self.main_process = jax.process_index() == 0
         self.provenance = provenance.describe(config)
+        data = self.restored.get("provenance", self.provenance)["data"]
+        if data != self.provenance["data"]:
+            _log.warning(
+                "config.data.path, or what lies there, has changed since step %d (fingerprint %s, now %s): the run goes on with these "
+                "data; if that is not meant, give the old ones", self.start, data, self.provenance["data"],
+            )  # fmt: skip
         if self.main_process:
             config.save(workdir / "config.json")
             provenance.record(workdir / "runs.jsonl", self.provenance | {"start_step": self.start})
@@ -125,8 +131,8 @@ class _Run:
 
     def run(self) -> dict[str, Any]:
         total, results, shapes, step = self.config.train.num_steps, {}, set(), self.start
-        self._pipeline(self.config.data.eval_split, train=False).close()  # what it lacks shows now, not at step 500
-        self.pipeline = self._pipeline(self.config.data.split, start_step=self.first_batch)
+        self._pipeline(self.config.data.eval_split).close()  # what it lacks shows now, not at step 500
+        self.pipeline = self._pipeline(self.config.data.split, self.restored)
         self.writer = MetricsWriter(
             self.workdir, total_steps=total, start_step=step, name=self.config.name, active=self.main_process
         )
@@ -218,7 +224,16 @@ class _Run:
             if reason:
                 _log.warning("step %d, batch %d: %s", item.step + 1, item.batch_number, reason)
                 self.checkpointer.wait()
-                replay.write_dump(self.workdir, self.config, self.checkpointer, item, values, reason, self.provenance)
+                replay.write_dump(
+                    self.workdir,
+                    self.config,
+                    self.checkpointer,
+                    item,
+                    values,
+                    reason,
+                    self.provenance,
+                    self.pipeline.plan,
+                )
             done = item.step + 1
             if done % self.config.train.log_every == 0 or done == self.config.train.num_steps:
                 extra = {"learning_rate": float(self.schedule(item.step)), "bad_steps": self.health.num_bad}
@@ -248,7 +263,8 @@ class _Run:
     def save(self, step: int) -> None:
         """Start an asynchronous checkpoint."""
         self.goodput.save()
-        meta = {"data_step": self.pipeline.step, "config": self.config.to_dict(), "provenance": self.provenance}
+        meta = {"data_step": self.pipeline.step, "data_plan": self.pipeline.plan}
+        meta |= {"config": self.config.to_dict(), "provenance": self.provenance}
         self.checkpointer.save(step, self.state, meta, good=self.health.healthy)
         self.requests.saved()
         if self.health.healthy:
@@ -267,7 +283,8 @@ class _Run:
     def sample(self, step: int) -> None:
         """Write samples of the evaluation split as MP4 and one contact sheet under `samples/`."""
         num = self.config.train.num_samples
-        batch = next(iter(self._batches(self.config.data.eval_split, 1)))
+        with self._pipeline(self.config.data.eval_split) as pipeline:
+            batch, fps = next(pipeline), pipeline.video_fps
         rows = sharding.from_first_process({name: value[:num] for name, value in batch.items()})
         videos, captions = self.task.samples(self.state.eval_params, rows)
         if not self.main_process:
@@ -276,29 +293,30 @@ class _Run:
         folder.mkdir(parents=True, exist_ok=True)
         for i, (video, caption) in enumerate(zip(videos, captions)):
             facts = provenance.of_file(self.config, self.workdir, step=step, seed=self.config.seed + i)
-            facts = {"prompt": caption} | facts
-            write_video(folder / f"{i:02d}.mp4", video, self.config.generate.fps, facts)
+            write_video(folder / f"{i:02d}.mp4", video, fps, {"prompt": caption} | facts)
         contact_sheet(videos, captions).save(folder / "contact_sheet.png")
 
     def _samples(self, step: int) -> Path:
         return self.workdir / "samples" / f"step_{step:08d}"
 
     def _batches(self, split: str, num: int):
-        pipeline = self._pipeline(split, train=False)
+        pipeline = self._pipeline(split)
         try:
             for _, batch in zip(range(num), pipeline):
                 yield batch
         finally:
             pipeline.close()
 
-    def _pipeline(self, split: str, start_step: int = 0, train: bool = True):
+    def _pipeline(self, split: str, saved: dict[str, Any] | None = None):
+        """Open a split: for training, from where a checkpoint says, or for evaluation."""
         index, count = sharding.batch_part(self.mesh)
         return make_pipeline(
             self.config,
             split,
             process_index=index,
             process_count=count,
-            start_step=start_step,
-            train=train,
-            divisor=sharding.num_batch_shards(self.mesh) * (self.config.train.accumulation if train else 1),
+            start_step=saved["data_step"] if saved else 0,
+            saved=saved,
+            train=saved is not None,
+            divisor=sharding.num_batch_shards(self.mesh) * (self.config.train.accumulation if saved else 1),
         )

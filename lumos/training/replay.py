@@ -31,7 +31,9 @@ _log = logging.getLogger(__name__)
 MAX_DUMPS = 16  # of one workdir: a run that is bad throughout must not fill the disk
 
 
-def write_dump(workdir: Path, config, checkpointer: Checkpointer, item, values: dict, reason: str, provenance) -> None:
+def write_dump(
+    workdir: Path, config, checkpointer: Checkpointer, item, values: dict, reason: str, provenance, data_plan
+) -> None:
     """Write the dump of a step (`item` has step, batch_number, batch), once per step and at most MAX_DUMPS of them."""
     folder = workdir / "dumps" / f"{item.step + 1:08d}"
     (workdir / "dumps").mkdir(exist_ok=True)
@@ -51,6 +53,7 @@ def write_dump(workdir: Path, config, checkpointer: Checkpointer, item, values: 
     facts = {
         "step": item.step,
         "batch_number": item.batch_number,
+        "data_plan": data_plan,
         "reason": reason,
         "from_step": from_step,
         "metrics": {name: float(value).hex() for name, value in values.items()},  # hex: every bit
@@ -89,6 +92,7 @@ def replay(folder: str | Path) -> dict[str, Any]:
             process_count=count,
             # Batches follow each other from the checkpoint on, wherever a rewind has moved their beginning to.
             start_step=dump["batch_number"] - (dump["step"] - (dump["from_step"] or 0)),
+            saved={"data_plan": dump.get("data_plan")},
             divisor=sharding.num_batch_shards(mesh) * config.train.accumulation,
         )
         with pipeline:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import optax
 
 from lumos.config import Config
 from lumos.data.buckets import latent_shape
+from lumos.data.rates import with_rate_of_tokens
 from lumos.data.text import TextTokenizer
 from lumos.errors import UserError
 from lumos.training.optimizer import make_grouped_optimizer, make_optimizer
@@ -33,11 +35,20 @@ def make_task_optimizer(task: Task, config: Config) -> optax.GradientTransformat
     return make_grouped_optimizer(groups, task.group_optimizers, config.train.num_steps, task.group_starts)
 
 
+def token_manifests(config: Config) -> dict[str, dict[str, Any]]:
+    """Return the manifest of every token folder in `data.path`. Raises UserError where one is missing or unfinished."""
+    from lumos.data.sources import parse_paths
+    from lumos.tokenizers.tokenize import read_manifest
+
+    return {path: read_manifest(path) for path, _ in parse_paths(config.data.path)}
+
+
 def resolve(config: Config) -> Config:
-    """Return the config with the vocabulary sizes of its text model and its tokens, refusing what does not fit.
+    """Return the config with the vocabulary sizes of its text model and its tokens, and their rate; refuse what does not fit.
 
     Raises UserError if a transformer shall train on something else than tokens, the token grid is not `sequence.grid`, the
-    tokens were made by another tokenizer than the one in `tokenizer_workdir`, or samples are wanted without a tokenizer.
+    tokens were made by another tokenizer than the one in `tokenizer_workdir`, samples are wanted without a tokenizer, or the
+    clips behind the tokens have several rates, or another than `sequence.fps` where that is written into sequences.
     """
     if config.task != "transformer":
         return config
@@ -46,11 +57,10 @@ def resolve(config: Config) -> Config:
             f"config.data.source={config.data.source!r}: a transformer trains on tokens; make them with lumos tokenize, then set "
             "config.data.source=tokens and config.data.path to their folder"
         )
-    from lumos.data.sources import parse_paths
+    from lumos.data.sources import manifest_fps
     from lumos.tokenizers import pretrained
-    from lumos.tokenizers.tokenize import read_manifest
 
-    manifests = {path: read_manifest(path) for path, _ in parse_paths(config.data.path)}
+    manifests = token_manifests(config)
     if not manifests:
         raise UserError("config.data.path is empty; give a folder of tokens, written by lumos tokenize")
     frames, *size = config.sequence.grid
@@ -79,6 +89,7 @@ def resolve(config: Config) -> Config:
                     f"{path} was made by tokenizer {manifest['tokenizer']['fingerprint']}, but {config.tokenizer_workdir} holds "
                     f"{loaded.fingerprint}; run `lumos tokenize` again, or point config.tokenizer_workdir to the right one"
                 )
+    config = with_rate_of_tokens(config, {path: manifest_fps(manifest) for path, manifest in manifests.items()})
     model, text_size = config.model, TextTokenizer(config.text.model).vocab_size
     text_vocab = model.text_vocab or text_size
     codebook = max(int(manifest["codebook_size"]) for manifest in manifests.values())

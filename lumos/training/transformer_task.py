@@ -46,7 +46,9 @@ class TransformerTask:
         return total, mask_BL[:, layout.visual_index].sum().astype(jnp.float32), metrics
 
     def weights(self, batch, key):
-        """Return how many codes and text tokens the loss of a batch averages over."""
+        """Return how many codes and text tokens the loss of a batch averages over; nothing where codes are all it has."""
+        if not self.config.loss.text_weight:
+            return {}
         layout = self._layout_of(batch["tokens"].shape[1:])
         mask_BTC, dropped_B = self._corruption(layout, batch, key)
         is_code = np.isin(layout.content_index, layout.visual_index)
