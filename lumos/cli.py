@@ -107,9 +107,9 @@ def _refuse_odd_paths(arguments: list[str]) -> None:
             raise UserError(f"--{name}={value}: the shell fills in ~ only behind a blank; write {home}")
 
 
-_FOLDERS = ("workdir", "out", "input", "init_from", "config.data.path", "config.tokenizer_workdir")
+_FOLDERS = ("workdir", "out", "input", "to", "init_from", "config.data.path", "config.tokenizer_workdir")
 _PATHS = (
-    *_FOLDERS, "to", "image", "video", "manifest", "config", "dump", "text", "tokenizer", "ids", "config.text.model",
+    *_FOLDERS, "image", "video", "manifest", "config", "dump", "text", "tokenizer", "ids", "config.text.model",
 )  # fmt: skip
 
 

@@ -34,6 +34,20 @@ def check_folder(path: str | Path, flag: str) -> Path:
     return folder
 
 
+def check_workdir(path: str | Path, flag: str) -> Path:
+    """Return the path of a folder for checkpoints, as `check_folder`.
+
+    Raises UserError also where it has characters of patterns: Orbax looks for the parts of a checkpoint by a pattern.
+    """
+    folder = check_folder(path, flag)
+    if odd := sorted(set("*?[\\") & set(str(folder.absolute()))):
+        raise UserError(
+            f"{flag}={printable(str(path))}: checkpoints cannot be written below a folder with {' '.join(odd)} in its name; "
+            "choose another"
+        )
+    return folder
+
+
 def check_file(path: str | Path, flag: str, suffixes: Sequence[str] = ()) -> Path:
     """Return the path of a file to write, of one of these suffixes (any, if there are none). Nothing is created.
 

@@ -40,7 +40,7 @@ _WORKDIR = _text("workdir", None, "training workdir", required=True)
 
 
 def _demo(values, overrides):
-    outputs.check_folder(values.workdir, "--workdir")
+    outputs.check_workdir(values.workdir, "--workdir")
     from lumos.demo import demo
 
     if overrides:
@@ -58,21 +58,22 @@ def _data_index(values, overrides):
 
 def _data_shapes(values, overrides):
     from lumos import config
-    from lumos.data import moving_shapes
 
     c = config.load(values.config, overrides)
     if c.data.source != "moving_shapes":
         raise UserError(f"{values.config}: config.data.source is {c.data.source!r}, not 'moving_shapes'")
     outputs.check_folder(c.data.path, "--config.data.path")
+    from lumos.data import moving_shapes
+
     moving_shapes.prepare(c.data.path, c.shapes, c.data.buckets[0], c.seed)
 
 
 def _data_record(values, overrides):
-    from lumos.data.record import record
-
     if overrides:
         raise UserError("lumos data record takes no config overrides")
     outputs.check_folder(values.out, "--out")
+    from lumos.data.record import record
+
     path = record(
         values.game, values.out, values.clips, num_frames=values.frames, seed=values.seed, workers=values.workers
     )
@@ -80,11 +81,11 @@ def _data_record(values, overrides):
 
 
 def _data_vocab(values, overrides):
+    outputs.check_file(values.out, "--out")
     from lumos import config
     from lumos.data.index import read_manifest
     from lumos.data.text import train_vocab
 
-    outputs.check_file(values.out, "--out")
     captions = [row["caption"] for row in read_manifest(values.manifest)]
     c = config.load(values.config, overrides) if values.config else config.override(config.Config(), overrides)
     tokenizer = train_vocab(captions, values.out, c.text.vocab_size)
@@ -94,8 +95,8 @@ def _data_vocab(values, overrides):
 def _train(values, overrides):
     from lumos.training.watchdog import Watchdog
 
-    outputs.check_folder(values.workdir, "--workdir")
     with Watchdog() as watchdog:  # before jax is imported and devices are looked for
+        outputs.check_workdir(values.workdir, "--workdir")
         from lumos import config
         from lumos.training.loop import train
 
@@ -170,11 +171,12 @@ def _evaluate(values, overrides):
 
 
 def _convert(values, overrides):
-    from lumos.interop.convert import Options, convert
-
     if not values["input"].value:
         raise UserError("lumos convert: what to convert? lumos convert --from=KIND PATH --to=PATH")
-    outputs.check_folder(values["to"].value, "--to")
+    check = outputs.check_workdir if values["from"].value in ("lumos1", "cosmos") else outputs.check_folder
+    check(values["to"].value, "--to")
+    from lumos.interop.convert import Options, convert
+
     options = Options(**{name: values[name].value for name in ("dtype", "tokenizer", "text", "ids")})
     print(convert(values["from"].value, values["input"].value, values["to"].value, options, overrides))
 

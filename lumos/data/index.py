@@ -136,7 +136,7 @@ def read_manifest(path: str | Path) -> list[dict]:
         if _escapes(row["path"]):
             raise UserError(f"{path}:{number}: {short(row['path'])} leads out of the folder of the manifest")
         seen.add(row["id"])
-        row["path"] = str(_beside(path, row["path"]))
+        row["path"] = str(_beside(path.absolute(), row["path"]))
         rows.append(row)
     return rows
 
@@ -180,7 +180,7 @@ def _candidate(path: Path, row: lists.Row) -> _Candidate:
 
 def _check(candidate: _Candidate, data: DataConfig) -> dict | str:
     """Return the manifest row of a file, or the reason why it cannot be used."""
-    path = candidate.path
+    path = candidate.path.absolute()
     if candidate.fault:
         return candidate.fault
     if path.suffix.lower() not in _SUFFIXES:

@@ -38,7 +38,7 @@ def generate(
     facts = provenance.of_file(generator.config, workdir, seed=seed)
     for path, video, prompt in zip(paths, made.videos, prompts):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_video(path, video, generator.config.generate.fps, {"prompt": without_controls(prompt)} | facts)
+        write_video(path.absolute(), video, generator.config.generate.fps, {"prompt": without_controls(prompt)} | facts)
     return paths
 
 
