@@ -119,7 +119,7 @@ def index(source: str | Path, out: str | Path, data: DataConfig) -> Summary:
 def read_manifest(path: str | Path) -> list[dict]:
     """Return the rows of a manifest, paths made absolute. Raises UserError when it is missing or malformed."""
     path = Path(path)
-    rows, seen = [], set()
+    rows, seen, folders = [], set(), _folders(path)
     for number, row in lists.json_lines(path):
         if missing := _FIELDS.keys() - row.keys():
             raise UserError(f"{path}:{number} lacks {', '.join(sorted(missing))}; write it with `lumos data index`")
@@ -131,12 +131,13 @@ def read_manifest(path: str | Path) -> list[dict]:
             raise UserError(
                 f"{path}:{number}: a clip of {row['frames']} frames of {row['width']}x{row['height']} pixels"
             )
+        row["id"], row["caption"] = _utf8(row["id"]), captions.clean(row["caption"])  # of manifests made by hand
         if row["id"] in seen:
             raise UserError(f"{path}:{number}: the id {short(row['id'])} was given before")
         if _escapes(row["path"]):
             raise UserError(f"{path}:{number}: {short(row['path'])} leads out of the folder of the manifest")
         seen.add(row["id"])
-        row["path"] = str(_beside(path.absolute(), row["path"]))
+        row["path"] = str(_beside(folders, row["path"]))
         rows.append(row)
     return rows
 
@@ -162,16 +163,17 @@ def _candidates(source: str, passed_over: collections.Counter[str]) -> tuple[lis
         found = find_files(source, _SUFFIXES, passed_over)
         return [_Candidate(file.path, file.id, fault=file.fault) for file in found], ()
     rows, columns = lists.read(path, _SUFFIXES)
-    candidates = [_candidate(path, row) for row in rows]
+    folders = _folders(path)
+    candidates = [_candidate(path, folders, row) for row in rows]
     if not candidates:
         raise UserError(f"{source}: no rows")
     return candidates, columns
 
 
-def _candidate(path: Path, row: lists.Row) -> _Candidate:
-    file = _beside(path, row.path) if row.path else path
+def _candidate(path: Path, folders: tuple[Path, ...], row: lists.Row) -> _Candidate:
+    file = _beside(folders, row.path) if row.path else path
     if row.path != row.path.strip() and not os.path.lexists(file):
-        return _candidate(path, dataclasses.replace(row, path=row.path.strip(), id=row.id.strip()))
+        return _candidate(path, folders, dataclasses.replace(row, path=row.path.strip(), id=row.id.strip()))
     fault = row.fault
     if not fault and _escapes(row.path):
         fault = "the path leads out of the folder of the list; give an absolute path if that is meant"
@@ -243,12 +245,16 @@ def _escapes(path: str) -> bool:
     return not os.path.isabs(path) and os.path.normpath(path).split(os.sep)[0] == os.pardir
 
 
-def _beside(file: Path, name: str) -> Path:
-    """Return the path of what a list or manifest names. A list that is a link may have its clips beside either end."""
-    path = file.parent / name
-    if file.is_symlink() and not os.path.lexists(path) and os.path.lexists(file.resolve().parent / name):
-        return file.resolve().parent / name
-    return path
+def _folders(file: Path) -> tuple[Path, ...]:
+    """Return where the relative paths of a list or manifest start. One that is a link may have its clips beside either end."""
+    here = file.absolute().parent
+    return (here, file.resolve().parent) if file.is_symlink() else (here,)
+
+
+def _beside(folders: tuple[Path, ...], name: str) -> Path:
+    """Return the path of what a list or manifest names: the first that exists."""
+    paths = [folder / name for folder in folders]
+    return paths[0] if len(paths) == 1 else next(filter(os.path.lexists, paths), paths[0])
 
 
 def _stored(path: Path, folder: Path) -> str:
