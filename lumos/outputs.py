@@ -72,7 +72,8 @@ def _checked(path: str | Path, flag: str) -> Path:
         raise UserError(f"{flag}={printable(str(path))} is not UTF-8; choose another name") from error
     if "\0" in str(path):
         raise UserError(f"{flag}={printable(str(path))} holds a null character; choose another name")
-    if any(len(part.encode()) > _NAME_BYTES for part in Path(path).parts):
+    places = (Path(path), *Path(path).parents)
+    if any(len(place.name.encode()) > _NAME_BYTES and not os.path.lexists(place) for place in places):
         raise UserError(
             f"{flag}: a name of more than {_NAME_BYTES} bytes in {printable(str(path))[:80]}...; shorten it"
         )

@@ -358,7 +358,7 @@ def test_nothing_that_is_printed_ends_in_a_traceback(tmp_path):
 def test_errors_of_sources(tmp_path):
     for source, message in {
         "": "--input is empty",
-        tmp_path / "nothing.mp4": "no clips in '.*nothing.mp4'",
+        tmp_path / "nothing.mp4": "nothing.mp4: no such file or folder",
         tmp_path / "*.mp4": "no clips in",
         tmp_path / "*.csv": "no clips in|no such file",
         tmp_path / "notes.txt": "suffix '.txt' is neither that of a clip .* nor a list .*.csv, .tsv, .jsonl, .parquet",

@@ -91,6 +91,7 @@ def test_nothing_is_made_by_looking(tmp_path):
         (".jsonl", "must be a file name that ends in .jsonl"),
         ("folder.jsonl", "is a folder"),
         ("new.jsonl/", "is a folder"),
+        ("m.rejected.jsonl", "are those of the lists of rejected files"),
     ],
 )
 def test_where_an_index_cannot_go(tmp_path, monkeypatch, capsys, out, message):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import glob
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from lumos.data.find_files import find_files
 from lumos.errors import UserError, printable, short
 
 _SUFFIXES = video.VIDEO_SUFFIXES + video.IMAGE_SUFFIXES
+_REJECTED = ".rejected.jsonl"
 _OTHER_FILES = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
 
 
@@ -80,7 +82,11 @@ def index(source: str | Path, out: str | Path, data: DataConfig) -> Summary:
       UserError: nothing was found, nothing could be used, the list cannot be read, or `out` not written.
     """
     out = outputs.check_file(out, "--out", (".jsonl",))
-    rejected_list = out.with_suffix(".rejected.jsonl")
+    if out.name.endswith(_REJECTED):
+        raise UserError(
+            f"--out={out}: names that end in {_REJECTED} are those of the lists of rejected files; choose another"
+        )
+    rejected_list = outputs.check_file(out.with_suffix(_REJECTED), "--out")
     for path in (out, rejected_list):
         if path.exists() and os.path.exists(source) and os.path.samefile(path, source):
             raise UserError(f"--out={out} would overwrite {source}; choose another name")
@@ -157,6 +163,8 @@ def _candidates(source: str, passed_over: collections.Counter[str]) -> tuple[lis
     path = Path(source)
     suffix = path.suffix.lower()
     if path.is_dir() or suffix not in lists.SUFFIXES:
+        if not os.path.lexists(path) and not glob.has_magic(source):
+            raise UserError(f"{source}: no such file or folder")
         if path.is_file() and suffix not in _SUFFIXES:
             kinds = f"a clip ({', '.join(_SUFFIXES)}) nor a list ({', '.join(lists.SUFFIXES)})"
             raise UserError(f"{source}: suffix {suffix!r} is neither that of {kinds}")
