@@ -198,6 +198,9 @@ def _separated_rows(
     width = max(i for i, name in enumerate(names) if name.strip()) + 1  # spreadsheets add columns without a name
     for fields in _fields(path, lines, separator):
         where = f"{path.name}:{lines.first}"
+        if isinstance(fields, str):
+            yield Row(lines.first, "", fault=f"{where}: {fields}")
+            continue
         if swallowed := _swallowed(fields, separator, places["path"], row_may_be):
             number = next((n for n, line in enumerate(lines.row, lines.first) if swallowed in line), lines.first)
             opened = _open_quote(lines.row[: number - lines.first + 1], lines.first, separator)
@@ -242,8 +245,11 @@ def _unquoted(lines: list[str], separator: str, width: int) -> list[str] | None:
     return [field.lstrip(" ") for field in line.split(separator, width - 1)]
 
 
-def _fields(path: Path, lines: _Lines, separator: str) -> Iterator[list[str]]:
-    """Yield the fields of every row that is not blank; `lines` says where the row stands."""
+def _fields(path: Path, lines: _Lines, separator: str) -> Iterator[list[str] | str]:
+    """Yield the fields of every row that is not blank, or why a line cannot be split; `lines` says where the row stands.
+
+    Raises UserError if a quote takes in lines behind its own.
+    """
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
     while True:
         lines.row = []
@@ -252,8 +258,9 @@ def _fields(path: Path, lines: _Lines, separator: str) -> Iterator[list[str]]:
         except StopIteration:
             return
         except csv.Error as error:
-            if not any('"' in line for line in lines.row):
-                raise UserError(f"{path}:{lines.first}: {error}") from error
+            if len(lines.row) == 1 and "end of data" not in str(error):  # the next row is where it should be
+                yield f"{error}; quotes stand around a whole field, and those inside of it are doubled"
+                continue
             opened = _open_quote(lines.row, lines.first, separator)
             last = lines.first + len(lines.row) - 1
             raise UserError(
