@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _refuse_odd_paths(arguments: list[str]) -> None:
-    """Raise UserError where a path is empty, a URL, or begins with a home folder that no shell has filled in.
+    """Raise UserError where a path is a URL, or begins with a home folder that no shell has filled in.
 
     A URL or `~` would become a folder of that odd name.
     """

@@ -229,9 +229,8 @@ def _swallowed(fields: list[str], separator: str, path_column: int, row_may_be: 
         inside = re.split(r"\r\n|[\r\n]", field)
         for i, line in enumerate(inside if len(inside) > 1 else ()):
             place, parts = path_column - column * (i == 0), line.split(separator)
-            whole = len(parts) - (
-                i == len(inside) - 1
-            )  # the last line ends at the closing quote, and with it perhaps the path
+            # The last line ends at the closing quote, and with it perhaps the path.
+            whole = len(parts) - (i == len(inside) - 1)
             if len(parts) > 1 and 0 <= place < whole and parts[place].strip(' "').lower().endswith(row_may_be):
                 return line
     return ""
