@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import sys
@@ -12,7 +13,7 @@ from absl import flags
 from absl import logging as absl_logging
 
 from lumos import compile_cache
-from lumos.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, UserError
+from lumos.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, UserError, printable
 from lumos.huge_pages import use_huge_pages
 from lumos.processes import started_by
 from lumos.verbs import VERBS
@@ -40,6 +41,8 @@ _USAGE = """usage: lumos <verb> [flags]
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return the exit code: 2 for a user error (printed in one line), 75 after a preemption."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr does with characters that a terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_USAGE, end="")
         return 0
@@ -55,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         if verb not in VERBS:
             raise UserError(f"unknown command {verb!r}; commands: {', '.join(VERBS)}")
         define, run = VERBS[verb]
-        _refuse_buckets(arguments)
+        _refuse_odd_paths(arguments)
         arguments, overrides = _split_overrides(arguments)
         values = flags.FlagValues()
         define(values)
@@ -84,17 +87,30 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{error.filename or 'writing failed'}: {error.strerror}", EXIT_USER_ERROR)
 
 
-def _refuse_buckets(arguments: list[str]) -> None:
-    """Raise UserError where a folder is a URL: it would become a folder of that odd name."""
-    for argument in arguments:
-        name, _, value = argument.removeprefix("--verb=").lstrip("-").partition("=")
-        if name in _FOLDERS and "://" in value:
+def _refuse_odd_paths(arguments: list[str]) -> None:
+    """Raise UserError where a path is a URL, or begins with a home folder that no shell has filled in.
+
+    A URL or `~` would become a folder of that odd name.
+    """
+    words = [word.removeprefix("--verb=") for word in arguments]
+    for word, following in zip(words, [*words[1:], ""]):
+        name, equals, value = word.lstrip("-").partition("=")
+        if not word.startswith("-") or name not in _PATHS:
+            continue
+        value = value if equals else following
+        if "://" in value and name in _FOLDERS:
             raise UserError(
                 f"--{name}={value}: buckets are reached through a mount (NFS, gcsfuse); give the mounted folder"
             )
+        home = os.path.expanduser(value)
+        if home != value and not os.path.lexists(value.split("/")[0]):
+            raise UserError(f"--{name}={value}: the shell fills in ~ only behind a blank; write {home}")
 
 
-_FOLDERS = ("workdir", "out", "input", "init_from", "config.data.path", "config.tokenizer_workdir")
+_FOLDERS = ("workdir", "out", "input", "to", "init_from", "config.data.path", "config.tokenizer_workdir")
+_PATHS = (
+    *_FOLDERS, "image", "video", "manifest", "config", "dump", "text", "tokenizer", "ids", "config.text.model",
+)  # fmt: skip
 
 
 def run_and_exit() -> None:
@@ -122,7 +138,7 @@ _DISK_ERRORS = {
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"lumos: {'error: ' if code == EXIT_USER_ERROR else ''}{message}", file=sys.stderr)
+    print(f"lumos: {'error: ' if code == EXIT_USER_ERROR else ''}{printable(message)}", file=sys.stderr)
     return code
 
 

@@ -28,7 +28,8 @@ class DataConfig:
     # What a training example is: "moving_shapes" (a prepared TFDS folder), "clips" (a manifest written by
     # `lumos data index`) or "tokens" (shards written by `lumos tokenize`).
     source: str = "moving_shapes"
-    # Folder (moving_shapes, tokens) or manifest file (clips); several with weights: "a.jsonl=3,b.jsonl".
+    # Folder (moving_shapes, tokens) or manifest file (clips); several with weights: a.jsonl=3,b.jsonl. What exists as
+    # written is one path, the longest first; any other name with a comma or =number stands in double quotes: "a,b"=3,c.
     path: str = ""
     split: str = "train"  # split to train on
     eval_split: str = "validation"  # split of evaluations during training
@@ -328,7 +329,7 @@ def load(spec: str, overrides: dict[str, Any] | None = None) -> Config:
 
     A file that does not exist under the given path is looked up among the configs that ship with lumos.
     """
-    path_text, _, variant = str(spec).partition(":")
+    path_text, variant = _split_variant(str(spec))
     path = _find(path_text)
     if path.suffix == ".json":
         tree = _to_config_dict(parse(read_resolved(path)))
@@ -373,6 +374,17 @@ def _apply(tree: ml_collections.ConfigDict, overrides: dict[str, Any]) -> Config
     for key, value in overrides.items():
         tree = _override(tree, key, value)
     return parse(tree)
+
+
+def _split_variant(spec: str) -> tuple[str, str]:
+    """Return the path and the variant of `path:variant`. Folders may have colons in their names."""
+    head, _, tail = spec.rpartition(":")
+    if Path(spec).exists():
+        return spec, ""
+    if head and Path(head).exists():
+        return head, tail
+    path, _, variant = spec.partition(":")
+    return path, variant
 
 
 def _find(path_text: str) -> Path:

@@ -3,6 +3,7 @@
 import difflib
 import functools
 import logging
+import unicodedata
 from collections.abc import Iterable
 
 EXIT_USER_ERROR = 2
@@ -25,6 +26,15 @@ def suggest(name: str, allowed: Iterable[str]) -> str:
     """Return the end of a message about an unknown name: the one that was probably meant, or all that are allowed."""
     near = difflib.get_close_matches(name, allowed := list(allowed), n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(allowed)}"
+
+
+def printable(text: str) -> str:
+    """Return the text on one line that any file or terminal takes: line ends, control characters and what is not UTF-8
+    in a file name become backslash escapes."""
+    if text.isprintable():
+        return text
+    odd = ("Cc", "Cs", "Zl", "Zp")
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in odd else c for c in text)
 
 
 def short(value: object) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from absl import flags
 
+from lumos import outputs
 from lumos.errors import UserError
 
 
@@ -39,6 +40,7 @@ _WORKDIR = _text("workdir", None, "training workdir", required=True)
 
 
 def _demo(values, overrides):
+    outputs.check_workdir(values.workdir, "--workdir")
     from lumos.demo import demo
 
     if overrides:
@@ -56,19 +58,22 @@ def _data_index(values, overrides):
 
 def _data_shapes(values, overrides):
     from lumos import config
-    from lumos.data import moving_shapes
 
     c = config.load(values.config, overrides)
     if c.data.source != "moving_shapes":
         raise UserError(f"{values.config}: config.data.source is {c.data.source!r}, not 'moving_shapes'")
+    outputs.check_folder(c.data.path, "--config.data.path")
+    from lumos.data import moving_shapes
+
     moving_shapes.prepare(c.data.path, c.shapes, c.data.buckets[0], c.seed)
 
 
 def _data_record(values, overrides):
-    from lumos.data.record import record
-
     if overrides:
         raise UserError("lumos data record takes no config overrides")
+    outputs.check_folder(values.out, "--out")
+    from lumos.data.record import record
+
     path = record(
         values.game, values.out, values.clips, num_frames=values.frames, seed=values.seed, workers=values.workers
     )
@@ -76,6 +81,7 @@ def _data_record(values, overrides):
 
 
 def _data_vocab(values, overrides):
+    outputs.check_file(values.out, "--out")
     from lumos import config
     from lumos.data.index import read_manifest
     from lumos.data.text import train_vocab
@@ -90,6 +96,7 @@ def _train(values, overrides):
     from lumos.training.watchdog import Watchdog
 
     with Watchdog() as watchdog:  # before jax is imported and devices are looked for
+        outputs.check_workdir(values.workdir, "--workdir")
         from lumos import config
         from lumos.training.loop import train
 
@@ -120,6 +127,7 @@ def _join() -> None:
 
 
 def _tokenize(values, overrides):
+    outputs.check_folder(values.out, "--out")
     import jax
 
     from lumos import config
@@ -155,6 +163,7 @@ def _generate(values, overrides):
 
 
 def _evaluate(values, overrides):
+    outputs.check_folder(values.out, "--out")
     from lumos.evaluation.evaluate import evaluate
 
     results = evaluate(values.workdir, values.out, overrides, seed=values.seed, what=values.what)
@@ -162,10 +171,12 @@ def _evaluate(values, overrides):
 
 
 def _convert(values, overrides):
-    from lumos.interop.convert import Options, convert
-
     if not values["input"].value:
         raise UserError("lumos convert: what to convert? lumos convert --from=KIND PATH --to=PATH")
+    check = outputs.check_workdir if values["from"].value in ("lumos1", "cosmos") else outputs.check_folder
+    check(values["to"].value, "--to")
+    from lumos.interop.convert import Options, convert
+
     options = Options(**{name: values[name].value for name in ("dtype", "tokenizer", "text", "ids")})
     print(convert(values["from"].value, values["input"].value, values["to"].value, options, overrides))
 
@@ -212,7 +223,7 @@ VERBS: dict[str, tuple[Callable, Callable]] = {
     ),
     "data index": (
         _flags(
-            _text("input", None, "folder, glob, or CSV/JSONL/parquet list of clips", required=True),
+            _text("input", None, "folder, glob, or CSV/TSV/JSONL/parquet list of clips", required=True),
             _text("out", None, "manifest to write, .jsonl", required=True),
             _text("config", None, "config file whose data section sets limits and threads"),
         ),

@@ -211,13 +211,42 @@ def test_captions_of_every_kind(tmp_path):
         (tmp_path / "clips" / f"{name}.txt").write_bytes(text)
     summary = index(tmp_path / "clips", tmp_path / "clips.jsonl", DATA)
     captions = {row["id"].removesuffix(".mp4"): row["caption"] for row in read_manifest(summary.manifest)}
-    assert set(rejected(summary)) == {"invalid.mp4", "surrogate.mp4"} - {f"{name}.mp4" for name in captions}
+    assert set(rejected(summary)) == {"invalid.mp4", "surrogate.mp4"}
     assert "caption file cannot be read" in rejected(summary)["invalid.mp4"]
     assert captions["empty"] == "" and len(captions["huge"]) <= 10_000 and captions["good"] == "größer"
     assert captions["control"] == "a red [31m circle"
     with make_pipeline(clips_config(summary.manifest), "train", process_index=0, process_count=1) as pipeline:
         batches = [next(pipeline) for _ in range(10)]
         assert pipeline.num_truncated > 0 and max(batch["text_length"].max() for batch in batches) == 24
+
+
+def test_files_beside_clips_of_every_kind(tmp_path):
+    good = {
+        "a.txt": (b"\xef\xbb\xbfa dog\r\n", "a dog"), "b.txt": (b"", ""), "c.json": (b'\xef\xbb\xbf{"caption": "a dog"}', "a dog"),
+        "d.json": (b'{"Text": "a dog"}', "a dog"), "e.json": (b'{"caption": ["a dog"], "prompt": "x"}', "a dog"),
+        "f.json": (b'{"caption": null, "fps": 3}', ""), "g.json": (b'{"title": "x"}', ""), "h.txt": ("größer".encode() * 4000, "größer" * 1666 + "größ"),
+        "i.txt": (b"[music]", "[music]"), "j.json": (b'{"caption": ""}', ""), "k.json": (b"{}", ""),
+    }  # fmt: skip
+    bad = {
+        "l.txt": ("a dog".encode("utf-16"), "UTF-16"), "m.txt": ("a dog".encode("utf-16-le"), "UTF-16"), "n.txt": (b"caf\xe9", "not UTF-8"),
+        "o.json": (b'{"caption": ["a", "b"]}', "a list of 2 captions"), "p.json": (b'[{"caption": "a"}]', "an object"),
+        "q.json": (b'"a dog"', "an object"), "r.json": (b"", "Expecting value"), "s.json": (b'{"caption": 5}', "must be text"),
+        "t.json": (b'{"caption": {"en": "a"}}', "must be text"), "u.json": (b'{"text": "a", "prompt": "b"}', "may both be the caption"),
+        "v.json": ('{"caption": "a"}'.encode("utf-16"), "UTF-16"), "w.txt": (b"['a', 'b']", "written as text"),
+        "x.json": (b'{"caption": "a", "caption": "b"}', "there twice"), "y.json": (b"{" * 9999, "cannot be read"),
+    }  # fmt: skip
+    for name, (content, _) in (good | bad).items():
+        write_video(tmp_path / "clips" / f"{name[0]}.png", numbered_video(1), 8)
+        (tmp_path / "clips" / name).write_bytes(content)
+    summary = index(tmp_path / "clips", tmp_path / "clips.jsonl", DATA)
+    captions = {row["id"][0]: row["caption"] for row in read_manifest(summary.manifest)}
+    assert captions == {name[0]: caption for name, (_, caption) in good.items()}
+    told = rejected(summary)
+    assert len(told) == len(bad)
+    for name, (_, reason) in bad.items():
+        assert "its caption file cannot be read" in told[f"{name[0]}.png"] and reason in told[f"{name[0]}.png"], told[
+            f"{name[0]}.png"
+        ]
 
 
 def test_captions_cannot_break_out_of_the_report(tmp_path):

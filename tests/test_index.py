@@ -146,8 +146,8 @@ def test_errors(folder, tmp_path):
         index(tmp_path / "nothing", tmp_path / "m.jsonl", DATA)
     with pytest.raises(UserError, match="absent.csv: no such file"):
         index(tmp_path / "absent.csv", tmp_path / "m.jsonl", DATA)
-    (folder / "bad.csv").write_text("file,text\na,b\n")
-    with pytest.raises(UserError, match="bad.csv: row 1 has no path"):
+    (folder / "bad.csv").write_text("title,note\na,b\n")
+    with pytest.raises(UserError, match="bad.csv:1: no column for the path among .title., .note."):
         index(folder / "bad.csv", tmp_path / "m.jsonl", DATA)
     (folder / "bad.jsonl").write_text('{"path": "c.mp4"}\n{"path": \n')
     with pytest.raises(UserError, match="bad.jsonl:2 is not JSON"):

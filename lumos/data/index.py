@@ -2,31 +2,32 @@
 
 The manifest is JSONL, one line per good file: path (relative to the manifest where possible), id, caption, split (when
 the list had one), duration, fps, width, height, frames, bytes. Files that cannot be used are listed with the reason in
-`<manifest>.rejected.jsonl` and never stop the run.
+`<manifest>.rejected.jsonl` and never stop the run. Paths keep the names that were found: a link is not resolved, for what
+it leads to may have another suffix, or none. A name that is not UTF-8 comes back as the same bytes.
 """
 
 from __future__ import annotations
 
-import csv
+import collections
 import dataclasses
 import glob
 import hashlib
-import itertools
 import json
 import os
-import unicodedata
-from collections.abc import Iterator
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from lumos import outputs
 from lumos.config import DataConfig
-from lumos.data import decoder, video
-from lumos.errors import UserError, short
+from lumos.data import captions, decoder, lists, video
+from lumos.data.columns import NAMES
+from lumos.data.find_files import find_files
+from lumos.errors import UserError, printable, short
 
-_LISTS = (".csv", ".jsonl", ".parquet")
-_MAX_CAPTION = 10_000  # characters; what is behind them is left out
-_MAX_FIELDS_BYTES = 1 << 20  # of a .json file beside a clip
 _SUFFIXES = video.VIDEO_SUFFIXES + video.IMAGE_SUFFIXES
+_REJECTED = ".rejected.jsonl"
+_OTHER_FILES = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
 
 
 _FIELDS = {
@@ -44,50 +45,66 @@ class Summary:
     without_caption: int
     seconds: float
     fingerprint: str
+    passed_over: dict[str, int] = dataclasses.field(default_factory=dict)  # what is no data: hidden files, ...
+    note: str = ""
 
     def __str__(self) -> str:
         text = f"{self.manifest}: {self.accepted} clips, {self.seconds:.1f} s, {self.without_caption} without caption"
+        if self.note:
+            text += f" ({self.note})"
         if self.rejected:
             text += f"; {self.rejected} files rejected, reasons in {self.rejected_list}"
-        return f"{text}; fingerprint {self.fingerprint}"
+        return f"{text}{_told(self.passed_over)}; fingerprint {self.fingerprint}"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Candidate:
     path: Path
     id: str
-    caption: str | None  # None: look for a file beside the clip
+    caption: str | None = None  # None: look for a file beside the clip
     split: str = ""
-    escapes: bool = False  # the list's path leads out of its folder
+    fault: str = ""  # known before the file is looked at
+    line: int = 0  # of the list
 
 
 def index(source: str | Path, out: str | Path, data: DataConfig) -> Summary:
     """Check every clip of `source` and write the manifest `out`.
 
     Args:
-      source: a folder (searched recursively), a glob pattern, one clip, or a .csv/.jsonl/.parquet list with the columns
-        path and optionally caption, id, split; its paths are relative to the list. Without a caption column, captions
-        come from `<clip>.txt` or the "caption" of `<clip>.json` beside the clip; clips without any are kept.
+      source: a folder (searched recursively), a glob pattern, one clip, or a .csv/.tsv/.jsonl/.parquet list with a column
+        for the path and optionally caption, id, split (lumos/data/columns.py says how they may be called); its paths are
+        relative to the list. Without a caption column, captions come from `<clip>.txt` or the "caption" of `<clip>.json`
+        beside the clip; clips without any are kept.
+      out: a .jsonl file, not the list itself.
       data: limits says what is accepted; num_threads files are checked at a time.
 
     Raises:
-      UserError: nothing was found, nothing could be used, or the list cannot be read.
+      UserError: nothing was found, nothing could be used, the list cannot be read, or `out` not written.
     """
-    out = Path(out)
-    candidates = list(_candidates(str(source)))
+    out = outputs.check_file(out, "--out", (".jsonl",))
+    if out.name.endswith(_REJECTED):
+        raise UserError(
+            f"--out={out}: names that end in {_REJECTED} are those of the lists of rejected files; choose another"
+        )
+    rejected_list = outputs.check_file(out.with_suffix(_REJECTED), "--out")
+    for path in (out, rejected_list):
+        if path.exists() and os.path.exists(source) and os.path.samefile(path, source):
+            raise UserError(f"--out={out} would overwrite {source}; choose another name")
+    passed_over: collections.Counter[str] = collections.Counter()
+    candidates, columns = _candidates(str(source), passed_over)
     if not candidates:
-        raise UserError(f"no clips in {str(source)!r}; looked for {', '.join(_SUFFIXES)}")
+        raise UserError(f"no clips in {short(str(source))}; looked for {', '.join(_SUFFIXES)}{_told(passed_over)}")
     accepted, rejected, seen = [], [], set()
     with ThreadPoolExecutor(max(1, data.num_threads)) as pool:
         for candidate, result in zip(candidates, pool.map(lambda c: _check(c, data), candidates)):
-            if isinstance(result, dict) and candidate.id in seen:
+            if isinstance(result, dict) and result["id"] in seen:
                 result = f"the id {candidate.id!r} was given before"
             if isinstance(result, str):
-                rejected.append({"path": str(candidate.path), "reason": result})
+                line = {"line": candidate.line} if candidate.line else {}
+                rejected.append({"path": str(candidate.path), **line, "reason": printable(result)})
                 continue
-            seen.add(candidate.id)
-            accepted.append({"path": _relative(candidate.path, out.parent), **result})
-    rejected_list = out.with_suffix(".rejected.jsonl")
+            seen.add(result["id"])
+            accepted.append({"path": _stored(candidate.path, out.parent), **result})
     _write_jsonl(rejected_list, rejected)
     if not accepted:
         raise UserError(f"none of {len(rejected)} files can be used, e.g. {rejected[0]['reason']}; see {rejected_list}")
@@ -100,14 +117,16 @@ def index(source: str | Path, out: str | Path, data: DataConfig) -> Summary:
         without_caption=sum(not row["caption"] for row in accepted),
         seconds=sum(row["duration"] for row in accepted),
         fingerprint=fingerprint(accepted),
+        passed_over=dict(passed_over),
+        note=_note(candidates, columns),
     )
 
 
 def read_manifest(path: str | Path) -> list[dict]:
     """Return the rows of a manifest, paths made absolute. Raises UserError when it is missing or malformed."""
     path = Path(path)
-    rows, seen = list(_read_jsonl(path)), set()
-    for number, row in enumerate(rows, 1):
+    rows, seen, folders = [], set(), _folders(path)
+    for number, row in lists.json_lines(path):
         if missing := _FIELDS.keys() - row.keys():
             raise UserError(f"{path}:{number} lacks {', '.join(sorted(missing))}; write it with `lumos data index`")
         for name, kinds in _FIELDS.items():
@@ -118,18 +137,15 @@ def read_manifest(path: str | Path) -> list[dict]:
             raise UserError(
                 f"{path}:{number}: a clip of {row['frames']} frames of {row['width']}x{row['height']} pixels"
             )
+        row["id"], row["caption"] = _utf8(row["id"]), captions.clean(row["caption"])  # of manifests made by hand
         if row["id"] in seen:
             raise UserError(f"{path}:{number}: the id {short(row['id'])} was given before")
         if _escapes(row["path"]):
             raise UserError(f"{path}:{number}: {short(row['path'])} leads out of the folder of the manifest")
         seen.add(row["id"])
-        row["path"] = str(path.parent / row["path"])
+        row["path"] = str(_beside(folders, row["path"]))
+        rows.append(row)
     return rows
-
-
-def _escapes(path: str) -> bool:
-    """Return whether a relative path leads out of its folder. Absolute paths are meant as they are."""
-    return not os.path.isabs(path) and os.path.normpath(path).split(os.sep)[0] == os.pardir
 
 
 def fingerprint(rows: list[dict]) -> str:
@@ -140,131 +156,135 @@ def fingerprint(rows: list[dict]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _candidates(source: str) -> Iterator[_Candidate]:
-    """Yield the files of a source in a fixed order."""
+def _candidates(source: str, passed_over: collections.Counter[str]) -> tuple[list[_Candidate], tuple[str, ...]]:
+    """Return the files of a source in a fixed order, and the columns of a list that has some."""
+    if not source:
+        raise UserError("--input is empty; give a folder, a glob, a clip, or a list of clips")
     path = Path(source)
-    if path.suffix.lower() in _LISTS and not glob.has_magic(source):
-        for number, row in enumerate(_read_list(path), 1):
-            if not row.get("path"):
-                raise UserError(f"{path}: row {number} has no path; columns are path, caption and optionally id, split")
-            caption = row.get("caption") if "caption" in row else None
-            name = str(row["path"])
-            yield _Candidate(
-                path.parent / name,
-                str(row.get("id") or Path(name).as_posix()),
-                None if caption is None else str(caption),
-                str(row.get("split") or ""),
-                _escapes(name),
-            )
-        return
-    if path.is_dir():
-        root, found = path, path.rglob("*")
-    elif path.is_file():
-        root, found = path.parent, [path]
-    else:
-        # Ids are relative to the part of the pattern before its first wildcard.
-        fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
-        root, found = Path(*fixed), map(Path, glob.iglob(source, recursive=True))
-    files = sorted(file for file in found if file.suffix.lower() in _SUFFIXES and file.is_file())
-    for file in files:
-        yield _Candidate(file, file.relative_to(root).as_posix(), None)
+    suffix = path.suffix.lower()
+    if path.is_dir() or suffix not in lists.SUFFIXES:
+        if not os.path.lexists(path) and not glob.has_magic(source):
+            raise UserError(f"{source}: no such file or folder")
+        if path.is_file() and suffix not in _SUFFIXES:
+            kinds = f"a clip ({', '.join(_SUFFIXES)}) nor a list ({', '.join(lists.SUFFIXES)})"
+            raise UserError(f"{source}: suffix {suffix!r} is neither that of {kinds}")
+        found = find_files(source, _SUFFIXES, passed_over)
+        return [_Candidate(file.path, file.id, fault=file.fault) for file in found], ()
+    rows, columns = lists.read(path, _SUFFIXES)
+    folders = _folders(path)
+    candidates = [_candidate(path, folders, row) for row in rows]
+    if not candidates:
+        raise UserError(f"{source}: no rows")
+    return candidates, columns
+
+
+def _candidate(path: Path, folders: tuple[Path, ...], row: lists.Row) -> _Candidate:
+    file = _beside(folders, row.path) if row.path else path
+    if row.path != row.path.strip() and not os.path.lexists(file):
+        return _candidate(path, folders, dataclasses.replace(row, path=row.path.strip(), id=row.id.strip()))
+    fault = row.fault
+    if not fault and _escapes(row.path):
+        fault = "the path leads out of the folder of the list; give an absolute path if that is meant"
+    return _Candidate(file, row.id, row.caption, row.split, fault, row.line)
 
 
 def _check(candidate: _Candidate, data: DataConfig) -> dict | str:
     """Return the manifest row of a file, or the reason why it cannot be used."""
-    path = candidate.path
-    if candidate.escapes:
-        return "the path leads out of the folder of the list; give an absolute path if that is meant"
+    path = candidate.path.absolute()
+    if candidate.fault:
+        return candidate.fault
     if path.suffix.lower() not in _SUFFIXES:
         return f"suffix {path.suffix!r} is none of {', '.join(_SUFFIXES)}"
     pixels, seconds, gigabytes = data.limits
     try:
-        if path.is_file() and path.stat().st_size > gigabytes * 1e9:
-            return f"{path.stat().st_size / 1e9:.1f} GB is more than {gigabytes:g} (data.limits)"
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):  # reading a pipe would wait for ever
+            return f"{_OTHER_FILES.get(stat.S_IFMT(facts.st_mode), 'a device')}, not a file"
+        if facts.st_size > gigabytes * 1e9:
+            return f"{facts.st_size / 1e9:.1f} GB is more than {gigabytes:g} (data.limits)"
         info = decoder.probe(path, pixels)
-        caption = _caption_beside(path) if candidate.caption is None else candidate.caption
+        caption = captions.read_beside(path) if candidate.caption is None else candidate.caption
+    except FileNotFoundError:
+        return f"a link to {os.readlink(path)}, which is not there" if path.is_symlink() else "no such file"
     except (UserError, OSError, ValueError) as error:  # ValueError: a null character in the path
-        return str(error).removeprefix(f"{path}: ")
+        return getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
     if info.duration > seconds:
         return f"{info.duration:.1f} s is more than {seconds:g} (data.limits)"
     row = {
-        "id": candidate.id,
-        "caption": _clean(caption),
+        "id": _utf8(candidate.id),
+        "caption": captions.clean(caption),
         "duration": round(info.duration, 4),
         "fps": round(info.fps, 4),
         "width": info.width,
         "height": info.height,
         "frames": info.frames,
-        "bytes": path.stat().st_size,
+        "bytes": facts.st_size,
     }
-    return {**row, "split": candidate.split} if candidate.split else row
+    return {**row, "split": _utf8(candidate.split)} if candidate.split else row
 
 
-def _clean(caption: str) -> str:
-    """Return the caption on one line, without control characters and halves of surrogate pairs, not longer than a page."""
-    printable = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in caption[:_MAX_CAPTION])
-    return " ".join(printable.split())
+def _note(candidates: list[_Candidate], columns: tuple[str, ...]) -> str:
+    """Return why no row of a list has a caption of its own; "" if one has, or the source is no list."""
+    rows = [candidate for candidate in candidates if candidate.line and not candidate.fault]
+    if not rows or any(row.caption is not None for row in rows):
+        return ""
+    among = f" among the columns {', '.join(columns)}" if columns else ""
+    return f"no {' or '.join(NAMES['caption'])}{among}; captions are those beside the clips"
 
 
-def _caption_beside(path: Path) -> str:
-    text, fields = path.with_suffix(".txt"), path.with_suffix(".json")
-    try:
-        if text.is_file():
-            with text.open(encoding="utf-8") as file:
-                return file.read(_MAX_CAPTION)
-        if fields.is_file():
-            if fields.stat().st_size > _MAX_FIELDS_BYTES:
-                raise ValueError(f"more than {_MAX_FIELDS_BYTES} bytes")
-            return str(json.loads(fields.read_text(encoding="utf-8")).get("caption") or "")
-    except (ValueError, AttributeError, RecursionError, OSError) as error:
-        raise UserError(f"{path}: its caption file cannot be read ({error})") from error
-    return ""
+def _told(passed_over: dict[str, int]) -> str:
+    """Return the part of a message that says what is no data, the most frequent first."""
+    counts = collections.Counter(passed_over).most_common(6)
+    more = sum(passed_over.values()) - sum(number for _, number in counts)
+    parts = [f"{number} {printable(name)}" for name, number in counts] + [f"{more} others"] * bool(more)
+    return f"; passed over: {', '.join(parts)}" if parts else ""
 
 
-def _read_list(path: Path) -> Iterator[dict]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if path.suffix.lower() == ".csv":
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                yield from csv.DictReader(file)
-        except (csv.Error, ValueError) as error:
-            raise UserError(f"{path}: not a CSV file in UTF-8 ({error})") from error
-    elif path.suffix.lower() == ".jsonl":
-        yield from _read_jsonl(path)
-    else:
-        try:
-            from pyarrow import ArrowInvalid, parquet
-        except ImportError as error:
-            raise UserError(f"{path}: parquet needs pyarrow; pip install pyarrow, or give CSV or JSONL") from error
-        try:
-            yield from parquet.read_table(path).to_pylist()
-        except ArrowInvalid as error:
-            raise UserError(f"{path}: not a parquet file ({error})") from error
+def _utf8(text: str) -> str:
+    """Return the text with a backslash escape for what is not UTF-8: ids go into records, hashes and reports."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _read_jsonl(path: Path) -> Iterator[dict]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}:{number} is not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{path}:{number} must be an object with path and caption, got {type(row).__name__}")
-            yield row
+# Paths ---------------------------------------------------------------------------------------------------------------
 
 
-def _relative(path: Path, folder: Path) -> str:
-    """Return the path relative to the manifest's folder if it lies below it: such a data set can be moved."""
-    path, folder = path.resolve(), folder.resolve()
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+def _escapes(path: str) -> bool:
+    """Return whether a relative path leads out of its folder. Absolute paths are meant as they are."""
+    return not os.path.isabs(path) and os.path.normpath(path).split(os.sep)[0] == os.pardir
+
+
+def _folders(file: Path) -> tuple[Path, ...]:
+    """Return where the relative paths of a list or manifest start. One that is a link may have its clips beside either end."""
+    here = file.absolute().parent
+    return (here, file.resolve().parent) if file.is_symlink() else (here,)
+
+
+def _beside(folders: tuple[Path, ...], name: str) -> Path:
+    """Return the path of what a list or manifest names: the first that exists."""
+    paths = [folder / name for folder in folders]
+    return paths[0] if len(paths) == 1 else next(filter(os.path.lexists, paths), paths[0])
+
+
+def _stored(path: Path, folder: Path) -> str:
+    """Return the path relative to the manifest's folder if it lies below it (such a data set can be moved), else absolute.
+
+    It keeps the name of the file, and those of linked folders unless `..` stands in it or only their targets lie below.
+    """
+    path, folder = path.absolute(), folder.absolute()
+    if os.pardir in folder.parts:
+        folder = folder.resolve()
+    if os.pardir not in path.parts and path.is_relative_to(folder):
+        return path.relative_to(folder).as_posix()
+    resolved = path.parent.resolve() / path.name
+    if resolved.is_relative_to(folder.resolve()):
+        return resolved.relative_to(folder.resolve()).as_posix()
+    return str(resolved if os.pardir in path.parts else path)
 
 
 def _write_jsonl(path: Path, rows: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    # Bytes of a name that are not UTF-8 become \udcXX, which is how JSON writes them: they come back as they were.
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, path)

@@ -1,7 +1,7 @@
 """Where training clips come from: random-access sources behind one small interface.
 
 `config.data.path` is one path, or several with weights, `first.jsonl=3,second.jsonl=1` (weight 1 when left out): then
-each source gives that share of the training clips, whatever its size.
+each source gives that share of the training clips, whatever its size. `parse_paths` says which names need quotes.
 
     source          path                                                     a clip is
     moving_shapes   folder prepared by lumos.data.moving_shapes              the generated clip
@@ -20,6 +20,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,15 +63,53 @@ def open_sources(config: Config, split: str) -> list[tuple[Source, float]]:
     return [(opener(config, path, split), weight) for path, weight in parse_paths(config.data.path)]
 
 
+_QUOTED = re.compile(r'\s*"((?:[^"]|"")+)"\s*(?:=([^,]*))?(?:,|\Z)')
+_WEIGHTED = re.compile(r"(.*?)(?:=(-?[\d.]+))?", re.DOTALL)
+
+
 def parse_paths(text: str) -> list[tuple[str, float]]:
-    """Split `a=2,b` into [("a", 2.0), ("b", 1.0)]. Raises UserError on a weight that is not positive."""
-    pairs = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        path, weight = re.fullmatch(r"(.*?)(?:=(-?[\d.]+))?", part).groups()
-        if weight is not None and not (weight.count(".") < 2 and weight.strip("-.") and float(weight) > 0):
-            raise UserError(f"config.data.path: weight {weight!r} of {path!r} must be a positive number")
-        pairs.append((path, float(weight or 1)))
+    """Split `a=2,b` into [("a", 2.0), ("b", 1.0)].
+
+    Names may hold commas and equal signs: from left to right the longest part that exists as written is one path. A name
+    in double quotes (one inside of it doubled) is taken as it stands: `"a,b=2"=3,c`.
+
+    Raises UserError on a weight that is not positive, and on a name that does not exist beside others that do.
+    """
+    pairs, rest = [], text
+    while rest.strip(", "):
+        name, weight, rest = _next_path(rest)
+        if name is None:
+            continue
+        if not name:
+            raise UserError(f"config.data.path={text!r}: the weight {weight!r} has no name before it")
+        if weight is not None and not (
+            weight.count(".") < 2 and re.fullmatch(r"[\d.]*\d[\d.]*", weight) and float(weight)
+        ):
+            raise UserError(f"config.data.path: weight {weight!r} of {name!r} must be a positive number")
+        pairs.append((name, float(weight or 1)))
+    there = [os.path.exists(name) for name, _ in pairs]
+    if any(there) and not all(there):
+        raise UserError(
+            f"config.data.path={text!r}: no file or folder {pairs[there.index(False)][0]!r}. It is read as "
+            f"{', '.join(f'{name!r} with weight {weight:g}' for name, weight in pairs)}; a name that holds a comma or ends "
+            "like a weight stands in double quotes"
+        )
     return pairs
+
+
+def _next_path(rest: str) -> tuple[str | None, str | None, str]:
+    """Return the first name of a `data.path`, its weight as written, and what follows; the name is None between commas."""
+    if quoted := _QUOTED.match(rest):
+        weight = quoted[2] and quoted[2].strip()
+        return quoted[1].replace('""', '"'), weight, rest[quoted.end() :]
+    for end in reversed([match.start() for match in re.finditer(r",|\Z", rest)]):
+        part = rest[:end]
+        for name, weight in ((part, None), (part.strip(), None), _WEIGHTED.fullmatch(part.strip()).groups()):
+            if name and os.path.exists(name):
+                return name, weight, rest[end + 1 :]
+    part, _, rest = rest.partition(",")
+    name, weight = _WEIGHTED.fullmatch(part.strip()).groups()
+    return (name if part.strip() else None), weight, rest
 
 
 class MovingShapesSource:

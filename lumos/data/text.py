@@ -20,6 +20,7 @@ import sentencepiece
 from absl import logging
 
 from lumos.config import Config
+from lumos.data.captions import clean, without_controls
 from lumos.errors import UserError
 from lumos.sequence.layout import timing
 
@@ -122,9 +123,13 @@ class _HuggingFacePieces:
 
 
 def instruct(config: Config, caption: str, grid: tuple[int, int, int]) -> str:
-    """Return the caption inside `text.template`, for a clip of this latent grid. A caption that is inside stays as it is."""
+    """Return the cleaned caption inside `text.template`, for a clip of this latent grid.
+
+    Training and generation both come through here. A caption that is inside a template already stays there, line ends of
+    the template included; where it is the template of this very clip, the caption in it is cleaned.
+    """
     if not config.text.template:
-        return caption
+        return clean(caption)
     fps, duration = timing(config, grid[0])
     cell = config.tokenizer.spatial_compression
     size = {"width": grid[2] * cell, "height": grid[1] * cell, "frames": fps * duration, "fps": fps}
@@ -133,16 +138,19 @@ def instruct(config: Config, caption: str, grid: tuple[int, int, int]) -> str:
     # Told by its first line, as long texts are cut at the end; by its last where nothing comes before the caption.
     first, last = before.split("\n")[0], after.split("\n")[-1]
     inside = caption.startswith(first) if first.strip() else bool(last.strip()) and caption.endswith(last)
-    return caption if inside else before + caption + after
+    if inside and caption.startswith(before) and caption.endswith(after) and len(caption) >= len(before + after):
+        caption, inside = caption[len(before) : len(caption) - len(after)], False
+    # Of another clip, or cut: which part is the caption is not known.
+    return without_controls(caption) if inside else before + clean(caption) + after
 
 
 def train_vocab(captions: Iterable[str], out: str | Path, vocab_size: int) -> TextTokenizer:
-    """Train byte-pair encoding on captions and write it to `out`; a small corpus gives a smaller vocabulary.
+    """Train byte-pair encoding on cleaned captions and write it to `out`; a small corpus gives a smaller vocabulary.
 
     Raises:
       UserError: no captions, or a vocabulary without room for the 256 byte pieces.
     """
-    captions = [caption for caption in captions if caption.strip()]
+    captions = list(filter(None, map(clean, captions)))
     if not captions:
         raise UserError("no captions to train a text vocabulary on")
     characters = len(set("".join(captions)) | {"▁"} - {" "})

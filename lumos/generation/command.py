@@ -7,7 +7,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from lumos import provenance
+from lumos import outputs, provenance
+from lumos.data.captions import without_controls
 from lumos.data.video import write_video
 from lumos.errors import UserError
 from lumos.generation.generate import Generator
@@ -31,23 +32,33 @@ def generate(
 
     `out` is a file for one prompt; for several it is a folder (files 000.mp4, 001.mp4, ...).
     """
-    out = Path(out)
     prompts = prompts or [""]
-    is_file = out.suffix.lower() in _FORMATS
-    if is_file and len(prompts) > 1:
-        raise UserError(f"--out={out} is one file but there are {len(prompts)} prompts; give a folder")
-    if out.suffix and not is_file:
-        raise UserError(f"--out={out}: unknown format {out.suffix}; allowed: {', '.join(_FORMATS)}, or a folder")
+    paths = _paths(out, len(prompts))  # before the model is loaded, and used
+    if given and not Path(given).is_file():
+        raise UserError(f"{given}: {'not a file' if Path(given).exists() else 'no such file'}")
     generator = Generator.load(workdir, overrides)
     frames = generator.read_given(given, num_frames) if given else None
     made = generator.generate(prompts, seed=seed, num_frames=num_frames, given=frames)
     options = [f"--config.{name}={value}" for name, value in (overrides or {}).items()]
     options += [f"--frames={num_frames}"] * bool(num_frames) + [f"--video={given}"] * bool(given)
-    paths = [out] if is_file else [out / f"{i:03d}.mp4" for i in range(len(prompts))]
-    for path, video, prompt, own_seed in zip(paths, made.videos, prompts, itertools.count(seed)):
+    for path, video, prompt, own_seed in zip(paths, made.videos, map(without_controls, prompts), itertools.count(seed)):
         path.parent.mkdir(parents=True, exist_ok=True)
         again = ["lumos", "generate", f"--workdir={workdir}", f"--prompt={prompt}", f"--seed={own_seed}", *options]
         facts = {"seed": own_seed, "step": generator.step, "command": shlex.join([*again, f"--out={path.name}"])}
         facts = provenance.of_file(generator.config, workdir, **facts)
-        write_video(path, video, generator.config.generate.fps, {"prompt": prompt} | facts)
+        write_video(path.absolute(), video, generator.config.generate.fps, {"prompt": prompt} | facts)
     return paths
+
+
+def _paths(out: str | Path, num_prompts: int) -> list[Path]:
+    """Return the files to write, one a prompt: `out` itself, or files in the folder `out`. Raises UserError."""
+    name, suffix, is_folder = Path(out).name, Path(out).suffix.lower(), str(out).endswith("/")
+    if suffix in _FORMATS and not is_folder:
+        if num_prompts > 1:
+            raise UserError(f"--out={out} is one file but there are {num_prompts} prompts; give a folder")
+        return [outputs.check_file(out, "--out")]
+    # A file called ".mp4" has no suffix.
+    if name.lower() in _FORMATS or (suffix and not is_folder and not Path(out).is_dir()):
+        raise UserError(f"--out={out}: unknown format {suffix or name}; allowed: {', '.join(_FORMATS)}, or a folder")
+    folder = outputs.check_folder(out, "--out")
+    return [outputs.check_file(folder / f"{i:03d}.mp4", "--out") for i in range(num_prompts)]
