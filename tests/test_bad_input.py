@@ -460,7 +460,9 @@ def test_prompts_are_neither_paths_nor_shell_words(tmp_path, monkeypatch):
 
     evil = "../../x; $(touch pwned) `id` \0\n"
     made = SimpleNamespace(videos=np.zeros((2, 2, 16, 16, 3), np.uint8))
-    fake = SimpleNamespace(generate=lambda *_, **__: made, config=config_lib.parse(config_lib.default()))
+    values = config_lib.default()
+    values.generate.fps = 8.0
+    fake = SimpleNamespace(generate=lambda *_, **__: made, config=config_lib.parse(values), step=6)
     monkeypatch.setattr(command.Generator, "load", lambda *_: fake)
     monkeypatch.chdir(tmp_path)
     paths = command.generate("run", [evil, "-rf /"], tmp_path / "out")

@@ -135,7 +135,7 @@ def generator(monkeypatch, tmp_path):
     loads = []
     config = config_lib.parse(config_lib.default())
     made = lambda prompts, **_: SimpleNamespace(videos=np.zeros((len(prompts), 2, 16, 16, 3), np.uint8))
-    fake = SimpleNamespace(generate=made, config=config, read_given=lambda *_: None)
+    fake = SimpleNamespace(generate=made, config=config, step=6, read_given=lambda *_: None)
     monkeypatch.setattr(command.Generator, "load", lambda *_: loads.append(1) or fake)
     return loads
 

@@ -19,6 +19,7 @@ from lumos.data.text import TextTokenizer, instruct
 from lumos.data.video import probe, read_clip
 from lumos.errors import UserError
 from lumos.generation.decode import Decoder
+from lumos.generation.sampler import row_keys
 from lumos.model.definition import Definition
 from lumos.model.transformer import make_definition
 from lumos.sequence.layout import make_layout
@@ -114,8 +115,7 @@ class Generator:
         text_BP, length_B = np.stack([ids for ids, _ in encoded]), np.array([n for _, n in encoded], np.int32)
         program = self._programs(latent_frames, num_given, settings)
         start = time.perf_counter()
-        keys_B = jnp.stack([jax.random.key(seed + i) for i in range(len(prompts))])
-        tokens = program(self.params, text_BP, length_B, given_tokens, keys_B)
+        tokens = program(self.params, text_BP, length_B, given_tokens, row_keys(seed, len(prompts)))
         tokens = np.asarray(tokens)
         seconds = time.perf_counter() - start
         return Generated(self.tokenizer.decode(tokens), tokens, seconds)

@@ -23,6 +23,11 @@ class Noise(NamedTuple):
     keep: Callable[[], jax.Array]
 
 
+def row_keys(seed: int, num_rows: int) -> jax.Array:
+    """Return the random key of each clip of a batch, [B]: row i is the clip of seed + i."""
+    return jnp.stack([jax.random.key(seed + i) for i in range(num_rows)])
+
+
 def seeded(keys_B: jax.Array, num_cells: int) -> Noise:
     """Return the noise of one random key for each row.
 

@@ -26,6 +26,7 @@ from lumos import sharding
 from lumos.config import GenerateConfig, ModelConfig
 from lumos.errors import UserError
 from lumos.generation.decode import Decoder
+from lumos.generation.sampler import row_keys
 from lumos.interop import lumos1_config, lumos1_prompt, lumos1_weights, safetensors_files
 from lumos.model.definition import Definition
 from lumos.model.transformer import make_definition
@@ -147,7 +148,7 @@ class Lumos1:
           given_frames: codes (or token ids) of the first latent frames, [T', H, W] or [B, T', H, W].
           mode: "reference" repeats the released code decision by decision (see `lumos.generation.decode`); "paper" is
             the method as published: temperature annealed within every frame, history mask on given frames too.
-          seed: of the random numbers.
+          seed: of the first clip's random numbers; clip i has seed + i.
           noise: replaces them: noise(generated frame, step) -> uniform numbers ([B, H W, codebook], [B, H W]) for the
             draw of the codes and for the confidence (see `lumos.generation.sampler.recorded`).
 
@@ -168,7 +169,8 @@ class Lumos1:
         tokens_BTHW = np.zeros((len(prompt.text_BP), *grid), np.int32)
         tokens_BTHW[:, :num_given] = prompt.given_BTHW
         if num_given < num_frames:
-            tokens_BTHW = program(self.params, prompt.text_BP, prompt.length_B, tokens_BTHW, jax.random.key(seed))
+            keys_B = row_keys(seed, len(prompt.text_BP))
+            tokens_BTHW = program(self.params, prompt.text_BP, prompt.length_B, tokens_BTHW, keys_B)
         ids_BL = np.asarray(layout.assemble(jnp.asarray(prompt.text_BP), jnp.asarray(tokens_BTHW)))
         ids = ids_BL[:, layout.drop_to : -1]  # the layout ends in one more separator
         return ids[0] if prompt.is_single else ids
