@@ -16,7 +16,7 @@ from PIL import Image
 from lumos import cli
 from lumos import config as config_lib
 from lumos.data.records import RecordSource
-from lumos.data.video import write_video
+from lumos.data.video_writer import write_video
 from lumos.errors import UserError
 from lumos.generation.generate import Generator
 from lumos.tokenizers import pretrained

@@ -18,7 +18,7 @@ from lumos import provenance
 from lumos.checkpoint import read_config
 from lumos.config import Config
 from lumos.data.pipeline import make_pipeline
-from lumos.data.video import write_video
+from lumos.data.video_writer import write_video
 from lumos.errors import UserError
 from lumos.evaluation import report
 from lumos.evaluation.contact_sheet import contact_sheet

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lumos import provenance
-from lumos.data.video import write_video
+from lumos.data.video_writer import write_video
 from lumos.errors import UserError
 from lumos.generation.generate import Generator
 

@@ -1,0 +1,254 @@
+"""Video containers through PyAV (FFmpeg): which stream, which frames are shown, and when.
+
+Time 0 is the first frame that is shown. Frames that an edit list discards, and those that lean on pictures before the
+first key frame of the file, are not shown, as in a player.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import av.logging
+
+from lumos.data.images import check_size
+from lumos.data.timeline import Frame
+from lumos.errors import UserError
+
+# Content decides how a file is read, whatever it is called. Playlists (hls, dash, concat) would open other files: only
+# real containers are read.
+_CONTAINERS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,gif,asf,flv,ogg,wav,mp3,aac,flac"
+# Without an index (program streams), or with pictures that build on all before them (GIF): read from the beginning.
+_NO_SEEKING = ("mpeg", "mpegvideo", "gif")
+_STEPS_BACK = (0, 1, 8)  # seconds to go back where seeking lands behind the wanted frame
+# FFmpeg's own decoders drop the transparency of WebM.
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+
+_logging_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def open_video(path: Path, max_pixels: int = 0) -> Iterator[VideoFile]:
+    """Open the video stream that a player would show; FFmpeg errors inside the block become UserError."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: the file is empty")
+    try:
+        # Absolute, so that no file name is taken for a protocol ("concat:a|b", "12:30:00.mp4").
+        options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
+        with av.open(str(path.absolute()), container_options=options) as container:
+            stream = _choose_stream(container)
+            if stream is None:
+                raise UserError(f"{path}: no video stream")
+            check_size(path, stream.codec_context.width, stream.codec_context.height, max_pixels)
+            yield VideoFile(path, container, stream)
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: the file's name is not UTF-8; rename it") from None
+    except (av.error.FFmpegError, EOFError, ValueError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path}: damaged or not a video ({reason})") from error
+
+
+class VideoFile:
+    """An open video stream. `aspect` is the width of a stored pixel over its height; `crop` is (left, right, top, bottom),
+    what the container wants cut off."""
+
+    def __init__(self, path: Path, container: av.container.InputContainer, stream: av.VideoStream):
+        self.path, self.stream = path, stream
+        self._container, self._decoder = container, _decoder(path, stream)
+        self._tick = float(stream.time_base)
+        self._period = float(1 / stream.average_rate) if stream.average_rate else 0.0
+        self.aspect = float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1)
+        self.crop = _crop_of_container(container, stream)
+
+    def frames(self, start: float = 0.0) -> Iterator[Frame]:
+        """Decode from the last key frame at or before `start` seconds.
+
+        Raises:
+          UserError: the times of the frames go back (joined streams).
+        """
+        if start > 0 and self._container.format.name not in _NO_SEEKING:
+            zero = self._first_pts()
+            if zero is not None:
+                target = zero + int(start / self._tick)
+                for seconds in _STEPS_BACK:
+                    self._seek(target - int(seconds / self._tick))
+                    pictures = self._decode()
+                    first = next(pictures, None)
+                    if first is not None and first.pts is not None and first.pts <= target:
+                        yield from self._timed(first, pictures, zero)
+                        return
+            # A poor index, times that only decoding tells, or start before the first key frame: from the beginning.
+            with open_video(self.path) as again:
+                yield from again.frames()
+            return
+        pictures = self._decode()
+        first = next(pictures, None)
+        if first is not None:
+            yield from self._timed(first, pictures, first.pts or 0)
+
+    def measure(self, decode: bool = False) -> tuple[int, float]:
+        """Return how many frames are shown, and the seconds from the first to the end of the last.
+
+        The packets tell; where they cannot be trusted (times missing or in disorder, damage), all is decoded, and with
+        `decode` anyway. Call it on a file that has just been opened.
+
+        Raises:
+          UserError: the file is cut short, or the times of its frames go back (joined streams).
+        """
+        found = None if decode else self._count_packets()
+        if found is None:
+            with open_video(self.path) as again:
+                return _count_frames(again.frames())
+        return found
+
+    def _count_packets(self) -> tuple[int, float] | None:
+        count, first_key, first, last, last_duration, end, doubtful = 0, None, None, None, 0, 0, False
+        for packet in self._container.demux(self.stream):
+            if not packet.size:
+                continue
+            pts = packet.pts
+            doubtful |= pts is None or packet.is_corrupt
+            if pts is None:
+                continue
+            if first_key is None:
+                if not packet.is_keyframe:
+                    continue
+                first_key = pts
+            # All that comes before a key frame is shown before it, unless streams were joined.
+            doubtful |= packet.is_keyframe and last is not None and pts < last
+            end = max(end, pts + packet.duration)
+            if packet.is_discard or pts < first_key or self._is_hidden(packet):
+                continue
+            count += 1
+            first = pts if first is None else min(first, pts)
+            if last is None or pts >= last:
+                last, last_duration = pts, packet.duration
+        self._check_end(end)
+        if doubtful or not count:
+            return None
+        return count, (last - first) * self._tick + (last_duration * self._tick or self._period)
+
+    def _check_end(self, end: int) -> None:
+        """Check that the packets reach as far as a header that counts them (mp4, mov) says."""
+        if not self.stream.frames or not self.stream.duration:
+            return
+        missing = (self.stream.start_time or 0) + self.stream.duration - end
+        if missing * self._tick > 1.5 * self._period:
+            raise UserError(
+                f"{self.path}: cut short (the header promises {self.stream.frames} frames, the last cannot be read)"
+            )
+
+    def _is_hidden(self, packet: av.Packet) -> bool:
+        """Return whether a packet is a picture that others refer to and nobody sees (VP8's golden frames)."""
+        return self.stream.codec_context.name == "vp8" and not memoryview(packet)[0] & 0x10
+
+    def _first_pts(self) -> int | None:
+        """Return the time stamp of the first frame that is shown, or None where only decoding tells."""
+        first_key = lowest = None
+        for packet in self._container.demux(self.stream):
+            if not packet.size:
+                continue
+            if packet.pts is None:
+                return None
+            if first_key is None and packet.is_keyframe:
+                first_key = packet.pts
+            # Nothing that is decoded later is shown earlier.
+            if lowest is not None and packet.dts is not None and packet.dts >= lowest:
+                break
+            if first_key is not None and packet.pts >= first_key and not packet.is_discard:
+                lowest = packet.pts if lowest is None else min(lowest, packet.pts)
+        return lowest
+
+    def _seek(self, pts: int) -> None:
+        self._container.seek(pts, stream=self.stream)
+        self._decoder.flush_buffers()
+
+    def _decode(self) -> Iterator[av.VideoFrame]:
+        """Decode from the next key frame on, without pictures that belong before it."""
+        begun, first_key = False, None
+        for packet in self._container.demux(self.stream):
+            if not packet.size:  # a frame that was dropped (AVI), or the end
+                continue
+            if not begun:
+                if not packet.is_keyframe:
+                    continue
+                begun, first_key = True, packet.pts
+            yield from self._shown(self._decoder.decode(packet), first_key)
+        if begun:
+            yield from self._shown(self._decoder.decode(None), first_key)
+
+    @staticmethod
+    def _shown(pictures: list[av.VideoFrame], first_key: int | None) -> Iterator[av.VideoFrame]:
+        for picture in pictures:
+            if first_key is None or picture.pts is None or picture.pts >= first_key:
+                yield picture
+
+    def _timed(self, first: av.VideoFrame, others: Iterator[av.VideoFrame], zero: int) -> Iterator[Frame]:
+        """Give every picture its time; one without a time stamp follows the one before it."""
+        last = self._frame(first, 0.0 if first.pts is None else (first.pts - zero) * self._tick)
+        yield last
+        for picture in others:
+            following = last.time + last.duration
+            frame = self._frame(picture, following if picture.pts is None else (picture.pts - zero) * self._tick)
+            if frame.time < last.time:
+                raise UserError(
+                    f"{self.path}: after {following:.2f} s its times start again (joined streams); "
+                    "write it as one stream, or cut it there"
+                )
+            yield frame
+            last = frame
+
+    def _frame(self, picture: av.VideoFrame, time: float) -> Frame:
+        return Frame(time, picture.duration * self._tick or self._period, picture)
+
+
+def _count_frames(frames: Iterator[Frame]) -> tuple[int, float]:
+    count, last = 0, None
+    for last in frames:
+        count += 1
+    return count, last.time + last.duration if last is not None else 0.0
+
+
+def _choose_stream(container: av.container.InputContainer) -> av.VideoStream | None:
+    """Return the largest of the streams that the file marks as default, or of all if it marks none."""
+    # Sound files carry their cover art as a video stream.
+    pictures = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    streams = [s for s in container.streams.video if s.codec_context is not None and not s.disposition & pictures]
+    default = [s for s in streams if s.disposition & av.stream.Disposition.default]
+    return max(default or streams, key=lambda s: s.codec_context.width * s.codec_context.height, default=None)
+
+
+def _decoder(path: Path, stream: av.VideoStream) -> av.VideoCodecContext:
+    name = _ALPHA_DECODERS.get(stream.codec_context.name)
+    if name is None or stream.metadata.get("alpha_mode") != "1":
+        decoder = stream.codec_context
+    else:
+        try:
+            decoder = av.CodecContext.create(name, "r")
+        except av.codec.codec.UnknownCodecError:
+            raise UserError(f"{path}: it is transparent, which this FFmpeg cannot decode without {name}") from None
+        decoder.extradata = stream.codec_context.extradata
+    # The pipeline runs one clip per thread; threads inside a decoder would only fight with them.
+    decoder.thread_count = 1
+    return decoder
+
+
+def _crop_of_container(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[int, int, int, int]:
+    """Return (left, right, top, bottom) in stored pixels. PyAV shows it nowhere but in FFmpeg's summary of the file."""
+    if not container.format.name.startswith(("mov", "matroska")):
+        return 0, 0, 0, 0
+    with _logging_lock:
+        av.logging.set_level(av.logging.INFO)
+        try:
+            summary = container.dumps_format()
+        finally:
+            av.logging.set_level(None)
+    own = re.search(rf"^  Stream #0:{stream.index}\b.*?(?=^  Stream #0:|\Z)", summary, re.DOTALL | re.MULTILINE)
+    crop = own and re.search(r"^      Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)$", own[0], re.MULTILINE)
+    return tuple(map(int, crop.groups())) if crop else (0, 0, 0, 0)
