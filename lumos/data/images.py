@@ -19,7 +19,10 @@ from lumos.errors import UserError
 
 # Pillow would run Ghostscript for PostScript: only these are read, whatever the file is called.
 _FORMATS = ("PNG", "JPEG", "WEBP")
-_ANIMATED = ("PNG", "WEBP")  # a JPEG of several pictures (MPO) holds previews and depth maps: its first one is the image
+_ANIMATED = (
+    "PNG",
+    "WEBP",
+)  # a JPEG of several pictures (MPO) holds previews and depth maps: its first one is the image
 _DEFAULT_DURATION = 0.1  # seconds of an animation's frame that gives none, as in browsers
 
 # What Pillow raises on files that are no images, are cut short, or unpack to an absurd size.

@@ -73,7 +73,7 @@ def probe(path: str | Path, max_pixels: int = 0) -> VideoInfo:
     # A single frame without a duration lasts one period.
     duration = duration or frames / (declared or 1.0)
     # Screen recorders write absurd rates: a declared one must agree with the count and the duration.
-    fps = declared if declared and frames_within(duration, declared) == frames else frames / duration
+    fps = declared if declared and abs(declared * duration - frames) < 0.25 else frames / duration
     return VideoInfo(frames, duration, fps, width, height, picture.rotation, codec)
 
 

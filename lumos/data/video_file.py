@@ -6,7 +6,9 @@ first key frame of the file, are not shown, as in a player.
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import itertools
 import re
 import threading
 from collections.abc import Iterator
@@ -24,6 +26,8 @@ from lumos.errors import UserError
 _CONTAINERS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,gif,asf,flv,ogg,wav,mp3,aac,flac"
 # Without an index (program streams), or with pictures that build on all before them (GIF): read from the beginning.
 _NO_SEEKING = ("mpeg", "mpegvideo", "gif")
+# They store no durations of frames, and FFmpeg's guesses change while it reads.
+_NO_DURATIONS = ("flv", "asf")
 _STEPS_BACK = (0, 1, 8)  # seconds to go back where seeking lands behind the wanted frame
 # FFmpeg's own decoders drop the transparency of WebM.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
@@ -63,6 +67,15 @@ class VideoFile:
         self._container, self._decoder = container, _decoder(path, stream)
         self._tick = float(stream.time_base)
         self._period = float(1 / stream.average_rate) if stream.average_rate else 0.0
+        # AVI stores no presentation times, and FFmpeg's guess is wrong where pictures are reordered freely: they leave
+        # the decoder in their order, one for each packet.
+        self._guessed_times = (
+            container.format.name == "avi"
+            and stream.codec_context.name in ("h264", "hevc")
+            and stream.codec_context.has_b_frames
+        )
+        self._decode_times: collections.deque[int] = collections.deque()
+        self._can_seek = container.format.name not in _NO_SEEKING and not self._guessed_times
         self.aspect = float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1)
         self.crop = _crop_of_container(container, stream)
 
@@ -72,25 +85,28 @@ class VideoFile:
         Raises:
           UserError: the times of the frames go back (joined streams).
         """
-        if start > 0 and self._container.format.name not in _NO_SEEKING:
-            zero = self._first_pts()
-            if zero is not None:
-                target = zero + int(start / self._tick)
-                for seconds in _STEPS_BACK:
-                    self._seek(target - int(seconds / self._tick))
-                    pictures = self._decode()
-                    first = next(pictures, None)
-                    if first is not None and first.pts is not None and first.pts <= target:
-                        yield from self._timed(first, pictures, zero)
-                        return
-            # A poor index, times that only decoding tells, or start before the first key frame: from the beginning.
-            with open_video(self.path) as again:
-                yield from again.frames()
+        if start > 0:
+            yield from self._frames_from(start)
             return
         pictures = self._decode()
-        first = next(pictures, None)
-        if first is not None:
-            yield from self._timed(first, pictures, first.pts or 0)
+        for zero, first in itertools.islice(pictures, 1):
+            yield from self._timed(itertools.chain([(zero, first)], pictures), zero or 0)
+
+    def _frames_from(self, start: float) -> Iterator[Frame]:
+        zero = self._first_pts() if self._can_seek else None
+        if zero is not None:
+            target = zero + int(start / self._tick)
+            for seconds in _STEPS_BACK:
+                pictures = self._decode_from(max(zero, target - int(seconds / self._tick)))
+                for pts, first in itertools.islice(pictures, 1):
+                    # A last frame without a duration needs one before it.
+                    before = target if self._duration(first) else target - int(1 / self._tick)
+                    if pts is not None and pts <= before:
+                        yield from self._timed(itertools.chain([(pts, first)], pictures), zero)
+                        return
+        # A poor index, or times that only decoding tells: from the beginning.
+        with open_video(self.path) as again:
+            yield from again.frames()
 
     def measure(self, decode: bool = False) -> tuple[int, float]:
         """Return how many frames are shown, and the seconds from the first to the end of the last.
@@ -108,11 +124,12 @@ class VideoFile:
         return found
 
     def _count_packets(self) -> tuple[int, float] | None:
-        count, first_key, first, last, last_duration, end, doubtful = 0, None, None, None, 0, 0, False
+        count, end, doubtful = 0, 0, False
+        first_key = first = before_last = last = last_duration = None
         for packet in self._container.demux(self.stream):
             if not packet.size:
                 continue
-            pts = packet.pts
+            pts = self._stamp(packet)
             doubtful |= pts is None or packet.is_corrupt
             if pts is None:
                 continue
@@ -122,17 +139,20 @@ class VideoFile:
                 first_key = pts
             # All that comes before a key frame is shown before it, unless streams were joined.
             doubtful |= packet.is_keyframe and last is not None and pts < last
-            end = max(end, pts + packet.duration)
+            end = max(end, pts + self._duration(packet))
             if packet.is_discard or pts < first_key or self._is_hidden(packet):
                 continue
             count += 1
             first = pts if first is None else min(first, pts)
             if last is None or pts >= last:
-                last, last_duration = pts, packet.duration
+                before_last, last, last_duration = last, pts, self._duration(packet)
+            else:
+                before_last = pts if before_last is None else max(before_last, pts)
         self._check_end(end)
         if doubtful or not count:
             return None
-        return count, (last - first) * self._tick + (last_duration * self._tick or self._period)
+        last_duration = last_duration or (0 if before_last is None else last - before_last)
+        return count, (last - first + last_duration) * self._tick or self._period
 
     def _check_end(self, end: int) -> None:
         """Check that the packets reach as far as a header that counts them (mp4, mov) says."""
@@ -165,54 +185,69 @@ class VideoFile:
                 lowest = packet.pts if lowest is None else min(lowest, packet.pts)
         return lowest
 
-    def _seek(self, pts: int) -> None:
-        self._container.seek(pts, stream=self.stream)
+    def _decode_from(self, pts: int) -> Iterator[tuple[int | None, av.VideoFrame]]:
+        try:
+            self._container.seek(pts, stream=self.stream)
+        except av.error.FFmpegError:
+            return
         self._decoder.flush_buffers()
+        yield from self._decode()
 
-    def _decode(self) -> Iterator[av.VideoFrame]:
-        """Decode from the next key frame on, without pictures that belong before it."""
-        begun, first_key = False, None
+    def _decode(self) -> Iterator[tuple[int | None, av.VideoFrame]]:
+        """Yield (time stamp, picture) from the next key frame on, without pictures that belong before it."""
+        first_key, begun = None, False
+        self._decode_times.clear()
         for packet in self._container.demux(self.stream):
             if not packet.size:  # a frame that was dropped (AVI), or the end
                 continue
             if not begun:
                 if not packet.is_keyframe:
                     continue
-                begun, first_key = True, packet.pts
-            yield from self._shown(self._decoder.decode(packet), first_key)
+                first_key, begun = self._stamp(packet), True
+            if self._guessed_times:
+                self._decode_times.append(packet.dts)
+            yield from self._stamped(self._decoder.decode(packet), first_key)
         if begun:
-            yield from self._shown(self._decoder.decode(None), first_key)
+            yield from self._stamped(self._decoder.decode(None), first_key)
 
-    @staticmethod
-    def _shown(pictures: list[av.VideoFrame], first_key: int | None) -> Iterator[av.VideoFrame]:
+    def _stamped(
+        self, pictures: list[av.VideoFrame], first_key: int | None
+    ) -> Iterator[tuple[int | None, av.VideoFrame]]:
         for picture in pictures:
-            if first_key is None or picture.pts is None or picture.pts >= first_key:
-                yield picture
+            pts = picture.pts
+            if self._guessed_times:
+                pts = self._decode_times.popleft() if self._decode_times else None
+            if first_key is None or pts is None or pts >= first_key:
+                yield pts, picture
 
-    def _timed(self, first: av.VideoFrame, others: Iterator[av.VideoFrame], zero: int) -> Iterator[Frame]:
+    def _duration(self, shown: av.Packet | av.VideoFrame) -> int:
+        return 0 if self._container.format.name in _NO_DURATIONS else shown.duration or 0
+
+    def _stamp(self, packet: av.Packet) -> int | None:
+        return packet.dts if self._guessed_times else packet.pts
+
+    def _timed(self, pictures: Iterator[tuple[int | None, av.VideoFrame]], zero: int) -> Iterator[Frame]:
         """Give every picture its time; one without a time stamp follows the one before it."""
-        last = self._frame(first, 0.0 if first.pts is None else (first.pts - zero) * self._tick)
-        yield last
-        for picture in others:
-            following = last.time + last.duration
-            frame = self._frame(picture, following if picture.pts is None else (picture.pts - zero) * self._tick)
-            if frame.time < last.time:
+        before, following = None, 0.0
+        for pts, picture in pictures:
+            time = following if pts is None else (pts - zero) * self._tick
+            before = time if before is None else before
+            if time < before:
                 raise UserError(
                     f"{self.path}: after {following:.2f} s its times start again (joined streams); "
                     "write it as one stream, or cut it there"
                 )
-            yield frame
-            last = frame
-
-    def _frame(self, picture: av.VideoFrame, time: float) -> Frame:
-        return Frame(time, picture.duration * self._tick or self._period, picture)
+            # The last picture of a file may have no duration: then as long as the one before it.
+            duration = self._duration(picture) * self._tick or time - before or self._period
+            before, following = time, time + duration
+            yield Frame(time, duration, picture)
 
 
 def _count_frames(frames: Iterator[Frame]) -> tuple[int, float]:
-    count, last = 0, None
-    for last in frames:
-        count += 1
-    return count, last.time + last.duration if last is not None else 0.0
+    count, end = 0, 0.0
+    for frame in frames:
+        count, end = count + 1, frame.time + frame.duration
+    return count, end
 
 
 def _choose_stream(container: av.container.InputContainer) -> av.VideoStream | None:

@@ -99,7 +99,11 @@ def check_picture(path: Path, picture: av.VideoFrame) -> None:
     """Refuse pictures that would come out in wrong colours or askew. Raises UserError."""
     if picture.color_trc in _TRANSFERS:
         raise UserError(f"{path}: its transfer function is {_TRANSFERS[picture.color_trc]}; convert it to SDR (BT.709)")
-    if picture.colorspace not in _MATRICES or _side_data(picture, Type.DOVI_METADATA) and picture.color_trc == _UNTAGGED:
+    if (
+        picture.colorspace not in _MATRICES
+        or _side_data(picture, Type.DOVI_METADATA)
+        and picture.color_trc == _UNTAGGED
+    ):
         raise UserError(f"{path}: its colour matrix ({picture.colorspace}) cannot be converted; convert it to BT.709")
     a, b, c, d = map(abs, _matrix(picture))
     if min(b + c, a + d) > 0.05 * max(b + c, a + d):
