@@ -17,7 +17,7 @@ import numpy as np
 from lumos.data import images
 from lumos.data.timeline import Frame, frames_within, select
 from lumos.data.video_file import open_video
-from lumos.data.video_picture import Fit, check_picture, shown_size
+from lumos.data.video_picture import Fit, check_picture
 from lumos.errors import UserError
 
 # Which files of a folder are taken for clips. How one is read says its content.
@@ -62,7 +62,7 @@ def probe(path: str | Path, max_pixels: int = 0) -> VideoInfo:
             raise UserError(f"{path}: no frame can be decoded")
         picture, stream = first.picture, video.stream
         check_picture(path, picture)
-        height, width = shown_size(picture, video.aspect, video.crop)
+        height, width = video.shape.shown_size(picture)
         # Again: the header of the file may lie, and pixels need not be square.
         images.check_size(path, picture.width, picture.height, max_pixels)
         images.check_size(path, width, height, max_pixels)
@@ -101,7 +101,7 @@ def read_clip(
     if images.is_image(path):
         return _read_image(path, start, num_frames, fps, height, width)
     with open_video(path) as video:
-        fit = Fit(height, width, aspect=video.aspect, crop=video.crop)
+        fit = Fit(height, width, video.shape)
         frames = _checked(path, video.frames(start))
         clip = _collect(frames, fit, start, num_frames, fps)
     if fps == 0 and start > 0 and len(clip) < (num_frames or 1):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
+import math
 import re
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import av.logging
 
 from lumos.data.images import check_size
 from lumos.data.timeline import Frame
+from lumos.data.video_picture import Shape
 from lumos.errors import UserError
 
 # Content decides how a file is read, whatever it is called. Playlists (hls, dash, concat) would open other files: only
@@ -59,8 +61,7 @@ def open_video(path: Path, max_pixels: int = 0) -> Iterator[VideoFile]:
 
 
 class VideoFile:
-    """An open video stream. `aspect` is the width of a stored pixel over its height; `crop` is (left, right, top, bottom),
-    what the container wants cut off."""
+    """An open video stream; `shape` is how the container wants its pictures shown."""
 
     def __init__(self, path: Path, container: av.container.InputContainer, stream: av.VideoStream):
         self.path, self.stream = path, stream
@@ -76,14 +77,18 @@ class VideoFile:
         )
         self._decode_times: collections.deque[int] = collections.deque()
         self._can_seek = container.format.name not in _NO_SEEKING and not self._guessed_times
-        self.aspect = float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1)
-        self.crop = _crop_of_container(container, stream)
+        self.shape = Shape(
+            float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1),
+            _crop_of_container(container, stream),
+            # The fourth byte of raw AVI pixels is unused, and mostly 0.
+            container.format.name == "avi" and stream.codec_context.name == "rawvideo",
+        )
 
     def frames(self, start: float = 0.0) -> Iterator[Frame]:
         """Decode from the last key frame at or before `start` seconds.
 
         Raises:
-          UserError: the times of the frames go back (joined streams).
+          UserError: the times of the frames go back (joined streams), and seeking would find the wrong ones.
         """
         if start > 0:
             yield from self._frames_from(start)
@@ -124,7 +129,7 @@ class VideoFile:
         return found
 
     def _count_packets(self) -> tuple[int, float] | None:
-        count, end, doubtful = 0, 0, False
+        count, end, dts, doubtful = 0, 0, -math.inf, False
         first_key = first = before_last = last = last_duration = None
         for packet in self._container.demux(self.stream):
             if not packet.size:
@@ -137,8 +142,11 @@ class VideoFile:
                 if not packet.is_keyframe:
                     continue
                 first_key = pts
-            # All that comes before a key frame is shown before it, unless streams were joined.
+            # Streams may have been joined: else all that comes before a key frame is shown before it.
             doubtful |= packet.is_keyframe and last is not None and pts < last
+            if packet.dts is not None:
+                doubtful |= packet.dts < dts
+                dts = packet.dts
             end = max(end, pts + self._duration(packet))
             if packet.is_discard or pts < first_key or self._is_hidden(packet):
                 continue
@@ -232,11 +240,13 @@ class VideoFile:
         for pts, picture in pictures:
             time = following if pts is None else (pts - zero) * self._tick
             before = time if before is None else before
-            if time < before:
-                raise UserError(
-                    f"{self.path}: after {following:.2f} s its times start again (joined streams); "
-                    "write it as one stream, or cut it there"
-                )
+            if time < before:  # streams were joined
+                if self._can_seek:
+                    raise UserError(
+                        f"{self.path}: after {following:.2f} s its times start again (joined streams); "
+                        "write it as one stream, or cut it there"
+                    )
+                zero, time = pts - round(following / self._tick), following
             # The last picture of a file may have no duration: then as long as the one before it.
             duration = self._duration(picture) * self._tick or time - before or self._period
             before, following = time, time + duration

@@ -46,29 +46,44 @@ class Orientation:
         return image_YX3[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
 
 
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What a container says about how its pictures are shown."""
+
+    aspect: float = 1.0  # width of a stored pixel over its height
+    crop: tuple[int, int, int, int] = (0, 0, 0, 0)  # left, right, top, bottom: stored pixels that are cut off
+    opaque: bool = False  # the fourth channel is no transparency
+
+    def visible_size(self, picture: av.VideoFrame) -> tuple[int, int]:
+        """Return (height, width) of what is left after cropping, in stored pixels."""
+        left, right, top, bottom = self.crop
+        return max(1, picture.height - top - bottom), max(1, picture.width - left - right)
+
+    def shown_size(self, picture: av.VideoFrame) -> tuple[int, int]:
+        """Return (height, width) as a player shows it: square pixels, upright."""
+        height, width = self.visible_size(picture)
+        width = max(1, round(width * self.aspect))
+        return (width, height) if _orientation(picture).transpose else (height, width)
+
+
 class Fit:
-    """Convert the pictures of one file to uint8 [height, width, 3]: cover the size, cut the centre.
+    """Convert the pictures of one file to uint8 [height, width, 3]: cover the size, cut the centre."""
 
-    Args:
-      aspect: width of a stored pixel over its height.
-      crop: (left, right, top, bottom), the stored pixels that the container cuts off.
-    """
-
-    def __init__(self, height: int, width: int, *, aspect: float, crop: tuple[int, int, int, int]):
-        self._height, self._width, self._aspect, self._crop = height, width, aspect, crop
+    def __init__(self, height: int, width: int, shape: Shape):
+        self._height, self._width, self._shape = height, width, shape
         self._scaler = VideoReformatter()  # keeps FFmpeg's tables from picture to picture
 
     def __call__(self, picture: av.VideoFrame) -> np.ndarray:
         orientation, profile = _orientation(picture), _side_data(picture, Type.ICC_PROFILE)
         height, width = (self._width, self._height) if orientation.transpose else (self._height, self._width)
-        visible_height, visible_width = _visible_size(picture, self._crop)
-        scale = max(height / visible_height, width / (visible_width * self._aspect))
-        scale_x = scale * self._aspect
-        scaled_height = max(height, round(picture.height * scale))
+        visible_height, visible_width = self._shape.visible_size(picture)
+        scale_y = max(height / visible_height, width / (visible_width * self._shape.aspect))
+        scale_x = scale_y * self._shape.aspect
+        scaled_height = max(height, round(picture.height * scale_y))
         scaled_width = max(width, round(picture.width * scale_x))
         if picture.interlaced_frame:
             picture = _deinterlace(picture)
-        if _has_alpha(picture):
+        if _has_alpha(picture) and not self._shape.opaque:
             picture = _on_white(picture)
         rgb_YX3 = self._scaler.reformat(
             picture,
@@ -76,23 +91,16 @@ class Fit:
             scaled_height,
             "rgb24",
             src_colorspace=_guessed_matrix(picture),
-            interpolation="AREA" if max(scale, scale_x) < 1 else "BICUBIC",
+            interpolation="AREA" if max(scale_y, scale_x) < 1 else "BICUBIC",
             threads=1,
         ).to_ndarray()
-        left, right, top, bottom = self._crop
-        top = (scaled_height - height + round((top - bottom) * scale)) // 2
-        left = (scaled_width - width + round((left - right) * scale_x)) // 2
-        rgb_YX3 = rgb_YX3[top : top + height, left : left + width]
+        left, right, top, bottom = self._shape.crop
+        first_y = (scaled_height - height + round((top - bottom) * scale_y)) // 2
+        first_x = (scaled_width - width + round((left - right) * scale_x)) // 2
+        rgb_YX3 = rgb_YX3[first_y : first_y + height, first_x : first_x + width]
         if profile is not None:
             rgb_YX3 = np.asarray(to_srgb(Image.fromarray(rgb_YX3), profile))
         return orientation(rgb_YX3)
-
-
-def shown_size(picture: av.VideoFrame, aspect: float, crop: tuple[int, int, int, int]) -> tuple[int, int]:
-    """Return (height, width) of a picture as a player shows it: square pixels, upright."""
-    height, width = _visible_size(picture, crop)
-    width = max(1, round(width * aspect))
-    return (width, height) if _orientation(picture).transpose else (height, width)
 
 
 def check_picture(path: Path, picture: av.VideoFrame) -> None:
@@ -108,11 +116,6 @@ def check_picture(path: Path, picture: av.VideoFrame) -> None:
     a, b, c, d = map(abs, _matrix(picture))
     if min(b + c, a + d) > 0.05 * max(b + c, a + d):
         raise UserError(f"{path}: its display matrix turns pictures by {picture.rotation} degrees, not by right angles")
-
-
-def _visible_size(picture: av.VideoFrame, crop: tuple[int, int, int, int]) -> tuple[int, int]:
-    left, right, top, bottom = crop
-    return max(1, picture.height - top - bottom), max(1, picture.width - left - right)
 
 
 def _matrix(picture: av.VideoFrame) -> tuple[float, float, float, float]:
