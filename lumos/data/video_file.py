@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import itertools
 import math
 import re
 import threading
@@ -90,28 +89,23 @@ class VideoFile:
         Raises:
           UserError: the times of the frames go back (joined streams), and seeking would find the wrong ones.
         """
-        if start > 0:
-            yield from self._frames_from(start)
-            return
-        pictures = self._decode()
-        for zero, first in itertools.islice(pictures, 1):
-            yield from self._timed(itertools.chain([(zero, first)], pictures), zero or 0)
-
-    def _frames_from(self, start: float) -> Iterator[Frame]:
-        zero = self._first_pts() if self._can_seek else None
+        zero = self._first_pts() if start > 0 and self._can_seek else None
         if zero is not None:
             target = zero + int(start / self._tick)
             for seconds in _STEPS_BACK:
+                landed = False
                 pictures = self._decode_from(max(zero, target - int(seconds / self._tick)))
-                for pts, first in itertools.islice(pictures, 1):
-                    # A last frame without a duration needs one before it.
-                    before = target if self._duration(first) else target - int(1 / self._tick)
-                    if pts is not None and pts <= before:
-                        yield from self._timed(itertools.chain([(pts, first)], pictures), zero)
-                        return
-        # A poor index, or times that only decoding tells: from the beginning.
-        with open_video(self.path) as again:
-            yield from again.frames()
+                for frame in self._timed(pictures, zero, latest=target):
+                    landed = True
+                    yield frame
+                if landed:
+                    return
+        if start > 0:
+            # A poor index, or times that only decoding tells: from the beginning.
+            with open_video(self.path) as again:
+                yield from again.frames()
+        else:
+            yield from self._timed(self._decode())
 
     def measure(self, decode: bool = False) -> tuple[int, float]:
         """Return how many frames are shown, and the seconds from the first to the end of the last.
@@ -234,10 +228,22 @@ class VideoFile:
     def _stamp(self, packet: av.Packet) -> int | None:
         return packet.dts if self._guessed_times else packet.pts
 
-    def _timed(self, pictures: Iterator[tuple[int | None, av.VideoFrame]], zero: int) -> Iterator[Frame]:
-        """Give every picture its time; one without a time stamp follows the one before it."""
+    def _timed(
+        self, pictures: Iterator[tuple[int | None, av.VideoFrame]], zero: int | None = None, latest: int | None = None
+    ) -> Iterator[Frame]:
+        """Give every picture its time; one without a time stamp follows the one before it.
+
+        `zero` is the time stamp of the first frame of the file, by default the first one here. Nothing comes if the first
+        one here is after `latest`.
+        """
         before, following = None, 0.0
         for pts, picture in pictures:
+            if before is None and latest is not None:
+                # A last frame without a duration needs one before it.
+                margin = 0 if self._duration(picture) else 1 / self._tick
+                if pts is None or pts > latest - margin:
+                    return
+            zero = (pts or 0) if zero is None else zero
             time = following if pts is None else (pts - zero) * self._tick
             before = time if before is None else before
             if time < before:  # streams were joined

@@ -19,7 +19,7 @@ from pathlib import Path
 import av
 import av.filter
 import numpy as np
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideDataContainer, Type
 from av.video.reformatter import Colorspace, VideoReformatter
 from PIL import Image
 
@@ -137,7 +137,8 @@ def _orientation(picture: av.VideoFrame) -> Orientation:
 
 def _side_data(picture: av.VideoFrame, kind: Type) -> bytes | None:
     try:
-        data = picture.side_data.get(kind)
+        # Not picture.side_data, which would tie picture and data together until the garbage is collected.
+        data = SideDataContainer(picture).get(kind)
     except ValueError:  # PyAV knows only some kinds, and gives none where there is another one
         return None
     return None if data is None else bytes(data)
