@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -98,20 +99,18 @@ def read_clip(
       UserError: the file is damaged, has no video, or ends before the clip does.
     """
     path = Path(path)
-    if images.is_image(path):
-        return _read_image(path, start, num_frames, fps, height, width)
-    with open_video(path) as video:
-        fit = Fit(height, width, video.shape)
-        frames = _checked(path, video.frames(start))
-        clip = _collect(frames, fit, start, num_frames, fps)
+    size = (height, width)
+    clip = _read(path, start, num_frames, fps, size)
     if fps == 0 and start > 0 and len(clip) < (num_frames or 1):
-        # Of a file with a variable rate fewer frames than the average may follow: the manifest means the order.
+        # Of a file with a variable rate fewer frames than the average may follow: a manifest means their order.
         info = probe(path)
         first = round(start * info.fps)
         if first + (num_frames or 1) <= info.frames:
-            with open_video(path) as video:
-                clip = _collect(itertools.islice(video.frames(), first, None), fit, 0.0, num_frames, fps)
-    return _stack(path, clip, start, num_frames)
+            clip = _read(path, 0.0, num_frames, fps, size, skip=first)
+    if len(clip) < (num_frames or 1):
+        wanted = "no frame" if num_frames is None else f"only {len(clip)} of {num_frames} frames"
+        raise UserError(f"{path}: {wanted} from {start:.2f} s on (cut short, or start too late)")
+    return np.stack(clip)
 
 
 def _probe_image(path: Path, max_pixels: int) -> VideoInfo:
@@ -122,15 +121,23 @@ def _probe_image(path: Path, max_pixels: int) -> VideoInfo:
     return VideoInfo(frames, duration, fps, *size, rotation=0, codec=images.image_format(path))
 
 
-def _read_image(path: Path, start: float, num_frames: int | None, fps: float, height: int, width: int) -> np.ndarray:
+def _read(
+    path: Path, start: float, num_frames: int | None, fps: float, size: tuple[int, int], skip: int = 0
+) -> list[np.ndarray]:
+    """Return up to `num_frames` fitted pictures, without the first `skip` of the file."""
+    if not images.is_image(path):
+        with open_video(path) as video:
+            frames = _checked(path, video.frames(start))
+            return _collect(frames, Fit(*size, video.shape), start, num_frames, fps, skip)
     frames = images.read_frames(path)
     first = next(frames)
-    fit = lambda image: images.fit(image, height, width)
     if first.duration == 0:  # a still
         if (num_frames or 1) > 1:
             raise UserError(f"{path}: an image has one frame, {num_frames} are needed")
-        return fit(first.picture)[None]
-    return _stack(path, _collect(itertools.chain([first], frames), fit, start, num_frames, fps), start, num_frames)
+        return [images.fit(first.picture, *size)]
+    return _collect(
+        itertools.chain([first], frames), lambda image: images.fit(image, *size), start, num_frames, fps, skip
+    )
 
 
 def _checked(path: Path, frames: Iterator[Frame]) -> Iterator[Frame]:
@@ -141,14 +148,18 @@ def _checked(path: Path, frames: Iterator[Frame]) -> Iterator[Frame]:
 
 
 def _collect(
-    frames: Iterable[Frame], fit: Callable, start: float, num_frames: int | None, fps: float
+    frames: Iterable[Frame],
+    fit: Callable[[Any], np.ndarray],
+    start: float,
+    num_frames: int | None,
+    fps: float,
+    skip: int,
 ) -> list[np.ndarray]:
-    """Return the fitted pictures at the wanted times, as many as there are of `num_frames`."""
     end = start
 
     def watched() -> Iterator[Frame]:
         nonlocal end
-        for frame in frames:
+        for frame in itertools.islice(frames, skip, None):
             end = frame.time + frame.duration
             yield frame
 
@@ -159,10 +170,3 @@ def _collect(
         previous = frame
     # To the end of the file means as many as a manifest promises.
     return clip[: frames_within(end - start, fps)] if num_frames is None and fps else clip
-
-
-def _stack(path: Path, clip: list[np.ndarray], start: float, num_frames: int | None) -> np.ndarray:
-    if len(clip) < (num_frames or 1):
-        wanted = "no frame" if num_frames is None else f"only {len(clip)} of {num_frames} frames"
-        raise UserError(f"{path}: {wanted} from {start:.2f} s on (cut short, or start too late)")
-    return np.stack(clip)

@@ -27,8 +27,6 @@ from lumos.errors import UserError
 _CONTAINERS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,gif,asf,flv,ogg,wav,mp3,aac,flac"
 # Without an index (program streams), or with pictures that build on all before them (GIF): read from the beginning.
 _NO_SEEKING = ("mpeg", "mpegvideo", "gif")
-# They store no durations of frames, and FFmpeg's guesses change while it reads.
-_NO_DURATIONS = ("flv", "asf")
 _STEPS_BACK = (0, 1, 8)  # seconds to go back where seeking lands behind the wanted frame
 # FFmpeg's own decoders drop the transparency of WebM.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
@@ -75,6 +73,8 @@ class VideoFile:
             and stream.codec_context.has_b_frames
         )
         self._decode_times: collections.deque[int] = collections.deque()
+        # Where a container stores no durations, FFmpeg begins to guess them when it reads a file again.
+        self._has_durations: bool | None = None
         self._can_seek = container.format.name not in _NO_SEEKING and not self._guessed_times
         self.shape = Shape(
             float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1),
@@ -125,9 +125,7 @@ class VideoFile:
     def _count_packets(self) -> tuple[int, float] | None:
         count, end, dts, doubtful = 0, 0, -math.inf, False
         first_key = first = before_last = last = last_duration = None
-        for packet in self._container.demux(self.stream):
-            if not packet.size:
-                continue
+        for packet in self._packets():
             pts = self._stamp(packet)
             doubtful |= pts is None or packet.is_corrupt
             if pts is None:
@@ -166,6 +164,13 @@ class VideoFile:
                 f"{self.path}: cut short (the header promises {self.stream.frames} frames, the last cannot be read)"
             )
 
+    def _packets(self) -> Iterator[av.Packet]:
+        for packet in self._container.demux(self.stream):
+            if packet.size:  # not a frame that was dropped (AVI), or the end
+                if self._has_durations is None:
+                    self._has_durations = bool(packet.duration)
+                yield packet
+
     def _is_hidden(self, packet: av.Packet) -> bool:
         """Return whether a packet is a picture that others refer to and nobody sees (VP8's golden frames)."""
         return self.stream.codec_context.name == "vp8" and not memoryview(packet)[0] & 0x10
@@ -173,9 +178,7 @@ class VideoFile:
     def _first_pts(self) -> int | None:
         """Return the time stamp of the first frame that is shown, or None where only decoding tells."""
         first_key = lowest = None
-        for packet in self._container.demux(self.stream):
-            if not packet.size:
-                continue
+        for packet in self._packets():
             if packet.pts is None:
                 return None
             if first_key is None and packet.is_keyframe:
@@ -199,9 +202,7 @@ class VideoFile:
         """Yield (time stamp, picture) from the next key frame on, without pictures that belong before it."""
         first_key, begun = None, False
         self._decode_times.clear()
-        for packet in self._container.demux(self.stream):
-            if not packet.size:  # a frame that was dropped (AVI), or the end
-                continue
+        for packet in self._packets():
             if not begun:
                 if not packet.is_keyframe:
                     continue
@@ -223,7 +224,7 @@ class VideoFile:
                 yield pts, picture
 
     def _duration(self, shown: av.Packet | av.VideoFrame) -> int:
-        return 0 if self._container.format.name in _NO_DURATIONS else shown.duration or 0
+        return shown.duration or 0 if self._has_durations else 0
 
     def _stamp(self, packet: av.Packet) -> int | None:
         return packet.dts if self._guessed_times else packet.pts
