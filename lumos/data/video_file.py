@@ -278,7 +278,8 @@ def _choose_stream(container: av.container.InputContainer) -> av.VideoStream | N
 
 def _decoder(path: Path, stream: av.VideoStream) -> av.VideoCodecContext:
     name = _ALPHA_DECODERS.get(stream.codec_context.name)
-    if name is None or stream.metadata.get("alpha_mode") != "1":
+    transparent = any(key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items())
+    if name is None or not transparent:
         decoder = stream.codec_context
     else:
         try:
