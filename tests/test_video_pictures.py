@@ -147,7 +147,7 @@ def to_rgb(yuv, matrix, full):
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("pixels", ["yuv420p", "yuv422p", "yuv444p", "yuv420p10le"])
 def test_matrix_and_range(tmp_path, pixels, full):
-    for yuv in [(120, 90, 170), (130, 170, 90)]:
+    for yuv in [(128, 110, 200), (128, 150, 60)]:
         for matrix in MATRICES:
             write(tmp_path / "v.mkv", [flat((32, 32), yuv, pixels, matrix, full)] * 2, pixels=pixels)
             clip = read_clip(tmp_path / "v.mkv", height=32, width=32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -21,14 +22,14 @@ from lumos.errors import UserError
 # One thread, for files that do not depend on the number of cores. With x264's macroblock tree the same frames encoded
 # again gave other bytes.
 _X264 = {"crf": "12", "threads": "1", "x264-params": "mbtree=0"}
-# A GIF counts hundredths of a second, and browsers show a frame of one hundredth for ten.
-_GIF_FPS = (1 / 600, 50)
+# A GIF holds a frame for up to 655 s, in hundredths of a second, and browsers show one of a single hundredth for ten.
+_GIF_FPS = (0.002, 50)
 
 _numbers = itertools.count()  # of temporary files
 
 
 def check_writable(path: Path, fps: float) -> None:
-    """Check before the work that `write_video` will be able to write `path` at this rate. Nothing is left behind.
+    """Check, before the work, that `write_video` will be able to write `path` at this rate. Nothing is left behind.
 
     Raises:
       UserError: unknown suffix, a folder that cannot be made or written, a path that is a folder, or a rate that a GIF
@@ -39,13 +40,11 @@ def check_writable(path: Path, fps: float) -> None:
     try:
         if path.is_dir():
             raise UserError(f"cannot write {path}: it is a folder")
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()  # the system says whether it takes the name
         folder = next(folder for folder in path.absolute().parents if folder.exists())
         with tempfile.TemporaryFile(dir=folder):
             pass
-        # The system says whether it takes the names.
-        path.parent.exists() and os.lstat(path)
-    except FileNotFoundError:
-        pass
     except (OSError, ValueError) as error:  # ValueError: a null character
         raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
@@ -66,18 +65,19 @@ def write_video(
     path = Path(path)
     if video_FYX3.dtype != np.uint8 or video_FYX3.ndim != 4 or video_FYX3.shape[3] != 3 or not len(video_FYX3):
         raise ValueError(f"write_video wants uint8 [F, Y, X, 3], got {video_FYX3.dtype} {video_FYX3.shape}")
-    writer = _writer(path, fps)
+    check_writable(path, fps)
     # Absolute, so that FFmpeg takes no name for a protocol (12:30:00.mp4); short, as the name itself may be the longest
     # that there can be.
     temporary = path.absolute().with_name(f".lumos-{os.getpid()}-{next(_numbers)}{path.suffix.lower()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        writer(temporary, video_FYX3, fps, dict(metadata or {}))
+        _writer(path, fps)(temporary, video_FYX3, fps, dict(metadata or {}))
         os.replace(temporary, path)
-    except (OSError, ValueError) as error:  # ValueError: a null character
-        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _writer(path: Path, fps: float):
@@ -88,7 +88,7 @@ def _writer(path: Path, fps: float):
         raise UserError(f"cannot write {path}: the suffix must be one of {', '.join(writers)}")
     low, high = _GIF_FPS
     if suffix == ".gif" and not low <= fps <= high:
-        raise UserError(f"cannot write {path}: a GIF has at most {high} frames a second, not {fps:g}; write .mp4")
+        raise UserError(f"cannot write {path}: a GIF has {low:.1g} to {high} frames a second, not {fps:g}; write .mp4")
     return writers[suffix]
 
 
