@@ -115,8 +115,9 @@ def fuzz(folder: Path, num: int, seed: int, real: bool) -> dict:
         for row in rows:
             began = time.monotonic()
             try:
-                frames = min(row["frames"], 9)
-                decoder.read_clip(row["path"], start=row["duration"] / 3, num_frames=frames, height=32, width=32)
+                first = row["frames"] // 3
+                start, frames = first / (row["fps"] or 1), min(row["frames"] - first, 9)
+                decoder.read_clip(row["path"], start=start, num_frames=frames, height=32, width=32)
                 counts["decoded"] += 1
             except UserError as error:
                 counts["failed in decoding"] += 1

@@ -116,7 +116,8 @@ class VideoFile:
         Raises:
           UserError: the file is cut short, or the times of its frames go back (joined streams).
         """
-        found = None if decode else self._count_packets()
+        # Files that are read from the beginning for every clip may as well be read once here.
+        found = None if decode or not self._can_seek else self._count_packets()
         if found is None:
             with open_video(self.path) as again:
                 return _count_frames(again.frames())
