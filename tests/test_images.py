@@ -2,7 +2,10 @@
 
 import io
 import struct
+import zlib
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
@@ -43,8 +46,6 @@ def test_sixteen_bits(tmp_path):
 
 def png_chunks(data: bytes, **chunks: bytes) -> bytes:
     """Insert chunks before the pixels of a PNG."""
-    import zlib
-
     place = data.index(b"IDAT") - 4
     for name, body in chunks.items():
         body = name.encode() + body
@@ -127,6 +128,26 @@ def test_profiles_are_applied(tmp_path, suffix):
     expected = srgb_levels((colours / 255) ** 2.2 @ ADOBE.T @ np.linalg.inv(SRGB).T)
     assert np.abs(expected - colours).max() > 20
     assert np.abs(read(tmp_path / f"v{suffix}")[8, 8::16] - expected).max() < 4
+
+
+def test_profiles_inside_videos_are_applied(tmp_path):
+    """Motion JPEG and PNG in a container keep the profile of their pictures."""
+    colours = np.array([(200, 120, 80), (90, 140, 100)], np.uint8)
+    buffer, profile = io.BytesIO(), icc_profile(b"RGB ", 2.2, ADOBE)
+    Image.fromarray(colours[None].repeat(16, 0).repeat(16, 1)).save(
+        buffer, "jpeg", quality=100, subsampling=0, icc_profile=profile
+    )
+    with av.open(str(tmp_path / "v.mov"), "w") as output:
+        stream = output.add_stream("mjpeg", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuvj444p"
+        for i in range(3):
+            packet = av.Packet(buffer.getvalue())
+            packet.pts = packet.dts = i
+            packet.time_base, packet.stream, packet.is_keyframe = Fraction(1, 8), stream, True
+            output.mux(packet)
+    expected = srgb_levels((colours / 255) ** 2.2 @ ADOBE.T @ np.linalg.inv(SRGB).T)
+    clip = read_clip(tmp_path / "v.mov", height=16, width=32)
+    assert len(clip) == 3 and np.abs(clip[:, 8, 8::16] - expected).max() < 4
 
 
 def test_profiles_of_grey_and_transparent_images(tmp_path):

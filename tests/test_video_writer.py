@@ -14,7 +14,7 @@ from lumos.errors import UserError
 
 NAMES = [
     "12:30:00", "a[1]", "[a-z]*", "what?", "100%", "%03d", "a=3,b=4", "-out", "--", "two\nlines", "tab\t", " blank ", "file:x",
-    "concat:a|b", "data:x", "größe", "雪", "'quoted'", '"', "back\\slash", "$HOME", "a;b&c", "#", "x" * 251,
+    "concat:a|b", "data:x", "größe", "雪", "'quoted'", '"', "back\\slash", "$HOME", "a;b&c", "#", "x" * 251, os.fsdecode(b"caf\xe9"),
 ]  # fmt: skip
 
 

@@ -50,8 +50,6 @@ def open_video(path: Path, max_pixels: int = 0) -> Iterator[VideoFile]:
                 raise UserError(f"{path}: no video stream")
             check_size(path, stream.codec_context.width, stream.codec_context.height, max_pixels)
             yield VideoFile(path, container, stream)
-    except UnicodeEncodeError:
-        raise UserError(f"{path}: the file's name is not UTF-8; rename it") from None
     except (av.error.FFmpegError, EOFError, ValueError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{path}: damaged or not a video ({reason})") from error
