@@ -163,6 +163,13 @@ def test_untagged_pictures(tmp_path, size, matrix):
     assert np.abs(read_clip(tmp_path / "v.mkv", height=16, width=16) - to_rgb(yuv, matrix, False)).max() < 3
 
 
+def test_rgb_needs_no_matrix(tmp_path):
+    picture = np.broadcast_to(np.array([200, 90, 40], np.uint8), (720, 1280, 3))
+    for codec, options in [("qtrle", {"threads": "1"}), ("libx264rgb", {"qp": "0"})]:
+        write(tmp_path / "v.mov", [np.ascontiguousarray(picture)] * 2, codec, "rgb24", **options)
+        assert read_clip(tmp_path / "v.mov", height=16, width=16)[0, 8, 8].tolist() == [200, 90, 40]
+
+
 def test_colours_that_would_come_out_wrong_are_refused(tmp_path):
     reasons = {
         (9, 16): r"its transfer function is PQ \(HDR\)", (9, 18): r"its transfer function is HLG \(HDR\)", (1, 8): "is linear",
