@@ -25,7 +25,7 @@ setup(
     install_requires=[
         "absl-py",
         "array_record",
-        "av>=14",
+        "av>=18",
         "flax>=0.12.8",
         "grain>=0.2.18",
         "jax>=0.10,<0.12",

@@ -25,7 +25,7 @@ import av
 import numpy as np
 
 from lumos import config as config_lib
-from lumos.data import decoder, video
+from lumos.data import decoder, video, video_writer
 from lumos.data.index import index, read_manifest
 from lumos.data.pipeline import make_pipeline
 from lumos.errors import UserError
@@ -48,8 +48,8 @@ def make_bases(folder: Path, real: bool) -> list[Path]:
             for frame in noise:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode())
-    video.write_video(folder / "a.gif", noise, 24)
-    video.write_video(folder / "a.png", noise[:1], 1)
+    video_writer.write_video(folder / "a.gif", noise, 24)
+    video_writer.write_video(folder / "a.png", noise[:1], 1)
     clips = sorted(path for path in REAL.rglob("*") if path.suffix in video.VIDEO_SUFFIXES) if real else []
     return sorted(folder.iterdir()) + clips
 
@@ -115,8 +115,9 @@ def fuzz(folder: Path, num: int, seed: int, real: bool) -> dict:
         for row in rows:
             began = time.monotonic()
             try:
-                frames = min(row["frames"], 9)
-                decoder.read_clip(row["path"], start=row["duration"] / 3, num_frames=frames, height=32, width=32)
+                first = row["frames"] // 3
+                start, frames = first / (row["fps"] or 1), min(row["frames"] - first, 9)
+                decoder.read_clip(row["path"], start=start, num_frames=frames, height=32, width=32)
                 counts["decoded"] += 1
             except UserError as error:
                 counts["failed in decoding"] += 1

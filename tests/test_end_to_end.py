@@ -18,7 +18,7 @@ from PIL import Image
 from lumos import cli
 from lumos import config as config_lib
 from lumos.data.records import RecordSource
-from lumos.data.video import write_video
+from lumos.data.video_writer import write_video
 from lumos.errors import UserError
 from lumos.evaluation.evaluate import _masked_cross_entropy
 from lumos.generation.generate import Generator

@@ -19,7 +19,8 @@ from lumos.config import DataConfig
 from lumos.data import decoder
 from lumos.data.index import index, read_manifest
 from lumos.data.sources import parse_paths
-from lumos.data.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES, write_video
+from lumos.data.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from lumos.data.video_writer import write_video
 from lumos.errors import UserError
 
 DATA = DataConfig()

@@ -11,7 +11,8 @@ from test_video import make_damaged, numbered_video
 
 from lumos.config import DataConfig
 from lumos.data.index import fingerprint, index, read_manifest
-from lumos.data.video import write_video
+from lumos.data.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from lumos.data.video_writer import write_video
 from lumos.errors import UserError
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real"
@@ -124,7 +125,7 @@ def test_lists(folder, tmp_path, suffix):
     assert [row["reason"] for row in read_lines(summary.rejected_list)] == [
         "no such file",
         "the id 'c.mp4' was given before",
-        "suffix '.txt' is none of .mp4, .webm, .avi, .mkv, .mov, .mpg, .gif, .png, .jpg, .jpeg, .webp",
+        f"suffix '.txt' is none of {', '.join(VIDEO_SUFFIXES + IMAGE_SUFFIXES)}",
     ]
 
 

@@ -14,7 +14,7 @@ from lumos.config import DataConfig
 from lumos.data import lists
 from lumos.data.captions import clean
 from lumos.data.index import index, read_manifest
-from lumos.data.video import write_video
+from lumos.data.video_writer import write_video
 from lumos.errors import UserError
 
 DATA = DataConfig()

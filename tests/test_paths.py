@@ -133,7 +133,9 @@ def generator(monkeypatch, tmp_path):
     """A generator that makes black videos and counts how often it was loaded."""
     monkeypatch.chdir(tmp_path)
     loads = []
-    config = config_lib.parse(config_lib.default())
+    values = config_lib.default()
+    values.generate.fps = 8.0
+    config = config_lib.parse(values)
     made = lambda prompts, **_: SimpleNamespace(videos=np.zeros((len(prompts), 2, 16, 16, 3), np.uint8))
     fake = SimpleNamespace(generate=made, config=config, step=6, read_given=lambda *_: None)
     monkeypatch.setattr(command.Generator, "load", lambda *_: loads.append(1) or fake)

@@ -17,7 +17,7 @@ from lumos.data.pipeline import make_pipeline
 from lumos.data.records import RecordWriter
 from lumos.data.sources import parse_paths
 from lumos.data.text import TextTokenizer
-from lumos.data.video import write_video
+from lumos.data.video_writer import write_video
 from lumos.errors import UserError
 
 

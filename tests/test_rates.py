@@ -18,7 +18,7 @@ from lumos import sharding
 from lumos.data import rates, sources
 from lumos.data.index import index
 from lumos.data.pipeline import make_pipeline
-from lumos.data.video import write_video
+from lumos.data.video_writer import write_video
 from lumos.errors import UserError
 from lumos.evaluation import evaluate
 from lumos.generation.generate import Generator

@@ -17,7 +17,7 @@ from lumos.data import moving_shapes, sources
 from lumos.data.buckets import latent_shape
 from lumos.data.index import index
 from lumos.data.records import RecordSource, RecordWriter
-from lumos.data.video import write_video
+from lumos.data.video_writer import write_video
 from lumos.errors import UserError
 from lumos.tokenizers.tokenize import read_manifest, tokenize
 

@@ -8,7 +8,7 @@ from test_end_to_end import lumos
 from test_rates import rate_of
 
 from lumos.data.records import RecordSource
-from lumos.data.video import write_video
+from lumos.data.video_writer import write_video
 
 CONFIG = "--config=configs/tokenizer_quantizers.py:vq,gan,smoke"
 ADAMW = "--config.optimizer.name=adamw"  # compiles in a third of the time of Muon

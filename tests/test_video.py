@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lumos.data.video import probe, read_clip, write_video
+from lumos.data.video import probe, read_clip
+from lumos.data.video_writer import write_video
 from lumos.errors import UserError
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real"

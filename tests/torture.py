@@ -42,7 +42,7 @@ from lumos import config as config_lib
 from lumos.checkpoint import Checkpointer
 from lumos.data.index import index
 from lumos.data.records import RecordSource
-from lumos.data.video import write_video
+from lumos.data.video_writer import write_video
 from lumos.tokenizers import pretrained, tokenize
 from lumos.training import initialize, loop, metrics, optimizer, state, tasks  # noqa: F401
 

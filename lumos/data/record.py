@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lumos.data.video import write_video
+from lumos.data.video_writer import write_video
 from lumos.errors import UserError
 
 FPS = 8.75  # VizDoom runs at 35 tics a second; every fourth one is kept

@@ -20,7 +20,7 @@ from lumos.config import Config
 from lumos.data.pipeline import make_pipeline
 from lumos.data.rates import agree
 from lumos.data.sources import manifest_fps
-from lumos.data.video import write_video
+from lumos.data.video_writer import write_video
 from lumos.errors import UserError
 from lumos.evaluation import report
 from lumos.evaluation.contact_sheet import contact_sheet

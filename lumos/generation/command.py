@@ -9,7 +9,7 @@ from typing import Any
 
 from lumos import outputs, provenance
 from lumos.data.captions import without_controls
-from lumos.data.video import write_video
+from lumos.data.video_writer import check_writable, write_video
 from lumos.errors import UserError
 from lumos.generation.generate import Generator
 
@@ -37,16 +37,18 @@ def generate(
     if given and not Path(given).is_file():
         raise UserError(f"{given}: {'not a file' if Path(given).exists() else 'no such file'}")
     generator = Generator.load(workdir, overrides)
+    fps = generator.config.generate.fps
+    for path in paths:
+        check_writable(path, fps)
     frames = generator.read_given(given, num_frames) if given else None
     made = generator.generate(prompts, seed=seed, num_frames=num_frames, given=frames)
     options = [f"--config.{name}={value}" for name, value in (overrides or {}).items()]
     options += [f"--frames={num_frames}"] * bool(num_frames) + [f"--video={given}"] * bool(given)
     for path, video, prompt, own_seed in zip(paths, made.videos, map(without_controls, prompts), itertools.count(seed)):
-        path.parent.mkdir(parents=True, exist_ok=True)
         again = ["lumos", "generate", f"--workdir={workdir}", f"--prompt={prompt}", f"--seed={own_seed}", *options]
         facts = {"seed": own_seed, "step": generator.step, "command": shlex.join([*again, f"--out={path.name}"])}
         facts = provenance.of_file(generator.config, workdir, **facts)
-        write_video(path.absolute(), video, generator.config.generate.fps, {"prompt": prompt} | facts)
+        write_video(path, video, fps, {"prompt": prompt} | facts)
     return paths
 
 

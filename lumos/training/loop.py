@@ -19,7 +19,7 @@ from lumos import processes, provenance, sharding
 from lumos.checkpoint import Checkpointer
 from lumos.config import Config
 from lumos.data.pipeline import make_pipeline
-from lumos.data.video import write_video
+from lumos.data.video_writer import write_video
 from lumos.errors import Preempted, UserError
 from lumos.evaluation.contact_sheet import contact_sheet
 from lumos.training import replay
