@@ -31,7 +31,7 @@ _UNFINISHED = (
 )  # fmt: skip
 # Formats of video and pictures that people have; which of them are read says lumos/data/video.py.
 _MEDIA = frozenset(
-    """.3g2 .3gp .amv .asf .avif .avi .bmp .dng .dv .f4v .flv .gif .h264 .h265 .hevc .heic .heif .insv .ivf .jfif .jp2
+    """.3g2 .3gp .amv .apng .asf .avif .avi .bmp .dng .dv .f4v .flv .gif .h264 .h265 .hevc .heic .heif .insv .ivf .jfif .jp2
     .jpe .jpeg .jpg .jxl .m1v .m2t .m2ts .m2v .m4v .mjpeg .mjpg .mkv .mov .mp4 .mpe .mpeg .mpg .mpv .mts .mxf .nut .ogm .ogv
     .png .ppm .psd .qt .rm .rmvb .swf .tga .tif .tiff .trp .ts .vob .webm .webp .wmv .wtv .y4m""".split()
 )
