@@ -2,6 +2,7 @@
 
 import struct
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -256,3 +257,41 @@ def test_seeking_in_a_long_file_decodes_only_what_it_needs(tmp_path):
     for first in range(1, 56, 6):
         clip = read_clip(tmp_path / "long.ts", start=first / 24, num_frames=1, height=48, width=64)
         np.testing.assert_array_equal(clip, whole[first : first + 1])
+
+
+def test_pictures_of_xvid_that_hold_nothing():
+    """FFmpeg gives them the times of their neighbours (AVI stores none); the right times are those of the slots."""
+    path = Path(__file__).parent / "cases" / "xvid_empty_pictures.avi"
+    with av.open(str(path)) as container:
+        shown = [frame.to_ndarray(format="rgb24").astype(int) for frame in container.decode(video=0)]
+    info = probe(path)
+    assert (info.frames, info.fps, info.duration) == (len(shown), pytest.approx(24), pytest.approx(len(shown) / 24))
+    assert_kept(path, len(shown))
+    for i, picture in enumerate(shown):
+        clip = read_clip(path, start=i / 24, num_frames=1, fps=24, height=48, width=64)
+        assert np.abs(clip[0] - picture).mean() < 8, i
+
+
+def test_pictures_that_hold_for_two_slots_of_avi(tmp_path):
+    """As when H.264 is copied into AVI: 48 slots a second, every second one empty."""
+    for codec in ("libx264", "mpeg4"):
+        path = tmp_path / f"{codec}.avi"
+        with av.open(str(path), "w") as output:
+            stream = output.add_stream(codec, rate=48, options={"bf": "2", "g": "8"})
+            stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 40_000_000
+            for i, frame in enumerate(numbered_video(17, 48, 64)):
+                picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                picture.pts, picture.time_base = 2 * i, Fraction(1, 48)
+                output.mux(stream.encode(picture))
+            output.mux(stream.encode())
+        info = probe(path)
+        assert (info.frames, info.fps, info.frames_at(24)) == (17, pytest.approx(24), 17)
+        clip = read_clip(path, num_frames=17, fps=24, height=48, width=64)
+        assert frame_numbers(clip) == list(range(17))
+
+
+def test_bare_mpeg1_with_b_frames(tmp_path):
+    path = tmp_path / "v.mpeg"
+    write(path, 17, 24, "mpeg1video", "mpeg1video", 2)
+    info = assert_kept(path, 17, list(range(17)))
+    assert (info.fps, info.duration) == (pytest.approx(24), pytest.approx(17 / 24))
