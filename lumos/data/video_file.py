@@ -27,6 +27,7 @@ from lumos.errors import UserError
 _CONTAINERS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,gif,asf,flv,ogg,wav,mp3,aac,flac"
 # Without an index (program streams), or with pictures that build on all before them (GIF): read from the beginning.
 _NO_SEEKING = ("mpeg", "mpegvideo", "gif")
+_INTERLACED = (2, 3, 4, 5)  # FFmpeg's AVFieldOrder: top or bottom field coded first, and shown first
 _STEPS_BACK = (0, 1, 8)  # seconds to go back where seeking lands behind the wanted frame
 # FFmpeg's own decoders drop the transparency of WebM.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
@@ -77,7 +78,9 @@ class VideoFile:
         self.shape = Shape(
             float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1),
             _crop_of_container(container, stream),
-            # The fourth byte of raw AVI pixels is unused, and mostly 0.
+            # Of codecs with pictures that say it themselves, the container knows less.
+            stream.codec_context.codec.intra_only and stream.codec_context.field_order in _INTERLACED,
+            # Of raw AVI pixels the fourth byte is mostly unused, and then 0.
             container.format.name == "avi" and stream.codec_context.name == "rawvideo",
         )
 
