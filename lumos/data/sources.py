@@ -58,9 +58,10 @@ class Source(Protocol):
 def open_sources(config: Config, split: str) -> list[tuple[Source, float]]:
     """Open everything that `data.path` names; return (source, weight) pairs. Raises UserError."""
     opener = {"moving_shapes": MovingShapesSource, "clips": ClipsSource, "tokens": TokensSource}[config.data.source]
-    if not config.data.path:
+    paths = parse_paths(config.data.path)
+    if not paths:
         raise UserError(f"config.data.path is empty; data source {config.data.source!r} needs a folder or manifest")
-    return [(opener(config, path, split), weight) for path, weight in parse_paths(config.data.path)]
+    return [(opener(config, path, split), weight) for path, weight in paths]
 
 
 _QUOTED = re.compile(r'\s*"((?:[^"]|"")+)"\s*(?:=([^,]*))?(?:,|\Z)')
