@@ -10,6 +10,10 @@ import pytest
 from PIL import Image
 from test_video import frame_numbers, numbered_video
 
+from lumos.config import Config, DataConfig
+from lumos.data.buckets import plan_buckets
+from lumos.data.index import index
+from lumos.data.sources import open_sources
 from lumos.data.video import VideoInfo, probe, read_clip
 from lumos.errors import UserError
 
@@ -296,3 +300,18 @@ def test_bare_mpeg1_with_b_frames(tmp_path):
     write(path, 17, 24, "mpeg1video", "mpeg1video", 2)
     info = assert_kept(path, 17, list(range(17)))
     assert (info.fps, info.duration) == (pytest.approx(24), pytest.approx(17 / 24))
+
+
+def test_clips_of_a_variable_rate_are_the_same_decoded_anew_or_kept(tmp_path):
+    write(tmp_path / "v.mp4", 31, 24, "mp4", "libx264", 2, times=np.cumsum([0] + [200] * 10 + [40] * 20))
+    index(tmp_path, tmp_path / "m.jsonl", DataConfig(num_threads=1))
+    clips = []
+    for cache_gb in (0.0, 1.0):
+        data = DataConfig(source="clips", path=str(tmp_path / "m.jsonl"), buckets=((9, 48, 64),), cache_gb=cache_gb)
+        config = Config(data=data)
+        ((source, _),) = open_sources(config, "train")
+        bucket = plan_buckets(config.data, config.tokenizer)[0]
+        clips.append([source.load(0, bucket, where)[0]["video"] for where in (0, 1 / 3, 2 / 3, 1)])
+    for anew, kept in zip(*clips):
+        np.testing.assert_array_equal(anew, kept)
+    assert sorted({n for clip in clips[0] for n in frame_numbers(clip)}) == list(range(31))
