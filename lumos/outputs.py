@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ _NAME_BYTES = 230
 
 
 def check_folder(path: str | Path, flag: str) -> Path:
-    """Return the path of a folder to write into. Nothing is created.
+    """Return the path of a folder to write into. Nothing stays behind.
 
     Args:
       flag: what the user calls it, such as "--out".
@@ -28,9 +29,13 @@ def check_folder(path: str | Path, flag: str) -> Path:
     if not there.is_dir():
         kind = "a file" if there.exists() else "a link to a folder that is not there"
         raise UserError(f"{flag}={printable(str(path))}: {printable(str(there))} is {kind}, not a folder")
-    effective = os.access in os.supports_effective_ids
-    if not os.access(there, os.W_OK | os.X_OK, effective_ids=effective):
-        raise UserError(f"{flag}={printable(str(path))}: permission denied to write in {printable(str(there))}")
+    try:
+        # What the system says of permissions is not all: quotas, root's on network folders, /proc.
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"{flag}={printable(str(path))}: cannot write in {printable(str(there))} ({reason})") from error
     return folder
 
 
@@ -49,7 +54,7 @@ def check_workdir(path: str | Path, flag: str) -> Path:
 
 
 def check_file(path: str | Path, flag: str, suffixes: Sequence[str] = ()) -> Path:
-    """Return the path of a file to write, of one of these suffixes (any, if there are none). Nothing is created.
+    """Return the path of a file to write, of one of these suffixes (any, if there are none). Nothing stays behind.
 
     Raises:
       UserError: another suffix, a folder in its place, or a folder around it that cannot be made or written.

@@ -178,6 +178,15 @@ def test_srgb_pictures_keep_every_bit(tmp_path):
         np.testing.assert_array_equal(read(tmp_path / name), picture)
 
 
+def test_a_profile_that_says_srgb_may_be_another(tmp_path):
+    colours = np.array([[(200, 30, 40), (30, 180, 60), (90, 90, 90)]], np.uint8)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = profile.replace(b"rXYZ", b"????").replace(b"gXYZ", b"rXYZ").replace(b"????", b"gXYZ")
+    assert ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(swapped))).startswith("sRGB")
+    Image.fromarray(colours).save(tmp_path / "v.png", icc_profile=swapped)
+    assert np.abs(read(tmp_path / "v.png").astype(int) - colours[..., [1, 0, 2]]).max() <= 2
+
+
 def test_cmyk(tmp_path):
     inks = np.zeros((16, 32, 4), np.uint8)
     inks[:, 16:] = (0, 255, 255, 0)

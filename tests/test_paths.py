@@ -38,6 +38,7 @@ def bad_outputs():
         f"{folder}/file/a/b": "is a file, not a folder",
         f"{folder}/broken/a": "is a link to a folder that is not there",
         f"{folder}/a/b": "permission denied",
+        "/proc/a": "cannot write in /proc",  # root may, says the system
         f"{folder}/{'x' * 240}/a": "a name of more than 230 bytes",
         os.fsdecode(os.fsencode(folder) + b"/\xff"): "is not UTF-8",
         "gs://bucket/a": "buckets are reached through a mount",

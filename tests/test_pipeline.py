@@ -402,8 +402,9 @@ def test_clips_that_are_too_short_are_counted_and_never_the_only_ones(clips, cap
 
 
 def test_source_errors(tokens, tmp_path):
-    with pytest.raises(UserError, match="config.data.path is empty"):
-        run(make_config("tokens", ""), 1)
+    for nothing in ("", " , "):
+        with pytest.raises(UserError, match="config.data.path is empty"):
+            run(make_config("tokens", nothing), 1)
     with pytest.raises(UserError, match="no readable manifest.json; finish `lumos tokenize` first"):
         run(make_config("tokens", tmp_path), 1)
     with pytest.raises(UserError, match="no shards of split 'test'; there are: train"):

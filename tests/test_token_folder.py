@@ -56,7 +56,7 @@ def records(folder, split="train"):
 # Windows --------------------------------------------------------------------------------------------------------------
 
 
-def _frames_as_pixels(path, *, start=0.0, num_frames=None, fps=0.0, height, width):
+def _frames_as_pixels(path, *, start=0.0, num_frames=None, fps=0.0, height, width, own_fps=0.0):
     """Stand in for the decoder: pixels of frame i have the two digits of i, base 256."""
     numbers = np.arange(1000)[round(start * 12) :][:num_frames]
     return np.stack([numbers // 256, numbers % 256, 0 * numbers], axis=1).astype(np.uint8)[:, None, None]

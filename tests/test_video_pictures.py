@@ -228,16 +228,25 @@ def test_transparent_videos_lie_on_white(tmp_path, name, codec, pixels):
     assert (small[..., 1] - small[..., 2]).max() < 10  # nowhere green
 
 
-def test_the_fourth_byte_of_raw_avi_pixels_is_no_transparency(tmp_path):
+def test_zeros_in_the_fourth_byte_of_raw_avi_pixels_are_no_transparency(tmp_path):
     rgba = np.zeros((32, 32, 4), np.uint8)
     rgba[..., :3] = (200, 90, 40)
     write(tmp_path / "v.avi", [rgba] * 3, "rawvideo", "bgra", threads="1")
     assert np.abs(read_clip(tmp_path / "v.avi", height=32, width=32) - (200.0, 90, 40)).max() < 3
+    rgba[:, 16:, 3] = 255
+    write(tmp_path / "v.avi", [rgba] * 3, "rawvideo", "bgra", threads="1")
+    clip = read_clip(tmp_path / "v.avi", height=32, width=32)
+    assert (clip[:, :, :16] == 255).all() and np.abs(clip[:, :, 16:] - (200.0, 90, 40)).max() < 3
 
 
 @pytest.mark.parametrize(
     "name, codec, pixels",
-    [("v.mpg", "mpeg2video", "yuv420p"), ("v.mp4", "libx264", "yuv420p"), ("v.mov", "prores_ks", "yuv422p10le")],
+    [
+        ("v.mpg", "mpeg2video", "yuv420p"),
+        ("v.mp4", "libx264", "yuv420p"),
+        ("v.mov", "prores_ks", "yuv422p10le"),
+        ("m.mov", "mjpeg", "yuvj420p"),
+    ],
 )
 def test_interlaced_pictures_lose_their_combs(tmp_path, name, codec, pixels):
     """A bar that moves between the two fields of a picture; a still picture keeps its place."""
@@ -249,7 +258,7 @@ def test_interlaced_pictures_lose_their_combs(tmp_path, name, codec, pixels):
             picture[field::2, left : left + 16] = 220
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
         pictures.append(frame)
-    flags = {"flags": "+ildct+ilme" if codec != "prores_ks" else "+ildct"}
+    flags = {"flags": {"prores_ks": "+ildct", "mjpeg": "+bitexact"}.get(codec, "+ildct+ilme")}
     extra = {"x264-params": "tff=1:qp=1"} if codec == "libx264" else {"q": "2"}
     with av.open(str(tmp_path / name), "w") as output:
         stream = output.add_stream(codec, rate=25, options={**flags, **extra})
@@ -259,7 +268,7 @@ def test_interlaced_pictures_lose_their_combs(tmp_path, name, codec, pixels):
         source = graph.add_buffer(width=96, height=64, format="rgb24", time_base=Fraction(1, 25))
         chain = [
             source,
-            graph.add("format", "yuv422p" if codec == "prores_ks" else "yuv420p"),
+            graph.add("format", {"prores_ks": "yuv422p", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")),
             graph.add("setfield", "tff"),
         ]
         graph.link_nodes(*chain, graph.add("buffersink")).configure()
@@ -269,7 +278,8 @@ def test_interlaced_pictures_lose_their_combs(tmp_path, name, codec, pixels):
             output.mux(stream.encode(graph.pull()))
         output.mux(stream.encode())
     with av.open(str(tmp_path / name)) as container:
-        assert next(container.decode(video=0)).interlaced_frame
+        # Of Motion JPEG the container alone says it.
+        assert next(container.decode(video=0)).interlaced_frame == (codec != "mjpeg")
     info = probe(tmp_path / name)
     assert (info.frames, info.fps) == (9, 25)
 

@@ -2,6 +2,7 @@
 
 import struct
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -9,6 +10,10 @@ import pytest
 from PIL import Image
 from test_video import frame_numbers, numbered_video
 
+from lumos.config import Config, DataConfig
+from lumos.data.buckets import plan_buckets
+from lumos.data.index import index
+from lumos.data.sources import open_sources
 from lumos.data.video import VideoInfo, probe, read_clip
 from lumos.errors import UserError
 
@@ -102,8 +107,9 @@ def test_variable_rate(tmp_path, suffix, container, codec):
     write(path, 31, 24, container, codec, 2, times=times)
     info = probe(path)
     assert info.frames == 31 and info.duration == pytest.approx((times[-1] + 40) / 1000, abs=0.06)
-    for first in range(0, 31 - 8):
-        assert len(read_clip(path, start=first / info.fps, num_frames=8, height=48, width=64)) == 8
+    for first in range(0, 31 - 8 + 1):  # also where many windows begin within one slow frame
+        clip = read_clip(path, start=first / info.fps, num_frames=8, height=48, width=64, own_fps=info.fps)
+        assert frame_numbers(clip) == list(range(first, first + 8))
     for fps in (5, 12.5, 30):
         clip = read_clip(path, fps=fps, height=48, width=64)
         assert len(clip) == info.frames_at(fps)
@@ -256,3 +262,56 @@ def test_seeking_in_a_long_file_decodes_only_what_it_needs(tmp_path):
     for first in range(1, 56, 6):
         clip = read_clip(tmp_path / "long.ts", start=first / 24, num_frames=1, height=48, width=64)
         np.testing.assert_array_equal(clip, whole[first : first + 1])
+
+
+def test_pictures_of_xvid_that_hold_nothing():
+    """FFmpeg gives them the times of their neighbours (AVI stores none); the right times are those of the slots."""
+    path = Path(__file__).parent / "cases" / "xvid_empty_pictures.avi"
+    with av.open(str(path)) as container:
+        shown = [frame.to_ndarray(format="rgb24").astype(int) for frame in container.decode(video=0)]
+    info = probe(path)
+    assert (info.frames, info.fps, info.duration) == (len(shown), pytest.approx(24), pytest.approx(len(shown) / 24))
+    assert_kept(path, len(shown))
+    for i, picture in enumerate(shown):
+        clip = read_clip(path, start=i / 24, num_frames=1, fps=24, height=48, width=64)
+        assert np.abs(clip[0] - picture).mean() < 8, i
+
+
+def test_pictures_that_hold_for_two_slots_of_avi(tmp_path):
+    """As when H.264 is copied into AVI: 48 slots a second, every second one empty."""
+    for codec in ("libx264", "mpeg4"):
+        path = tmp_path / f"{codec}.avi"
+        with av.open(str(path), "w") as output:
+            stream = output.add_stream(codec, rate=48, options={"bf": "2", "g": "8"})
+            stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 40_000_000
+            for i, frame in enumerate(numbered_video(17, 48, 64)):
+                picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                picture.pts, picture.time_base = 2 * i, Fraction(1, 48)
+                output.mux(stream.encode(picture))
+            output.mux(stream.encode())
+        info = probe(path)
+        assert (info.frames, info.fps, info.frames_at(24)) == (17, pytest.approx(24), 17)
+        clip = read_clip(path, num_frames=17, fps=24, height=48, width=64)
+        assert frame_numbers(clip) == list(range(17))
+
+
+def test_bare_mpeg1_with_b_frames(tmp_path):
+    path = tmp_path / "v.mpeg"
+    write(path, 17, 24, "mpeg1video", "mpeg1video", 2)
+    info = assert_kept(path, 17, list(range(17)))
+    assert (info.fps, info.duration) == (pytest.approx(24), pytest.approx(17 / 24))
+
+
+def test_clips_of_a_variable_rate_are_the_same_decoded_anew_or_kept(tmp_path):
+    write(tmp_path / "v.mp4", 31, 24, "mp4", "libx264", 2, times=np.cumsum([0] + [200] * 10 + [40] * 20))
+    index(tmp_path, tmp_path / "m.jsonl", DataConfig(num_threads=1))
+    clips = []
+    for cache_gb in (0.0, 1.0):
+        data = DataConfig(source="clips", path=str(tmp_path / "m.jsonl"), buckets=((9, 48, 64),), cache_gb=cache_gb)
+        config = Config(data=data)
+        ((source, _),) = open_sources(config, "train")
+        bucket = plan_buckets(config.data, config.tokenizer)[0]
+        clips.append([source.load(0, bucket, where)[0]["video"] for where in (0, 1 / 3, 2 / 3, 1)])
+    for anew, kept in zip(*clips):
+        np.testing.assert_array_equal(anew, kept)
+    assert sorted({n for clip in clips[0] for n in frame_numbers(clip)}) == list(range(31))

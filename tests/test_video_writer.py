@@ -58,7 +58,12 @@ def test_what_cannot_be_written_is_said_in_one_line(tmp_path, check):
     for path, fps, reason in [
         ("v.webm", 8, "suffix must be one of .mp4, .gif, .png"),
         ("v", 8, "suffix must be one of"),
-        ("v.gif", 60, "a GIF has 0.002 to 50 frames a second, not 60; write .mp4"),
+        ("v.gif", 60, ".gif has 0.002 to 50 frames a second, not 60; write .mp4"),
+        ("v.gif", 0, ".gif has 0.002 to 50 frames a second, not 0"),
+        ("v.mp4", 0, ".mp4 has 0.002 to 1000 frames a second, not 0"),
+        ("v.mp4", -8, "not -8"),
+        ("v.mp4", float("nan"), "not nan"),
+        ("v.mp4", float("inf"), "not inf"),
         ("v.gif", 0.001, "a second, not 0.001"),
         ("folder.mp4", 8, "folder.mp4: "),
         ("file/v.mp4", 8, "Not a directory"),

@@ -7,6 +7,7 @@ transparent is laid on white, so that the colours hidden under it do not appear.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ _ANIMATED = (
     "PNG",
     "WEBP",
 )  # a JPEG of several pictures (MPO) holds previews and depth maps: its first one is the image
+_ROUNDING = 3  # levels by which an sRGB profile may move colours, as its tables are rounded
 _DEFAULT_DURATION = 0.1  # seconds of an animation's frame that gives none, as in browsers
 
 # What Pillow raises on files that are no images, are cut short, or unpack to an absurd size.
@@ -78,12 +80,28 @@ def fit(image: Image.Image, height: int, width: int) -> np.ndarray:
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Convert an L, RGB or CMYK image from its ICC profile to sRGB. A profile of another kind of image is ignored."""
-    if profile:
-        with contextlib.suppress(ImageCms.PyCMSError, OSError):
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if not ImageCms.getProfileDescription(source).startswith("sRGB"):
-                return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    return image.convert("RGB")
+    transform = _transform(profile, image.mode) if profile else None
+    return image.convert("RGB") if transform is None else ImageCms.applyTransform(image, transform)
+
+
+@functools.lru_cache(maxsize=32)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return the way from a profile to sRGB; None where there is none, or nothing to do but rounding."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return None
+    # Not by the name of the profile, which may say sRGB of anything.
+    levels = np.arange(0, 256, 51, dtype=np.uint8)
+    if mode == "RGB":
+        colours = Image.fromarray(np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3))
+    elif mode == "L":
+        colours = Image.fromarray(levels[None])
+    else:
+        return transform
+    moved = np.asarray(ImageCms.applyTransform(colours, transform)).astype(int) - np.asarray(colours.convert("RGB"))
+    return None if np.abs(moved).max() <= _ROUNDING else transform
 
 
 @contextlib.contextmanager

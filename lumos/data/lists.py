@@ -211,10 +211,9 @@ def _separated_rows(
         if any(field.strip() for field in fields[width:]) and places.get("caption") == width - 1 == len(names) - 1:
             fields = _unquoted(lines.row, separator, width) or fields
         if len(fields) < width or any(field.strip() for field in fields[width:]):
-            fault = (
-                f"{where}: fields: {len(fields)}, columns: {width}; a field that holds a "
-                f"{_SEPARATORS.get(separator, separator)} needs quotes around it"
-            )
+            fault = f"{where}: fields: {len(fields)}, columns: {width}"
+            if len(fields) > width:
+                fault += f"; a field that holds a {_SEPARATORS.get(separator, separator)} needs quotes around it"
             yield Row(lines.first, fields[places["path"]] if places["path"] < len(fields) else "", fault=fault)
             continue
         yield _row(lines.first, where, {name: fields[place] for name, place in places.items()})

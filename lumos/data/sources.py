@@ -58,9 +58,10 @@ class Source(Protocol):
 def open_sources(config: Config, split: str) -> list[tuple[Source, float]]:
     """Open everything that `data.path` names; return (source, weight) pairs. Raises UserError."""
     opener = {"moving_shapes": MovingShapesSource, "clips": ClipsSource, "tokens": TokensSource}[config.data.source]
-    if not config.data.path:
+    paths = parse_paths(config.data.path)
+    if not paths:
         raise UserError(f"config.data.path is empty; data source {config.data.source!r} needs a folder or manifest")
-    return [(opener(config, path, split), weight) for path, weight in parse_paths(config.data.path)]
+    return [(opener(config, path, split), weight) for path, weight in paths]
 
 
 _QUOTED = re.compile(r'\s*"((?:[^"]|"")+)"\s*(?:=([^,]*))?(?:,|\Z)')
@@ -160,8 +161,9 @@ class ClipsSource:
         first = round(where * (self.sizes[index][0] - bucket.frames))
         if index >= self._num_kept:
             size = {"num_frames": bucket.frames, "height": bucket.height, "width": bucket.width}
-            start = first / (self._fps or self._infos[index].fps or 1.0)
-            return {"video": read_clip(path, start=start, fps=self._fps, **size)}, caption
+            own_fps = self._infos[index].fps
+            start = first / (self._fps or own_fps or 1.0)
+            return {"video": read_clip(path, start=start, fps=self._fps, own_fps=own_fps, **size)}, caption
         key = (index, bucket.height, bucket.width)
         if key not in self._kept:
             self._kept[key] = read_clip(path, fps=self._fps, height=bucket.height, width=bucket.width)

@@ -27,6 +27,8 @@ VIDEO_SUFFIXES = (
     ".ogv", ".mpeg",
 )  # fmt: skip
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".apng")
+# Frames by which times within a clip may differ from those of a constant rate: containers round them.
+_JITTER = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,14 @@ def probe(path: str | Path, max_pixels: int = 0) -> VideoInfo:
 
 
 def read_clip(
-    path: str | Path, *, start: float = 0.0, num_frames: int | None = None, fps: float = 0.0, height: int, width: int
+    path: str | Path,
+    *,
+    start: float = 0.0,
+    num_frames: int | None = None,
+    fps: float = 0.0,
+    height: int,
+    width: int,
+    own_fps: float = 0.0,
 ) -> np.ndarray:
     """Decode a clip, resampled in time and fitted to a size.
 
@@ -91,6 +100,8 @@ def read_clip(
       start: seconds after the first frame.
       num_frames: length of the result; None takes all frames to the end of the file.
       fps: frames per second of the result; 0 keeps those of the file.
+      own_fps: average rate of the file (`VideoInfo.fps`), by default what its header says. Where frames do not follow at
+        it, the rate varies: with `fps=0` the clip then begins at frame number `start * VideoInfo.fps`.
 
     Returns:
       uint8 [F, Y, X, 3].
@@ -100,13 +111,13 @@ def read_clip(
     """
     path = Path(path)
     size = (height, width)
-    clip = _read(path, start, num_frames, fps, size)
-    if fps == 0 and start > 0 and len(clip) < (num_frames or 1):
-        # Of a file with a variable rate fewer frames than the average may follow: a manifest means their order.
+    clip, own_rate = _read(path, start, num_frames, fps, size, own_fps)
+    if fps == 0 and start > 0 and (len(clip) < (num_frames or 1) or not own_rate):
+        # Of a file with a variable rate a manifest means the order of the frames, counted with the average rate.
         info = probe(path)
         first = round(start * info.fps)
         if first + (num_frames or 1) <= info.frames:
-            clip = _read(path, 0.0, num_frames, fps, size, skip=first)
+            clip, _ = _read(path, 0.0, num_frames, fps, size, own_fps, skip=first)
     if len(clip) < (num_frames or 1):
         wanted = "no frame" if num_frames is None else f"only {len(clip)} of {num_frames} frames"
         raise UserError(f"{path}: {wanted} from {start:.2f} s on (cut short, or start too late)")
@@ -122,21 +133,30 @@ def _probe_image(path: Path, max_pixels: int) -> VideoInfo:
 
 
 def _read(
-    path: Path, start: float, num_frames: int | None, fps: float, size: tuple[int, int], skip: int = 0
-) -> list[np.ndarray]:
-    """Return up to `num_frames` fitted pictures, without the first `skip` of the file."""
+    path: Path,
+    start: float,
+    num_frames: int | None,
+    fps: float,
+    size: tuple[int, int],
+    own_fps: float,
+    skip: int = 0,
+) -> tuple[list[np.ndarray], bool]:
+    """Return up to `num_frames` fitted pictures, without the first `skip` of the file, and whether (for all that can be
+    seen here) they follow each other at the file's average rate.
+    """
     if not images.is_image(path):
         with open_video(path) as video:
             frames = _checked(path, video.frames(start))
-            return _collect(frames, Fit(*size, video.shape), start, num_frames, fps, skip)
+            average = own_fps or float(video.stream.average_rate or 0)
+            return _collect(frames, Fit(*size, video.shape), start, num_frames, fps, skip, average)
     frames = images.read_frames(path)
     first = next(frames)
     if first.duration == 0:  # a still
         if (num_frames or 1) > 1:
             raise UserError(f"{path}: an image has one frame, {num_frames} are needed")
-        return [images.fit(first.picture, *size)]
+        return [images.fit(first.picture, *size)], True
     return _collect(
-        itertools.chain([first], frames), lambda image: images.fit(image, *size), start, num_frames, fps, skip
+        itertools.chain([first], frames), lambda image: images.fit(image, *size), start, num_frames, fps, skip, own_fps
     )
 
 
@@ -154,7 +174,8 @@ def _collect(
     num_frames: int | None,
     fps: float,
     skip: int,
-) -> list[np.ndarray]:
+    average: float,
+) -> tuple[list[np.ndarray], bool]:
     end = start
 
     def watched() -> Iterator[Frame]:
@@ -163,10 +184,12 @@ def _collect(
             end = frame.time + frame.duration
             yield frame
 
-    clip, previous = [], None
+    clip, previous, times = [], None, []
     for frame in itertools.islice(select(watched(), start, fps), num_frames):
         # A rate above that of the file repeats frames: fit each one once.
         clip.append(clip[-1] if frame is previous else fit(frame.picture))
+        times.append(frame.time)
         previous = frame
+    own_rate = all(abs((time - times[0]) * average - i) < _JITTER for i, time in enumerate(times))
     # To the end of the file means as many as a manifest promises.
-    return clip[: frames_within(end - start, fps)] if num_frames is None and fps else clip
+    return clip[: frames_within(end - start, fps)] if num_frames is None and fps else clip, own_rate

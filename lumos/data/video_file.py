@@ -27,6 +27,7 @@ from lumos.errors import UserError
 _CONTAINERS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,gif,asf,flv,ogg,wav,mp3,aac,flac"
 # Without an index (program streams), or with pictures that build on all before them (GIF): read from the beginning.
 _NO_SEEKING = ("mpeg", "mpegvideo", "gif")
+_INTERLACED = (2, 3, 4, 5)  # FFmpeg's AVFieldOrder: top or bottom field coded first, and shown first
 _STEPS_BACK = (0, 1, 8)  # seconds to go back where seeking lands behind the wanted frame
 # FFmpeg's own decoders drop the transparency of WebM.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
@@ -63,21 +64,23 @@ class VideoFile:
         self._container, self._decoder = container, _decoder(path, stream)
         self._tick = float(stream.time_base)
         self._period = float(1 / stream.average_rate) if stream.average_rate else 0.0
-        # AVI stores no presentation times, and FFmpeg's guess is wrong where pictures are reordered freely: they leave
-        # the decoder in their order, one for each packet.
-        self._guessed_times = (
-            container.format.name == "avi"
-            and stream.codec_context.name in ("h264", "hevc")
-            and stream.codec_context.has_b_frames
-        )
+        # AVI and bare MPEG streams store no presentation times, and FFmpeg's guess from the types of the pictures may be
+        # wrong. They leave the decoder in their order, one for each packet: where pictures are reordered freely the first
+        # one has the time of the first packet, else that of the packet that makes it leave.
+        guessed = container.format.name in ("avi", "mpegvideo") and stream.codec_context.has_b_frames
+        self._guessed_times = guessed and stream.codec_context.name in ("h264", "hevc")
+        self._time_on_leaving = guessed and not self._guessed_times
         self._decode_times: collections.deque[int] = collections.deque()
-        # Where a container stores no durations, FFmpeg begins to guess them when it reads a file again.
-        self._has_durations: bool | None = None
+        # Where a container stores no durations, FFmpeg begins to guess them when it reads a file again. Those of AVI are
+        # one slot each, also where a picture holds for several.
+        self._has_durations: bool | None = False if container.format.name == "avi" else None
         self._can_seek = container.format.name not in _NO_SEEKING and not self._guessed_times
         self.shape = Shape(
             float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1),
             _crop_of_container(container, stream),
-            # The fourth byte of raw AVI pixels is unused, and mostly 0.
+            # Of codecs with pictures that say it themselves, the container knows less.
+            stream.codec_context.codec.intra_only and stream.codec_context.field_order in _INTERLACED,
+            # Of raw AVI pixels the fourth byte is mostly unused, and then 0.
             container.format.name == "avi" and stream.codec_context.name == "rawvideo",
         )
 
@@ -124,8 +127,7 @@ class VideoFile:
     def _count_packets(self) -> tuple[int, float] | None:
         count, end, dts, doubtful = 0, 0, -math.inf, False
         first_key = first = before_last = last = last_duration = None
-        for packet in self._packets():
-            pts = self._stamp(packet)
+        for packet, pts in self._stamped_packets():
             doubtful |= pts is None or packet.is_corrupt
             if pts is None:
                 continue
@@ -169,6 +171,19 @@ class VideoFile:
                 if self._has_durations is None:
                     self._has_durations = bool(packet.duration)
                 yield packet
+
+    def _stamped_packets(self) -> Iterator[tuple[av.Packet, int | None]]:
+        if not self._time_on_leaving:
+            yield from ((packet, self._stamp(packet)) for packet in self._packets())
+            return
+        before, period = None, 0
+        for packet in self._packets():
+            if before is not None:
+                period = packet.dts - before.dts
+                yield before, packet.dts
+            before = packet
+        if before is not None:
+            yield before, before.dts + period
 
     def _is_hidden(self, packet: av.Packet) -> bool:
         """Return whether a packet is a picture that others refer to and nobody sees (VP8's golden frames)."""
@@ -216,7 +231,7 @@ class VideoFile:
         self, pictures: list[av.VideoFrame], first_key: int | None
     ) -> Iterator[tuple[int | None, av.VideoFrame]]:
         for picture in pictures:
-            pts = picture.pts
+            pts = picture.dts if self._time_on_leaving else picture.pts
             if self._guessed_times:
                 pts = self._decode_times.popleft() if self._decode_times else None
             if first_key is None or pts is None or pts >= first_key:

@@ -52,7 +52,8 @@ class Shape:
 
     aspect: float = 1.0  # width of a stored pixel over its height
     crop: tuple[int, int, int, int] = (0, 0, 0, 0)  # left, right, top, bottom: stored pixels that are cut off
-    opaque: bool = False  # the fourth channel is no transparency
+    interlaced: bool = False  # also pictures that do not say it themselves
+    unsure_alpha: bool = False  # a fourth channel of zeros is none
 
     def visible_size(self, picture: av.VideoFrame) -> tuple[int, int]:
         """Return (height, width) of what is left after cropping, in stored pixels."""
@@ -81,10 +82,10 @@ class Fit:
         scale_x = scale_y * self._shape.aspect
         scaled_height = max(height, round(picture.height * scale_y))
         scaled_width = max(width, round(picture.width * scale_x))
-        if picture.interlaced_frame:
+        if picture.interlaced_frame or self._shape.interlaced:
             picture = _deinterlace(picture)
-        if _has_alpha(picture) and not self._shape.opaque:
-            picture = _on_white(picture)
+        if _has_alpha(picture):
+            picture = _on_white(picture, self._shape.unsure_alpha)
         rgb_YX3 = self._scaler.reformat(
             picture,
             scaled_width,
@@ -168,9 +169,11 @@ def _deinterlace(picture: av.VideoFrame) -> av.VideoFrame:
     return progressive
 
 
-def _on_white(picture: av.VideoFrame) -> av.VideoFrame:
+def _on_white(picture: av.VideoFrame, unsure: bool) -> av.VideoFrame:
     # Before scaling, which would mix hidden colours into the edges.
     rgba_YX4 = picture.reformat(format="rgba", src_colorspace=_guessed_matrix(picture), threads=1).to_ndarray()
     alpha_YX1 = rgba_YX4[..., 3:].astype(np.uint16)
+    if unsure and not alpha_YX1.any():
+        return picture
     rgb_YX3 = (rgba_YX4[..., :3] * alpha_YX1 + 255 * (255 - alpha_YX1) + 127) // 255
     return av.VideoFrame.from_ndarray(rgb_YX3.astype(np.uint8), format="rgb24")

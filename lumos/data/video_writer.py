@@ -23,7 +23,7 @@ from lumos.errors import UserError
 # again gave other bytes.
 _X264 = {"crf": "12", "threads": "1", "x264-params": "mbtree=0"}
 # A GIF holds a frame for up to 655 s, in hundredths of a second, and browsers show one of a single hundredth for ten.
-_GIF_FPS = (0.002, 50)
+_RATES = {".gif": (0.002, 50), ".mp4": (0.002, 1000)}
 
 _numbers = itertools.count()  # of temporary files
 
@@ -32,8 +32,8 @@ def check_writable(path: Path, fps: float) -> None:
     """Check, before the work, that `write_video` will be able to write `path` at this rate. Nothing is left behind.
 
     Raises:
-      UserError: unknown suffix, a folder that cannot be made or written, a path that is a folder, or a rate that a GIF
-        cannot have.
+      UserError: unknown suffix, a folder that cannot be made or written, a path that is a folder, or a rate that the
+        format cannot have.
     """
     path = Path(path)
     _writer(path, fps)
@@ -60,7 +60,7 @@ def write_video(
     or gif and into the text chunks of a png, one `key: value` line each.
 
     Raises:
-      UserError: unknown suffix, a folder that cannot be written, or a rate that a GIF cannot have.
+      UserError: unknown suffix, a folder that cannot be written, or a rate that the format cannot have.
     """
     path = Path(path)
     if video_FYX3.dtype != np.uint8 or video_FYX3.ndim != 4 or video_FYX3.shape[3] != 3 or not len(video_FYX3):
@@ -86,9 +86,10 @@ def _writer(path: Path, fps: float):
     suffix = path.suffix.lower()
     if suffix not in writers:
         raise UserError(f"cannot write {path}: the suffix must be one of {', '.join(writers)}")
-    low, high = _GIF_FPS
-    if suffix == ".gif" and not low <= fps <= high:
-        raise UserError(f"cannot write {path}: a GIF has {low:.1g} to {high} frames a second, not {fps:g}; write .mp4")
+    if suffix in _RATES and not _RATES[suffix][0] <= fps <= _RATES[suffix][1]:
+        low, high = _RATES[suffix]
+        advice = "; write .mp4" if suffix == ".gif" and fps > high else ""
+        raise UserError(f"cannot write {path}: {suffix} has {low} to {high} frames a second, not {fps:g}{advice}")
     return writers[suffix]
 
 
