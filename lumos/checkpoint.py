@@ -76,6 +76,26 @@ class Checkpointer:
             ),
         )
 
+    def steps(self) -> list[int]:
+        """Return the steps of all finished checkpoints, in order."""
+        return sorted(self._manager.all_steps())
+
+    def shapes(self, step: int) -> dict[str, dict[str, tuple[tuple[int, ...], str]]]:
+        """Return {item: {name of an array: (shape, dtype)}} of a checkpoint; no array is read.
+
+        Raises UserError when its descriptions cannot be read.
+        """
+        step = self._resolve(step)
+        try:
+            return {
+                item: {
+                    name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in _leaves(tree) if leaf.shape is not None
+                }
+                for item, tree in self._items(step).items()
+            }
+        except Exception as error:  # Orbax and TensorStore raise of every kind when files are damaged or gone
+            raise UserError(f"{self.directory}/{step} cannot be read: {' '.join(str(error).split())[:200]}") from error
+
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 

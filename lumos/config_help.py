@@ -1,0 +1,103 @@
+"""`lumos help`: the config's sections and fields, with defaults, allowed values and comments."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+import textwrap
+from collections.abc import Collection
+
+from lumos.config_docs import Field, Section, sections
+from lumos.errors import UserError
+
+
+def describe(name: str, verbs: Collection[str] = ()) -> str:
+    """Return the help on a section or field of the config, `config.` in front or not; on all sections for "".
+
+    Args:
+      verbs: names of verbs; one that is asked for is pointed to, for some sections are called as verbs are.
+
+    Raises:
+      UserError: there is no such section or field; says which one may be meant.
+    """
+    known = sections()
+    asked = name.removeprefix("--").partition("=")[0].removeprefix("config").removeprefix(".").rstrip(".")
+    if not asked:
+        return _all(known)
+    for section in known:
+        if asked == section.name:
+            also = f"The verb of this name: lumos {asked} --help\n" if asked in verbs else ""
+            return _section(section) + also
+        for field in section.fields:
+            if asked == field.name:
+                return _field(field)
+    if asked in verbs:
+        return f"{asked} is a verb: lumos {asked} --help\n"
+    raise UserError(f"no config field {name!r}{_meant(asked, known)}")
+
+
+def _meant(asked: str, known: list[Section]) -> str:
+    """Return the end of the message about an unknown field: those of this name in any section, else similar ones."""
+    fields = [field.name for section in known for field in section.fields]
+    tail = asked.rpartition(".")[2]
+    exact = [name for name in fields if name.rpartition(".")[2] == tail]
+    if asked == tail and exact or len(exact) == 1:
+        return f"; did you mean {' or '.join(exact)}?"
+    near = difflib.get_close_matches(asked, [*fields, *(section.name for section in known)], n=1)
+    if not near and asked == tail:
+        tails = difflib.get_close_matches(tail, {name.rpartition(".")[2] for name in fields}, n=1)
+        near = [name for name in fields if name.rpartition(".")[2] in tails]
+    return f"; did you mean {' or '.join(near)}?" if near else "; lumos help lists all sections"
+
+
+def _all(known: list[Section]) -> str:
+    names = {section.name: section.about or ", ".join(field.name for field in section.fields) for section in known}
+    names = {name or "(top level)": about for name, about in names.items()}
+    width = max(map(len, names))
+    lines = [
+        "Sections of the config. lumos help SECTION lists the fields of one, lumos help SECTION.FIELD says more.",
+        "",
+    ]
+    return (
+        "\n".join(
+            [
+                *lines,
+                *(f"  {name:{width}}  {about}" for name, about in names.items()),
+                "",
+                "lumos --help lists the verbs.",
+            ]
+        )
+        + "\n"
+    )
+
+
+def _section(section: Section) -> str:
+    lines = [f"{section.name}: {section.about}", ""]
+    width = max(len(field.name) for field in section.fields)
+    for field in section.fields:
+        lines.append(f"  {field.name:{width}} = {field.default!r}")
+        lines += _wrapped(_meaning(field), " " * (width + 5))
+    return "\n".join(lines) + "\n"
+
+
+def _field(field: Field) -> str:
+    lines = [f"--config.{field.name}={_as_flag(field)}", ""]
+    lines += _wrapped(_meaning(field), "  ")
+    rows = {"default": repr(field.default), "type": field.kind, "allowed": " | ".join(field.choices)}
+    return "\n".join([*lines, *(f"  {name:8} {value}" for name, value in rows.items() if value)]) + "\n"
+
+
+def _meaning(field: Field) -> str:
+    return field.comment or " | ".join(field.choices)
+
+
+def _as_flag(field: Field) -> str:
+    if isinstance(field.default, str):
+        return field.default
+    text = repr(field.default)
+    return f"'{text}'" if isinstance(field.default, tuple) else text
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    width = max(60, min(shutil.get_terminal_size((120, 24)).columns, 120))
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
