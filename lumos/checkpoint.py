@@ -80,21 +80,19 @@ class Checkpointer:
         """Return the steps of all finished checkpoints, in order."""
         return sorted(self._manager.all_steps())
 
-    def shapes(self, step: int) -> dict[str, dict[str, tuple[tuple[int, ...], str]]]:
-        """Return {item: {name of an array: (shape, dtype)}} of a checkpoint; no array is read.
+    def shapes(self, step: int, item: str) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Return {name of an array: (shape, dtype)} of an item ("params", "opt_state", "ema"); no array is read.
 
-        Raises UserError when its descriptions cannot be read.
+        Raises UserError when the checkpoint has no such item, or its description cannot be read.
         """
-        step = self._resolve(step)
+        place = self.directory / str(step) / item
+        if not place.is_dir():
+            raise UserError(f"{self.directory}/{step} has no {item}")
         try:
-            return {
-                item: {
-                    name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in _leaves(tree) if leaf.shape is not None
-                }
-                for item, tree in self._items(step).items()
-            }
+            tree = ocp.PyTreeCheckpointHandler().metadata(place).tree
         except Exception as error:  # Orbax and TensorStore raise of every kind when files are damaged or gone
-            raise UserError(f"{self.directory}/{step} cannot be read: {' '.join(str(error).split())[:200]}") from error
+            raise UserError(f"{place} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        return {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in _leaves(tree) if leaf.shape is not None}
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()

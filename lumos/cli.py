@@ -64,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments = arguments[:cut] + [f"--verb={word}" for word in arguments[cut + 1 :]]
     try:
         if verb not in VERBS:
-            raise UserError(f"unknown command {verb!r}; commands: {', '.join(VERBS)}")
+            group = [name for name in VERBS if name.startswith(f"{verb.partition(' ')[0]} ")]
+            raise UserError(f"unknown command {verb!r}; commands: {', '.join(group or VERBS)}")
         define, run, words, no_overrides = VERBS[verb]
         _refuse_odd_paths(arguments)
         arguments, overrides = _split_overrides(arguments)
@@ -94,9 +95,10 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{error.filename or 'writing failed'}: {error.strerror}", EXIT_USER_ERROR)
 
 
-_FIELDS = """
---config.section.field=value sets a field of the config: `lumos help` lists the sections, `lumos help SECTION` its fields.
-"""
+_FIELDS = (
+    "\n--config.section.field=value sets a field of the config: `lumos help` lists the sections, `lumos help SECTION` their "
+    "fields."
+)
 
 
 def _read_words(verb: str, names: tuple[str, ...], values: flags.FlagValues, rest: list[str]) -> None:
@@ -106,7 +108,7 @@ def _read_words(verb: str, names: tuple[str, ...], values: flags.FlagValues, res
         if rest and not values[name].present:
             values[name].value = rest.pop(0)
         if values[name].value in (None, "") and values[name].default is None:
-            raise UserError(f"lumos {verb}: {name} is missing: {usage}; see lumos {verb} --help")
+            raise UserError(f"{usage}: {name} is missing ({values[name].help}); see lumos {verb} --help")
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; flags are --name=value" + f", or {usage}" * bool(names))
 

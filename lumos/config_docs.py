@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import re
 from typing import Any
@@ -27,7 +28,8 @@ class Section:
     fields: tuple[Field, ...]
 
 
-def sections() -> list[Section]:
+@functools.cache
+def sections() -> tuple[Section, ...]:
     """Return all sections in the order of the schema, those fields first that are in none."""
     classes = [("", config_lib.Config)]
     classes += [
@@ -35,7 +37,7 @@ def sections() -> list[Section]:
         for f in dataclasses.fields(config_lib.Config)
         if f.default_factory is not dataclasses.MISSING
     ]
-    return [_section(name, cls) for name, cls in classes]
+    return tuple(_section(name, cls) for name, cls in classes)
 
 
 def _section(prefix: str, cls: type) -> Section:

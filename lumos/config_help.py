@@ -10,6 +10,8 @@ from collections.abc import Collection
 from lumos.config_docs import Field, Section, sections
 from lumos.errors import UserError
 
+_MEANINGS = 44  # column at which meanings begin at the latest
+
 
 def describe(name: str, verbs: Collection[str] = ()) -> str:
     """Return the help on a section or field of the config, `config.` in front or not; on all sections for "".
@@ -21,7 +23,7 @@ def describe(name: str, verbs: Collection[str] = ()) -> str:
       UserError: there is no such section or field; says which one may be meant.
     """
     known = sections()
-    asked = name.removeprefix("--").partition("=")[0].removeprefix("config").removeprefix(".").rstrip(".")
+    asked = name.partition("=")[0].removeprefix("config").removeprefix(".").rstrip(".")
     if not asked:
         return _all(known)
     for section in known:
@@ -36,7 +38,7 @@ def describe(name: str, verbs: Collection[str] = ()) -> str:
     raise UserError(f"no config field {name!r}{_meant(asked, known)}")
 
 
-def _meant(asked: str, known: list[Section]) -> str:
+def _meant(asked: str, known: tuple[Section, ...]) -> str:
     """Return the end of the message about an unknown field: those of this name in any section, else similar ones."""
     fields = [field.name for section in known for field in section.fields]
     tail = asked.rpartition(".")[2]
@@ -50,7 +52,7 @@ def _meant(asked: str, known: list[Section]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else "; lumos help lists all sections"
 
 
-def _all(known: list[Section]) -> str:
+def _all(known: tuple[Section, ...]) -> str:
     names = {section.name: section.about or ", ".join(field.name for field in section.fields) for section in known}
     names = {name or "(top level)": about for name, about in names.items()}
     width = max(map(len, names))
@@ -73,17 +75,22 @@ def _all(known: list[Section]) -> str:
 
 def _section(section: Section) -> str:
     lines = [f"{section.name}: {section.about}", ""]
-    width = max(len(field.name) for field in section.fields)
-    for field in section.fields:
-        lines.append(f"  {field.name:{width}} = {field.default!r}")
-        lines += _wrapped(_meaning(field), " " * (width + 5))
+    names = {field: f"  {field.name} = {field.default!r}" for field in section.fields}
+    column = min(max(map(len, names.values())), _MEANINGS) + 2
+    for field, text in names.items():
+        if len(text) + 2 > column:  # a long default has its meaning below
+            lines.append(text)
+            text = ""
+        lines += _wrapped(_meaning(field), text.ljust(column), " " * column)
     return "\n".join(lines) + "\n"
 
 
 def _field(field: Field) -> str:
     lines = [f"--config.{field.name}={_as_flag(field)}", ""]
-    lines += _wrapped(_meaning(field), "  ")
-    rows = {"default": repr(field.default), "type": field.kind, "allowed": " | ".join(field.choices)}
+    allowed = " | ".join(field.choices)
+    if field.comment != allowed:
+        lines += _wrapped(field.comment, "  ", "  ")
+    rows = {"default": repr(field.default), "type": field.kind, "allowed": allowed}
     return "\n".join([*lines, *(f"  {name:8} {value}" for name, value in rows.items() if value)]) + "\n"
 
 
@@ -98,6 +105,6 @@ def _as_flag(field: Field) -> str:
     return f"'{text}'" if isinstance(field.default, tuple) else text
 
 
-def _wrapped(text: str, indent: str) -> list[str]:
-    width = max(60, min(shutil.get_terminal_size((120, 24)).columns, 120))
-    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+def _wrapped(text: str, first: str, others: str) -> list[str]:
+    width = max(80, min(shutil.get_terminal_size((120, 24)).columns, 120))
+    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=others, break_on_hyphens=False) or [first]

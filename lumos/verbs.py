@@ -293,7 +293,7 @@ VERBS: dict[str, Verb] = {
         _train,
     ),
     "replay": Verb(
-        _flags(_text("dump", None, "folder under <workdir>/dumps; may also stand without the flag")),
+        _flags(_text("dump", None, "folder under <workdir>/dumps")),
         _replay,
         words=("dump",),
         no_overrides="lumos replay takes no config overrides: it runs the step as it was",
@@ -322,7 +322,7 @@ VERBS: dict[str, Verb] = {
     "convert": Verb(
         _flags(
             _text("from", None, "lumos1 | cosmos (weights), lumos (a workdir), lumos1-tokens (pickles)", required=True),
-            _text("input", None, "what to convert; may also stand without the flag"),
+            _text("input", None, "what to convert: weights, a workdir, or tokens"),
             _text("to", None, "workdir or folder to write", required=True),
             _text("dtype", "", "float32 | bfloat16; by default lumos1 loads float32 and lumos writes what it has"),
             _text("tokenizer", "", "workdir of the converted Cosmos tokenizer: of the run, or of the tokens"),
@@ -390,7 +390,7 @@ VERBS: dict[str, Verb] = {
     "config diff": Verb(
         _flags(
             _ANY_CONFIG,
-            _text("other", None, "the config to compare it with"),
+            _text("other", None, "the other config"),
             _switch("json", False, "print one JSON object instead"),
         ),
         _config_diff,

@@ -13,7 +13,7 @@ from lumos.info.reading import read_object, reason, size_of
 ITEMS = ("params", "opt_state", "ema")
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _META = Path("meta") / "metadata"
-Shapes = dict[str, dict[str, tuple[tuple[int, ...], str]]]  # item -> name of an array -> (shape, dtype)
+Shapes = dict[str, tuple[tuple[int, ...], str]]  # name of an array -> (shape, dtype)
 
 
 def recognise(path: Path) -> bool:
@@ -56,24 +56,19 @@ def arrays(workdir: Path, step: int, problems: list[str]) -> dict[str, Any]:
     """Return {"parameters": {part: {"count", "dtype", "bytes"}}, "arrays": {item: ...}} of a checkpoint."""
     from lumos.checkpoint import Checkpointer
 
-    try:
-        with contextlib.closing(Checkpointer(workdir, read_only=True)) as checkpointer:
-            shapes: Shapes = checkpointer.shapes(step)
-    except UserError as error:
-        problems.append(reason(error))
-        return {}
-    missing = [item for item in ITEMS if item not in shapes and (workdir / "checkpoints" / str(step) / item).is_dir()]
-    problems += [f"the {item} of step {step} cannot be read" for item in missing]
-    facts: dict[str, Any] = {}
-    if "params" in shapes:
-        facts["parameters"] = by_part(shapes["params"])
-    else:
-        problems.append(f"step {step} has no parameters")
-    facts["arrays"] = {item: totals(shapes[item].values()) for item in ITEMS if item in shapes}
-    return facts
+    shapes: dict[str, Shapes] = {}
+    with contextlib.closing(Checkpointer(workdir, read_only=True)) as checkpointer:
+        for item in ITEMS:
+            if (workdir / "checkpoints" / str(step) / item).is_dir():
+                try:
+                    shapes[item] = checkpointer.shapes(step, item)
+                except UserError as error:
+                    problems.append(f"checkpoint {step}: {reason(error)}")
+    parameters = by_part(shapes["params"]) if "params" in shapes else {}
+    return {"parameters": parameters, "arrays": {item: totals(found.values()) for item, found in shapes.items()}}
 
 
-def by_part(shapes: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, dict[str, Any]]:
+def by_part(shapes: Shapes) -> dict[str, dict[str, Any]]:
     """Return the totals of every part of a tree: of its branches, or of theirs where there is but one or two."""
     for depth in (1, 2):
         parts: dict[str, list] = {}
@@ -116,8 +111,8 @@ def of_workdir(workdir: Path, problems: list[str]) -> dict[str, Any]:
         items = [item for item in ITEMS if (place / item).is_dir()]
         if not meta and not found:
             found.append("no meta item")
-        if "params" not in items and "ema" not in items:
-            found.append("no weights")
+        if "params" not in items:
+            found.append("no params")
         if not place.is_dir():  # a running writer has deleted it meanwhile
             continue
         problems += [f"checkpoint {step}: {problem}" for problem in found]

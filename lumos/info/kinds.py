@@ -52,7 +52,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     path = Path(text)
     kind = kind_of(path)
     if kind is None:
-        raise UserError(_unknown(path))
+        raise UserError(_unknown(text))
     return {"kind": kind, "path": text, **KINDS[kind].describe(path)}
 
 
@@ -60,9 +60,9 @@ def kind_of(path: Path) -> str | None:
     return next((kind for kind, module in KINDS.items() if module.recognise(path)), None)
 
 
-def _unknown(path: Path) -> str:
-    name = printable(str(path))
-    if "://" in str(path):
+def _unknown(text: str) -> str:
+    path, name = Path(text), printable(text)
+    if "://" in text:
         return f"{name}: buckets are reached through a mount (NFS, gcsfuse); give the mounted folder"
     if not os.path.lexists(path):
         return f"{name}: no such file or folder"
