@@ -76,24 +76,6 @@ class Checkpointer:
             ),
         )
 
-    def steps(self) -> list[int]:
-        """Return the steps of all finished checkpoints, in order."""
-        return sorted(self._manager.all_steps())
-
-    def shapes(self, step: int, item: str) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Return {name of an array: (shape, dtype)} of an item ("params", "opt_state", "ema"); no array is read.
-
-        Raises UserError when the checkpoint has no such item, or its description cannot be read.
-        """
-        place = self.directory / str(step) / item
-        if not place.is_dir():
-            raise UserError(f"{self.directory}/{step} has no {item}")
-        try:
-            tree = ocp.PyTreeCheckpointHandler().metadata(place).tree
-        except Exception as error:  # Orbax and TensorStore raise of every kind when files are damaged or gone
-            raise UserError(f"{place} cannot be read: {' '.join(str(error).split())[:200]}") from error
-        return {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in _leaves(tree) if leaf.shape is not None}
-
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
@@ -334,6 +316,20 @@ def _resident_bytes() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+def read_shapes(item: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return {name of an array: (shape, dtype)} of the folder of an item, `checkpoints/<step>/params`; no array is read.
+
+    Unlike a Checkpointer this looks at nothing else, so a running writer may delete other checkpoints meanwhile.
+
+    Raises UserError when the folder is damaged or gone.
+    """
+    try:
+        tree = ocp.PyTreeCheckpointHandler().metadata(item.absolute()).tree
+    except Exception as error:  # Orbax and TensorStore raise of every kind when files are damaged
+        raise UserError(f"{item} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    return {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in _leaves(tree) if leaf.shape is not None}
 
 
 def fingerprint(params: Any) -> str:

@@ -53,24 +53,15 @@ def _meant(asked: str, known: tuple[Section, ...]) -> str:
 
 
 def _all(known: tuple[Section, ...]) -> str:
-    names = {section.name: section.about or ", ".join(field.name for field in section.fields) for section in known}
-    names = {name or "(top level)": about for name, about in names.items()}
-    width = max(map(len, names))
+    width = max(len(section.name) for section in known)
     lines = [
         "Sections of the config. lumos help SECTION lists the fields of one, lumos help SECTION.FIELD says more.",
         "",
     ]
-    return (
-        "\n".join(
-            [
-                *lines,
-                *(f"  {name:{width}}  {about}" for name, about in names.items()),
-                "",
-                "lumos --help lists the verbs.",
-            ]
-        )
-        + "\n"
-    )
+    for section in known[1:]:
+        lines.append(f"  {section.name:{width}}  {section.about}")
+    lines += ["", f"Fields of no section: {', '.join(field.name for field in known[0].fields)}."]
+    return "\n".join([*lines, "lumos --help lists the verbs."]) + "\n"
 
 
 def _section(section: Section) -> str:
@@ -88,7 +79,7 @@ def _section(section: Section) -> str:
 def _field(field: Field) -> str:
     lines = [f"--config.{field.name}={_as_flag(field)}", ""]
     allowed = " | ".join(field.choices)
-    if field.comment != allowed:
+    if field.comment and field.comment != allowed:
         lines += _wrapped(field.comment, "  ", "  ")
     rows = {"default": repr(field.default), "type": field.kind, "allowed": allowed}
     return "\n".join([*lines, *(f"  {name:8} {value}" for name, value in rows.items() if value)]) + "\n"

@@ -213,10 +213,7 @@ def _launch(values, overrides):
 def _info(values, overrides):
     import os
 
-    from absl import logging
-
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing is computed; the accelerator may belong to a run
-    logging.set_verbosity(logging.ERROR)  # Orbax warns that it only reads
     from lumos.info.kinds import describe
     from lumos.info.render import as_json, as_text
 

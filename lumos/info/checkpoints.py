@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -30,40 +29,40 @@ def describe(path: Path) -> dict[str, Any]:
     problems: list[str] = []
     folder = path.absolute()
     step, meta = _step(path), read_object(folder / _META, problems)
-    finished = step is not None and _UNFINISHED not in folder.name
+    finished = _UNFINISHED not in folder.name
     facts = {
         "what": f"checkpoint of step {step}" if finished else f"unfinished save of step {step}",
         "step": meta.get("step", step),
         "finished": finished,
         "good": meta.get("good") if meta else None,
         "items": [item for item in ITEMS if (folder / item).is_dir()],
-        "can_be_resumed": finished and (folder / "opt_state").is_dir(),
+        "can_be_resumed": finished and step is not None and (folder / "opt_state").is_dir(),
         "bytes": size_of(folder),
         "init_from": meta.get("init_from"),
         "versions": {name: meta[name] for name in ("lumos", "jax") if name in meta},
     }
     if step is None:
         facts["what"] = "checkpoint outside of a workdir"
-        problems.append("it must lie in <workdir>/checkpoints/, under the number of its step, to be read")
+        problems.append("it can be used when it lies in <workdir>/checkpoints/, under the number of its step")
     elif not finished:
         problems.append("a save that is under way, or was killed: nobody reads it, and the next start removes it")
-    else:
-        facts |= arrays(folder.parents[1], step, problems)
-    return facts | {"problems": problems}
+        return facts | {"problems": problems}
+    return facts | arrays(folder, problems) | {"problems": problems}
 
 
-def arrays(workdir: Path, step: int, problems: list[str]) -> dict[str, Any]:
+def arrays(folder: Path, problems: list[str]) -> dict[str, Any]:
     """Return {"parameters": {part: {"count", "dtype", "bytes"}}, "arrays": {item: ...}} of a checkpoint."""
-    from lumos.checkpoint import Checkpointer
+    from lumos.checkpoint import read_shapes
 
     shapes: dict[str, Shapes] = {}
-    with contextlib.closing(Checkpointer(workdir, read_only=True)) as checkpointer:
-        for item in ITEMS:
-            if (workdir / "checkpoints" / str(step) / item).is_dir():
-                try:
-                    shapes[item] = checkpointer.shapes(step, item)
-                except UserError as error:
-                    problems.append(f"checkpoint {step}: {reason(error)}")
+    for item in ITEMS:
+        if (folder / item).is_dir():
+            try:
+                shapes[item] = read_shapes(folder / item)
+            except UserError as error:
+                problems.append(f"checkpoint {folder.name}: {reason(error)}")
+    if not folder.is_dir():
+        problems.append(f"checkpoint {folder.name} was deleted while it was looked at: a run is going on")
     parameters = by_part(shapes["params"]) if "params" in shapes else {}
     return {"parameters": parameters, "arrays": {item: totals(found.values()) for item, found in shapes.items()}}
 

@@ -48,8 +48,8 @@ def describe(path: Path) -> dict[str, Any]:
         else {},
         "without_caption": sum(not row.get("caption") for row in rows),
         "fingerprint": fingerprint(rows) if whole else None,
-        "clip_bytes": sum(row.get("bytes", 0) for row in rows),
-        "manifest_bytes": size_of(path),
+        "size_of_clips_bytes": sum(row.get("bytes", 0) for row in rows),
+        "size_of_manifest_bytes": size_of(path),
         "frame_rates": most_common(f"{row['fps']:g}" for row in clips if "fps" in row),
         "sizes": most_common(f"{row['height']}x{row['width']}" for row in rows if "height" in row and "width" in row),
         "splits": most_common(row.get("split", "(none)") for row in rows)

@@ -78,7 +78,7 @@ def describe(path: Path) -> dict[str, Any]:
         "checkpoints": saved["checkpoints"],
     }
     if latest is not None:
-        facts |= checkpoints.arrays(path, latest, problems)
+        facts |= checkpoints.arrays(path / "checkpoints" / str(latest), problems)
     facts["config"] = _summary(config) if config else {}
     facts["data"] = _data(config, sources, runs, problems) if config else {}
     facts["tokenizer"] = tokenizer
