@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from lumos.checkpoint import Checkpointer
 from lumos.config import ShapesConfig
 from lumos.data import moving_shapes
 from lumos.errors import UserError
-from lumos.info.kinds import describe
+from lumos.info.kinds import KINDS, describe
 from lumos.info.render import as_json, as_text
 from lumos.training.loop import train
 
@@ -319,6 +320,11 @@ def test_a_damaged_manifest(tmp_path):
     assert facts["clips"] == 3 and facts["frames"]["in_all"] == 58 and facts["frame_rates"] == {"12": 2}
     assert f"{path}:2: fps must not be 'fast'" in facts["problems"][0]
     assert facts["problems"][1] == "2 lines are no clips (the first is line 4)"
+    path.write_text('{"path": "a.mp4", "split": [], "caption": {}}\n')
+    assert describe(path)["what"] == "list of 1 clips that is no whole manifest"
+    path.write_text('{"step": 3}\n')
+    with pytest.raises(UserError, match="not known"):
+        describe(path)
 
 
 def test_moving_shapes(tmp_path):
@@ -477,6 +483,55 @@ def test_odd_names_are_printed_on_one_line(trained, tmp_path, capsys):
     shutil.copytree(trained / "tokens", folder)
     assert cli.main(["info", str(folder)]) == 0
     assert capsys.readouterr().out.splitlines()[0].endswith("a\\nb é: tokens of 96 clips")
+
+
+def test_every_key_of_the_json_is_documented(trained, tmp_path):
+    page = (REPO / "docs" / "howto.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE))
+    (tmp_path / "mine.py").write_text(CONFIG)
+    save_file({"encoder.conv_in.0.conv3d.weight": np.zeros((8, 192, 1, 3, 3), np.float32)}, tmp_path / "a.safetensors")
+    (tmp_path / "dump.json").write_text("{}")
+    (tmp_path / "clips.rejected.jsonl").write_text("")
+    (tmp_path / "shapes").mkdir()
+    moving_shapes.prepare(tmp_path / "shapes", ShapesConfig(num_train=1, num_validation=1, num_test=1), (5, 32, 32), 0)
+    run = trained / "run"
+    paths = [
+        run,
+        run / "checkpoints" / "6",
+        trained / "tokens",
+        trained / "tokens" / "train-00000-of-00002.array_record",
+    ]
+    paths += [tmp_path, *(tmp_path / name for name in ("mine.py", "a.safetensors", "clips.rejected.jsonl", "shapes"))]
+    seen = set()
+    for facts in map(describe, [*paths, write_manifest(tmp_path, [{}])]):
+        assert list(facts)[:3] == ["kind", "path", "what"] and "problems" in facts
+        keys = facts.keys() - {"kind", "path", "what", "problems"}
+        assert not [key for key in keys if f"`{key}`" not in rows[facts["kind"]]], facts["kind"]
+        seen.add(facts["kind"])
+    assert seen == set(KINDS) == set(rows) & set(KINDS)
+
+
+def test_strange_values_in_json_files_are_no_crash(run, trained, tmp_path):
+    strange = ["x", 3, [], [[]], {"a": []}, None, {"fingerprint": {}}]
+    tokens_copy = Path(shutil.copytree(trained / "tokens", tmp_path / "tokens"))
+    dump = tmp_path / "dump"
+    dump.mkdir()
+    for value in strange:
+        names = ("grid", "records", "tokenizer", "data", "splits", "shards", "provenance", "buckets")
+        (tokens_copy / "manifest.json").write_text(json.dumps(dict.fromkeys(names, value)))
+        (tokens_copy / "plan.json").write_text(json.dumps({"grid": value, "shards": value}))
+        names = ("step", "reason", "batch_number", "from_step", "processes", "metrics")
+        (dump / "dump.json").write_text(json.dumps(dict.fromkeys(names, value)))
+        for file in ("metrics.jsonl", "runs.jsonl"):
+            names = ("step", "kind", "loss", "time", "versions", "data", "start_step", "goodput")
+            (run / file).write_text(
+                json.dumps(dict.fromkeys(names, value) | {"kind": "train"}) + "\n" + json.dumps(value)
+            )
+        (run / "goodput.json").write_text(json.dumps({"seconds": value}))
+        (run / "checkpoints" / "6" / "meta" / "metadata").write_text(json.dumps({"good": value, "init_from": value}))
+        for path in (tokens_copy, dump, run):
+            facts = describe(path)
+            assert as_text(facts) and json.loads(as_json(facts))
 
 
 def test_data_are_looked_at_without_jax(trained, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 from pathlib import Path
@@ -13,12 +14,14 @@ from lumos.info.reading import most_common, reason, size_of
 
 _LOOKED_FOR = 256  # clips of a manifest whose files are looked for: all of them would take long on a network
 _NUMBERS = ("duration", "fps", "width", "height", "frames", "bytes")
-# Other lists that lumos writes, by name: they lie in folders that say more.
-_NO_MANIFEST = ("metrics.jsonl", "runs.jsonl", "results.jsonl", "plan.clips.jsonl")
+_LOOKED_AT = 20  # lines among which there is one of a clip, so that other lists are told from manifests
 
 
 def recognise(path: Path) -> bool:
-    return path.is_file() and path.suffix == ".jsonl" and not path.name.endswith(_NO_MANIFEST)
+    if path.suffix != ".jsonl" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return any(map(_row, itertools.islice(file, _LOOKED_AT)))
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -34,7 +37,9 @@ def describe(path: Path) -> dict[str, Any]:
     frames = sorted(row["frames"] for row in rows if "frames" in row)
     list_of_rejected = path.with_suffix(rejected.SUFFIX)
     facts = {
-        "what": f"manifest of {len(rows):,} clips" if rows else "a list without a clip",
+        "what": f"manifest of {len(rows):,} clips"
+        if whole
+        else f"list of {len(rows):,} clips that is no whole manifest",
         "clips": len(rows),
         "images": sum(row.get("frames") == 1 for row in rows),
         "duration_seconds": round(sum(row.get("duration", 0) for row in rows), 3),
@@ -52,7 +57,7 @@ def describe(path: Path) -> dict[str, Any]:
         "size_of_manifest_bytes": size_of(path),
         "frame_rates": most_common(f"{row['fps']:g}" for row in clips if "fps" in row),
         "sizes": most_common(f"{row['height']}x{row['width']}" for row in rows if "height" in row and "width" in row),
-        "splits": most_common(row.get("split", "(none)") for row in rows)
+        "splits": most_common(str(row.get("split", "(none)")) for row in rows)
         if any("split" in row for row in rows)
         else {},
         "files": _files(rows, problems) if whole else {},
@@ -67,17 +72,22 @@ def _tolerant(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     """Return the rows that can be read of a manifest that is refused as a whole, without fields of another type."""
     rows, damaged = [], []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except (ValueError, RecursionError):
-            row = ()
-        if isinstance(row, dict) and "path" in row:
+        if row := _row(line):
             rows.append({name: value for name, value in row.items() if name not in _NUMBERS or _is_number(value)})
-        elif row is not None:
+        elif line.strip():
             damaged.append(number)
     if damaged:
         problems.append(f"{len(damaged)} lines are no clips (the first is line {damaged[0]})")
     return rows
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """Return the object of a line; None if it is not one of a clip."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and "path" in row else None
 
 
 def _is_number(value: Any) -> bool:

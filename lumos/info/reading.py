@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -54,25 +56,29 @@ def read_tail(path: Path, problems: list[str], *, whole: bool = False) -> list[d
 
 def size_of(path: Path) -> int:
     """Return the bytes of a file, or of all files below a folder; a file with several names counts once."""
-    if not path.is_dir():
-        return path.stat().st_size if path.exists() else 0
-    total, seen = 0, set()
-    for folder, _, names in os.walk(path):
-        for name in names:
-            try:
-                facts = os.lstat(os.path.join(folder, name))
-            except OSError:  # deleted meanwhile
-                continue
-            if (facts.st_dev, facts.st_ino) not in seen:
-                seen.add((facts.st_dev, facts.st_ino))
-                total += facts.st_size
-    return total
+    return sum(sizes_in(path).values()) if path.is_dir() else path.stat().st_size if path.exists() else 0
+
+
+def sizes_in(folder: Path) -> dict[str, int]:
+    """Return the bytes of everything in a folder, by name; a file with several names counts under the first."""
+    seen: set[tuple[int, int]] = set()
+    return {name: _size(os.path.join(folder, name), seen) for name in sorted(os.listdir(folder))}
+
+
+def _size(path: str, seen: set[tuple[int, int]]) -> int:
+    try:
+        facts = os.lstat(path)
+        if stat.S_ISDIR(facts.st_mode):
+            return sum(_size(os.path.join(path, name), seen) for name in os.listdir(path))
+    except OSError:  # deleted meanwhile
+        return 0
+    new = (facts.st_dev, facts.st_ino) not in seen
+    seen.add((facts.st_dev, facts.st_ino))
+    return facts.st_size * new
 
 
 def most_common(values, number: int = 6) -> dict[str, int]:
-    """Return how often each value comes, the most frequent first; the others together as "other"."""
-    import collections
-
+    """Return how often each value comes, the most frequent first; beyond `number` of them together as "<n> other"."""
     counts = collections.Counter(values)
     top = dict(counts.most_common(number))
     others = len(counts) - len(top)

@@ -40,13 +40,12 @@ def describe(path: Path) -> dict[str, Any]:
         tensors |= found
     official = read_object(path / "config.json", problems) if path.is_dir() else {}
     archives = [path] if path.suffix == ".jit" else [path / name for name in _ARCHIVES if (path / name).is_file()]
-    facts = {"format": None, "convert_with": None, "files": [file.name for file in (*files, *archives)]}
+    facts = {"what": "safetensors of another kind than lumos converts", "format": None, "convert_with": None}
+    facts["files"] = [file.name for file in (*files, *archives)]
     if _COSMOS in tensors or (archives and not tensors):
         facts |= _cosmos(path, tensors, archives)
     elif any(name in official for name in _OFFICIAL):
         facts |= _lumos1(path, official, problems)
-    else:
-        facts["what"] = "safetensors of another kind than lumos converts"
     if not files and not archives:
         problems.append("no .safetensors file is there: download the weights too")
     facts["bytes"] = sum(size_of(file) for file in (*files, *archives))
@@ -100,7 +99,7 @@ def _lumos1(path: Path, official: dict[str, Any], problems: list[str]) -> dict[s
             raise UserError("config.json lacks vocab_size")
         vocabulary = lumos1_config.make_vocabulary(size, None, 8804, 65_536)
         model = lumos1_config.model_config(official, vocabulary, "float32")
-    except UserError as error:
+    except (UserError, TypeError, ValueError, ArithmeticError) as error:
         problems.append(f"not a released Lumos-1 vocabulary and architecture: {reason(error)}")
         return facts
     sizes = ("num_layers", "model_dim", "mlp_dim", "num_heads", "num_kv_heads", "head_dim", "rope", "qk_norm")

@@ -33,24 +33,39 @@ def describe(path: Path) -> dict[str, Any]:
     if len(folders) > 1:
         problems.append(f"{len(folders)} data sets are there; a run needs a folder with one")
     folder = folders[0]
-    info = read_object(folder / _INFO, problems)
-    splits = {}
-    for split in info.get("splits", []):
-        lengths = [int(number) for number in split.get("shardLengths", [])]
-        name = str(split.get("name"))
-        there = len(list(folder.glob(f"{_NAME}-{name}.array_record-*-of-*")))
-        splits[name] = {"clips": sum(lengths), "shards": len(lengths), "bytes": int(split.get("numBytes", 0))}
-        if there != len(lengths):
-            problems.append(f"{there} of {len(lengths)} shards of split {name!r} are there")
-    video = read_object(folder / "features.json", problems).get("featuresDict", {}).get("features", {}).get("video", {})
-    shape = video.get("tensor", {}).get("shape", {}).get("dimensions", [])
+    splits = _splits(folder, problems)
     facts = {
         "what": f"moving_shapes data, {sum(row['clips'] for row in splits.values()):,} clips",
         "settings": folder.parent.name,
         "version": folder.name,
-        "clip_shape": [int(size) for size in shape],
+        "clip_shape": _clip_shape(folder, problems),
         "folder": str(folder),
         "bytes": size_of(folder),
         "splits": splits,
     }
     return facts | {"problems": problems}
+
+
+def _splits(folder: Path, problems: list[str]) -> dict[str, dict[str, int]]:
+    splits = {}
+    try:
+        for split in read_object(folder / _INFO, problems).get("splits", []):
+            lengths, name = [int(number) for number in split["shardLengths"]], str(split["name"])
+            splits[name] = {"clips": sum(lengths), "shards": len(lengths), "bytes": int(split["numBytes"])}
+    except (LookupError, TypeError, ValueError):
+        problems.append(f"{_INFO} does not say what the splits are")
+    for name, row in splits.items():
+        there = len(list(folder.glob(f"{_NAME}-{name}.array_record-*-of-*")))
+        if there != row["shards"]:
+            problems.append(f"{there} of {row['shards']} shards of split {name!r} are there")
+    return splits
+
+
+def _clip_shape(folder: Path, problems: list[str]) -> list[int]:
+    features = read_object(folder / "features.json", problems)
+    try:
+        video = features["featuresDict"]["features"]["video"]
+        return [int(size) for size in video["tensor"]["shape"]["dimensions"]]
+    except (LookupError, TypeError, ValueError):
+        problems.append("features.json does not say how large the clips are")
+        return []

@@ -9,7 +9,7 @@ from typing import Any
 from lumos.errors import UserError
 from lumos.info import checkpoints
 from lumos.info.config_file import is_resolved
-from lumos.info.reading import read_object, read_tail, reason, size_of
+from lumos.info.reading import read_object, read_tail, reason, sizes_in
 
 _FOLDERS = ("checkpoints", "samples", "dumps", "profile", "tensorboard", "compiled")
 # What a glance at a config wants to see, for both tasks and for each.
@@ -62,7 +62,8 @@ def describe(path: Path) -> dict[str, Any]:
     num_steps = config.train.num_steps if config else None
     resumable = latest is not None and "opt_state" in saved["checkpoints"][str(latest)]["items"]
     state = _state(latest, num_steps, resumable)
-    runs, metrics = read_tail(path / "runs.jsonl", problems), read_tail(path / "metrics.jsonl", problems)
+    runs = read_tail(path / "runs.jsonl", problems, whole=True)
+    metrics = read_tail(path / "metrics.jsonl", problems)
     sources = _sources(config, problems) if config else []
     tokenizer = _tokenizer(config) if config else {}
     facts = {
@@ -84,11 +85,9 @@ def describe(path: Path) -> dict[str, Any]:
     facts["tokenizer"] = tokenizer
     facts["last_metrics"] = _last_metrics(metrics)
     facts["starts"] = _starts(path, runs, problems)
-    sizes = {name: size_of(path / name) for name in _FOLDERS}
-    facts["size_on_disk"] = {
-        **{f"{name}_bytes": size for name, size in sizes.items() if size},
-        "all_bytes": size_of(path),
-    }
+    sizes = sizes_in(path)
+    facts["size_on_disk"] = {f"{name}_bytes": sizes[name] for name in _FOLDERS if sizes.get(name)}
+    facts["size_on_disk"]["all_bytes"] = sum(sizes.values())
     return facts | {"problems": problems}
 
 
@@ -157,13 +156,16 @@ def _data(config, sources: list[Path], runs: list[dict], problems: list[str]) ->
     if now and before and now != before:
         problems.append("the data have changed since the last start: their fingerprints differ")
     manifests = [read_object(source / "manifest.json", []) for source in sources if source.is_dir()]
-    tokenizers = {manifest["tokenizer"].get("fingerprint") for manifest in manifests if "tokenizer" in manifest}
+    tokenizers = [manifest.get("tokenizer") for manifest in manifests]
+    tokenizers = {
+        str(facts["fingerprint"]) for facts in tokenizers if isinstance(facts, dict) and "fingerprint" in facts
+    }
     return {
         "path": config.data.path,
         "there": there,
         "fingerprint": now,
         "fingerprint_at_last_start": before,
-        "tokens_of_tokenizer": sorted(map(str, tokenizers)),
+        "tokens_of_tokenizer": sorted(tokenizers),
     }
 
 
