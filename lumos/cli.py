@@ -135,7 +135,7 @@ def _refuse_odd_paths(arguments: list[str]) -> None:
 
 _FOLDERS = ("workdir", "out", "input", "to", "init_from", "config.data.path", "config.tokenizer_workdir")
 _PATHS = (
-    *_FOLDERS, "image", "video", "manifest", "config", "dump", "text", "tokenizer", "ids", "config.text.model",
+    *_FOLDERS, "image", "video", "manifest", "config", "dump", "text", "tokenizer", "ids", "path", "other", "config.text.model",
 )  # fmt: skip
 
 
