@@ -160,6 +160,7 @@ def _generate(values, overrides):
         given=values.image or values.video,
         num_frames=values.frames,
         seed=values.seed,
+        step=None if values.step < 0 else values.step,
     )
     print("\n".join(str(path) for path in paths))
 
@@ -311,6 +312,7 @@ VERBS: dict[str, Verb] = {
             _text("out", None, "file (.mp4, .gif, .png), or a folder for several prompts", required=True),
             _text("image", None, "first frame: image-to-video"),
             _text("video", None, "first frames: video-to-video continuation"),
+            _number("step", -1, "checkpoint whose weights are used; -1 = the newest"),
             _number("frames", 0, "frames to make in all, 1 + 4k; 1 = an image; 0 = as trained"),
             _number("seed", 0, "random seed"),
         ),

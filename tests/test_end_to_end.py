@@ -87,6 +87,9 @@ def test_generate_writes_every_kind_of_video(demo, tmp_path):
         facts = dict(line.split(": ", 1) for line in video.metadata["comment"].splitlines())
     assert (facts["prompt"], facts["seed"], facts["step"]) == ("b", "1", "4")
     program, *command = shlex.split(facts["command"])
+    assert "--step=4" in command
+    absent = lumos("generate", f"--workdir={run}", "--step=3", f"--out={tmp_path}/x.mp4", cwd=tmp_path, check=False)
+    assert absent.returncode == 2 and "no checkpoint of step 3" in absent.stderr and "there are [" in absent.stderr
     lumos(*command, cwd=tmp_path)
     assert program == "lumos"
     assert (tmp_path / "001.mp4").read_bytes() == (tmp_path / "two" / "001.mp4").read_bytes()
@@ -279,7 +282,7 @@ def test_flags_are_frozen(capsys):
         "train": ["config", "fresh", "init_from", "profile_at", "workdir"],
         "replay": ["dump"],
         "tokenize": ["config", "out", "splits", "workdir"],
-        "generate": ["frames", "image", "out", "prompt", "seed", "video", "workdir"],
+        "generate": ["frames", "image", "out", "prompt", "seed", "step", "video", "workdir"],
         "evaluate": ["out", "seed", "what", "workdir"],
         "convert": ["dtype", "from", "ids", "input", "text", "to", "tokenizer"],
         "plan": ["[no]compile", "[no]json", "[no]search", "config", "for", "topology"],

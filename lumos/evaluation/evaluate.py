@@ -60,6 +60,7 @@ def evaluate(
         results["reconstruction"] = _reconstruction(trained, runs["tokenizer"], out, facts)
     else:
         generator = Generator.load(workdir, overrides)
+        facts |= {"step": str(generator.step)}
         tokenizer_workdir = Path(config.tokenizer_workdir)
         tokenizer_config = config_lib.parse(read_config(tokenizer_workdir))
         tokenizer_config = dataclasses.replace(tokenizer_config, evaluate=config.evaluate)

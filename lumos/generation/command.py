@@ -25,24 +25,27 @@ def generate(
     given: str | None = None,
     num_frames: int = 0,
     seed: int = 0,
+    step: int | None = None,
 ) -> list[Path]:
     """Write one file per prompt and return their paths.
 
     Each file's metadata holds its prompt, its own seed, the step of the weights, and the command that makes it again, alone.
 
-    `out` is a file for one prompt; for several it is a folder (files 000.mp4, 001.mp4, ...).
+    `out` is a file for one prompt; for several it is a folder (files 000.mp4, 001.mp4, ...). `step` is that of the weights, by
+    default the newest.
     """
     prompts = prompts or [""]
     paths = _paths(out, len(prompts))  # before the model is loaded, and used
     if given and not Path(given).is_file():
         raise UserError(f"{given}: {'not a file' if Path(given).exists() else 'no such file'}")
-    generator = Generator.load(workdir, overrides)
+    generator = Generator.load(workdir, overrides, step)
     fps = generator.config.generate.fps
     for path in paths:
         check_writable(path, fps)
     frames = generator.read_given(given, num_frames) if given else None
     made = generator.generate(prompts, seed=seed, num_frames=num_frames, given=frames)
-    options = [f"--config.{name}={value}" for name, value in (overrides or {}).items()]
+    options = [f"--step={generator.step}"]  # training may go on
+    options += [f"--config.{name}={value}" for name, value in (overrides or {}).items()]
     options += [f"--frames={num_frames}"] * bool(num_frames) + [f"--video={given}"] * bool(given)
     for path, video, prompt, own_seed in zip(paths, made.videos, map(without_controls, prompts), itertools.count(seed)):
         again = ["lumos", "generate", f"--workdir={workdir}", f"--prompt={prompt}", f"--seed={own_seed}", *options]

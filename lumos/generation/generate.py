@@ -50,8 +50,11 @@ class Generator:
         self._programs = functools.cache(self._compile)
 
     @classmethod
-    def load(cls, workdir: str | Path, overrides: dict | None = None) -> Generator:
-        """Load the newest weights (EMA) of a training workdir; `overrides` are dotted config fields."""
+    def load(cls, workdir: str | Path, overrides: dict | None = None, step: int | None = None) -> Generator:
+        """Load the weights (EMA) of a training workdir at `step`, by default the newest; `overrides` are dotted config fields.
+
+        Raises UserError, also where there is no checkpoint of that step.
+        """
         read_config(workdir)
         config = config_lib.load(str(Path(workdir) / "config.json"), overrides)
         if config.task != "transformer":
@@ -65,7 +68,8 @@ class Generator:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), definition.abstract)
         checkpointer = Checkpointer(workdir, read_only=True)
         try:
-            return cls(config, definition, checkpointer.restore_params(abstract), checkpointer.latest_step())
+            step = checkpointer.latest_step() if step is None else step
+            return cls(config, definition, checkpointer.restore_params(abstract, step), step)
         finally:
             checkpointer.close()
 
