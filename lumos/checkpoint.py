@@ -318,6 +318,20 @@ def _resident_bytes() -> int:
         return 0
 
 
+def read_shapes(item: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return {name of an array: (shape, dtype)} of the folder of an item, `checkpoints/<step>/params`; no array is read.
+
+    Unlike a Checkpointer this looks at nothing else, so a running writer may delete other checkpoints meanwhile.
+
+    Raises UserError when the folder is damaged or gone.
+    """
+    try:
+        tree = ocp.PyTreeCheckpointHandler().metadata(item.absolute()).tree
+    except Exception as error:  # Orbax and TensorStore raise of every kind when files are damaged
+        raise UserError(f"{item} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    return {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in _leaves(tree) if leaf.shape is not None}
+
+
 def fingerprint(params: Any) -> str:
     """Return a hash of names, shapes, dtypes and values: the identity of a set of weights, whatever their sharding."""
     digest = hashlib.sha256()

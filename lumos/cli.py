@@ -33,8 +33,13 @@ _USAGE = """usage: lumos <verb> [flags]
   launch           run a verb as many processes, here or on a cluster
   evaluate         a training workdir -> results.jsonl and an HTML report
   convert          released Lumos-1 and Cosmos weights and tokens -> workdirs and token folders, and back
+  info             what a path is: workdir, checkpoint, manifest, token folder, shard, released weights, config
+  config show      the resolved fields of a config
+  config diff      the fields in which two configs differ
+  help             the config's sections and fields, with their meaning
 
-`lumos <verb> --help` lists the flags of a verb. Config fields are set with --config.section.field=value.
+`lumos <verb> --help` lists the flags of a verb, `lumos --version` says which lumos this is.
+Config fields are set with --config.section.field=value; `lumos help` lists them.
 """
 
 
@@ -43,36 +48,39 @@ def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr does with characters that a terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE, end="")
         return 0
+    if arguments[0] == "--version":
+        from lumos.version import version_line
+
+        print(version_line())
+        return 0
     verb = arguments.pop(0)
-    if verb == "data" and arguments and not arguments[0].startswith("-"):
+    if verb in ("data", "config") and arguments and not arguments[0].startswith("-"):
         verb += " " + arguments.pop(0)
     if verb == "launch" and "--" in arguments:  # the verb to launch, with its own flags
         cut = arguments.index("--")
         arguments = arguments[:cut] + [f"--verb={word}" for word in arguments[cut + 1 :]]
-    if verb == "replay" and arguments and not arguments[0].startswith("-"):
-        arguments[0] = f"--dump={arguments[0]}"
     try:
         if verb not in VERBS:
-            raise UserError(f"unknown command {verb!r}; commands: {', '.join(VERBS)}")
-        define, run = VERBS[verb]
+            group = [name for name in VERBS if name.startswith(f"{verb.partition(' ')[0]} ")]
+            raise UserError(f"unknown command {verb!r}; commands: {', '.join(group or VERBS)}")
+        define, run, words, no_overrides = VERBS[verb]
         _refuse_odd_paths(arguments)
         arguments, overrides = _split_overrides(arguments)
         values = flags.FlagValues()
         define(values)
         if {"--help", "-h"} & set(arguments):
-            print(f"flags of lumos {verb}:\n{values.get_help()}")
+            print(f"flags of lumos {verb}:\n{values.get_help()}{'' if no_overrides else _FIELDS}")
             return 0
         try:
             rest = values([f"lumos {verb}", *arguments])[1:]
         except flags.Error as error:
             raise UserError(f"lumos {verb}: {' '.join(str(error).split())}; see lumos {verb} --help") from error
-        if verb == "convert" and len(rest) == 1 and not values["input"].value:
-            values["input"].value = rest.pop()
-        if rest:
-            raise UserError(f"unexpected argument {rest[0]!r}; flags are --name=value")
+        _read_words(verb, words, values, rest)
+        if overrides and no_overrides:
+            raise UserError(no_overrides)
         if "workdir" in values and values.workdir:
             compile_cache.use(values.workdir)
         _start_logging()
@@ -85,6 +93,24 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno not in _DISK_ERRORS:
             raise
         return _fail(f"{error.filename or 'writing failed'}: {error.strerror}", EXIT_USER_ERROR)
+
+
+_FIELDS = (
+    "\n--config.section.field=value sets a field of the config: `lumos help` lists the sections, `lumos help SECTION` their "
+    "fields."
+)
+
+
+def _read_words(verb: str, names: tuple[str, ...], values: flags.FlagValues, rest: list[str]) -> None:
+    """Give the arguments that stand without a flag to the flags that they are for. Raises UserError."""
+    usage = " ".join([f"lumos {verb}", *(name.upper() for name in names)])
+    for name in names:
+        if rest and not values[name].present:
+            values[name].value = rest.pop(0)
+        if values[name].value in (None, "") and values[name].default is None:
+            raise UserError(f"{usage}: {name} is missing ({values[name].help}); see lumos {verb} --help")
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; flags are --name=value" + f", or {usage}" * bool(names))
 
 
 def _refuse_odd_paths(arguments: list[str]) -> None:
@@ -109,7 +135,7 @@ def _refuse_odd_paths(arguments: list[str]) -> None:
 
 _FOLDERS = ("workdir", "out", "input", "to", "init_from", "config.data.path", "config.tokenizer_workdir")
 _PATHS = (
-    *_FOLDERS, "image", "video", "manifest", "config", "dump", "text", "tokenizer", "ids", "config.text.model",
+    *_FOLDERS, "image", "video", "manifest", "config", "dump", "text", "tokenizer", "ids", "path", "other", "config.text.model",
 )  # fmt: skip
 
 

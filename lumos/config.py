@@ -25,6 +25,8 @@ from lumos.typed_values import from_dict
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
+    """What a run is trained on, and how it is read."""
+
     # What a training example is: "moving_shapes" (a prepared TFDS folder), "clips" (a manifest written by
     # `lumos data index`) or "tokens" (shards written by `lumos tokenize`).
     source: str = "moving_shapes"
@@ -58,6 +60,8 @@ class ShapesConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig:
+    """How captions and prompts become token ids."""
+
     # sentencepiece model or Hugging Face tokenizer.json (needs lumos-video[lumos1]); "" = the small one that ships
     model: str = ""
     # What surrounds a caption: text with {caption} and optionally {width} {height} {frames} {fps}; "" = nothing
@@ -160,6 +164,8 @@ class SequenceConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
+    """The transformer."""
+
     num_layers: int = 6  # transformer blocks
     model_dim: int = 256  # width of the residual stream
     mlp_dim: int = 704  # hidden width of the SwiGLU
@@ -200,6 +206,8 @@ class CorruptionConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
+    """The loss of the transformer."""
+
     chunk: int = 1024  # masked positions per chunk of the linear cross-entropy
     z_loss: float = 0.0  # weight of log(Z)^2
     label_smoothing: float = 0.0  # share of the target spread over all codes
@@ -208,6 +216,8 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
+    """The optimizer, its learning rate schedule, and the EMA of the parameters."""
+
     name: str = "adamw"  # any optimizer of optax or optax.contrib
     learning_rate: float = 1e-3  # peak
     schedule: str = "cosine"  # cosine | wsd | constant
@@ -225,6 +235,8 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
+    """How long a run is, and what it does on its way."""
+
     num_steps: int = 1000  # updates in all
     accumulation: int = 1  # microbatches per step; equal to one large batch (exceptions: docs/method.md)
     log_every: int = 20  # steps between lines of metrics
@@ -252,6 +264,8 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
+    """How videos are sampled."""
+
     steps: int = 16  # unmasking iterations per latent frame
     guidance: float = 3.0  # classifier-free guidance scale; 1 = off
     temperature: float = 1.0  # of the Gumbel noise on the confidence (annealed to 0 within a frame)
@@ -263,6 +277,8 @@ class GenerateConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
+    """What `lumos evaluate` measures, and on how much."""
+
     split: str = "test"  # held-out split
     num_prompts: int = 64  # prompts to generate and check
     num_clips: int = 64  # clips for reconstruction and cross-entropy

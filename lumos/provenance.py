@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import platform
-import subprocess
 import time
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +15,7 @@ import jax
 
 import lumos
 from lumos.config import Config
+from lumos.version import commit
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av", "sentencepiece")
 
@@ -70,21 +70,6 @@ def data_fingerprint(paths: str) -> str:
         for file in files:
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-@functools.cache
-def commit() -> str:
-    """Return the git commit of the code, with "+changes" where files differ from it; "" outside a checkout."""
-    folder = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str:
-        result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20, check=True)
-        return result.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 @functools.cache

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from absl import flags
 
 from lumos import outputs
 from lumos.errors import UserError
+
+
+class Verb(NamedTuple):
+    define: Callable  # its flags
+    run: Callable  # (values of the flags, config overrides) -> exit code or None
+    words: tuple[str, ...] = ()  # flags that may stand without their names, in this order; those without a default must
+    no_overrides: str = ""  # what to say to --config.section.field=value, where the verb does not take it
 
 
 def _text(name: str, default: str | None, help_text: str, *, required: bool = False) -> Callable:
@@ -43,8 +51,6 @@ def _demo(values, overrides):
     outputs.check_workdir(values.workdir, "--workdir")
     from lumos.demo import demo
 
-    if overrides:
-        raise UserError("lumos demo takes no config overrides; copy configs/demo.py and pass it with --config")
     demo(values.workdir, values.config, values.variant)
 
 
@@ -69,8 +75,6 @@ def _data_shapes(values, overrides):
 
 
 def _data_record(values, overrides):
-    if overrides:
-        raise UserError("lumos data record takes no config overrides")
     outputs.check_folder(values.out, "--out")
     from lumos.data.record import record
 
@@ -109,8 +113,6 @@ def _train(values, overrides):
 def _replay(values, overrides):
     from lumos.training.replay import replay
 
-    if overrides:
-        raise UserError("lumos replay takes no config overrides: it runs the step as it was")
     _join()
     result = replay(values.dump)
     for name, value in result["metrics"].items():
@@ -172,8 +174,6 @@ def _evaluate(values, overrides):
 
 
 def _convert(values, overrides):
-    if not values["input"].value:
-        raise UserError("lumos convert: what to convert? lumos convert --from=KIND PATH --to=PATH")
     check = outputs.check_workdir if values["from"].value in ("lumos1", "cosmos") else outputs.check_folder
     check(values["to"].value, "--to")
     from lumos.interop.convert import Options, convert
@@ -199,8 +199,6 @@ def _launch(values, overrides):
     from lumos.launch.command import launch
     from lumos.launch.spec import make_job
 
-    if overrides:
-        raise UserError("lumos launch: config overrides belong behind --, to the verb")
     if values.local:
         processes, devices = values.num_processes, values.devices_per_process
         return local.run(values.verb, num_processes=processes, devices_per_process=devices)
@@ -213,16 +211,47 @@ def _launch(values, overrides):
     return launch(job, values.cluster, dry_run=values.dry_run)
 
 
-VERBS: dict[str, tuple[Callable, Callable]] = {
-    "demo": (
+def _info(values, overrides):
+    import os
+
+    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing is computed; the accelerator may belong to a run
+    from lumos.info.kinds import describe
+    from lumos.info.render import as_json, as_text
+
+    print((as_json if values.json else as_text)(describe(values.path)), end="")
+
+
+def _config_show(values, overrides):
+    from lumos.config_show import show
+
+    print(show(values.config, overrides, as_json=values.json), end="")
+
+
+def _config_diff(values, overrides):
+    from lumos.config_show import diff
+
+    print(diff(values.config, values.other, as_json=values.json), end="")
+
+
+def _help(values, overrides):
+    from lumos.config_help import describe
+
+    print(describe(values.field, VERBS), end="")
+
+
+_ANY_CONFIG = _text("config", None, "path.py[:variant], config.json, or a training workdir")
+
+VERBS: dict[str, Verb] = {
+    "demo": Verb(
         _flags(
             _text("workdir", "demo", "where everything is written"),
             _text("config", "configs/demo.py", "config file with the variants tokenizer and transformer"),
             _text("variant", "", "extra variant of the config file, such as smoke"),
         ),
         _demo,
+        no_overrides="lumos demo takes no config overrides; copy configs/demo.py and pass it with --config",
     ),
-    "data index": (
+    "data index": Verb(
         _flags(
             _text("input", None, "folder, glob, or CSV/TSV/JSONL/parquet list of clips", required=True),
             _text("out", None, "manifest to write, .jsonl", required=True),
@@ -230,8 +259,8 @@ VERBS: dict[str, tuple[Callable, Callable]] = {
         ),
         _data_index,
     ),
-    "data shapes": (_flags(_CONFIG), _data_shapes),
-    "data record": (
+    "data shapes": Verb(_flags(_CONFIG), _data_shapes),
+    "data record": Verb(
         _flags(
             _text("game", None, "vizdoom | ale", required=True),
             _text("out", None, "folder for the clips", required=True),
@@ -241,8 +270,9 @@ VERBS: dict[str, tuple[Callable, Callable]] = {
             _number("workers", 2, "processes that play"),
         ),
         _data_record,
+        no_overrides="lumos data record takes no config overrides",
     ),
-    "data vocab": (
+    "data vocab": Verb(
         _flags(
             _text("manifest", None, "manifest whose captions to learn from", required=True),
             _text("out", None, "sentencepiece model to write", required=True),
@@ -250,7 +280,7 @@ VERBS: dict[str, tuple[Callable, Callable]] = {
         ),
         _data_vocab,
     ),
-    "train": (
+    "train": Verb(
         _flags(
             _CONFIG,
             _WORKDIR,
@@ -260,8 +290,13 @@ VERBS: dict[str, tuple[Callable, Callable]] = {
         ),
         _train,
     ),
-    "replay": (_flags(_text("dump", None, "folder under <workdir>/dumps", required=True)), _replay),
-    "tokenize": (
+    "replay": Verb(
+        _flags(_text("dump", None, "folder under <workdir>/dumps")),
+        _replay,
+        words=("dump",),
+        no_overrides="lumos replay takes no config overrides: it runs the step as it was",
+    ),
+    "tokenize": Verb(
         _flags(
             _CONFIG,
             _text("workdir", None, "workdir of the trained tokenizer", required=True),
@@ -270,7 +305,7 @@ VERBS: dict[str, tuple[Callable, Callable]] = {
         ),
         _tokenize,
     ),
-    "generate": (
+    "generate": Verb(
         _flags(
             _WORKDIR,
             _many("prompt", "a caption; repeat the flag for several clips in one batch"),
@@ -283,10 +318,10 @@ VERBS: dict[str, tuple[Callable, Callable]] = {
         ),
         _generate,
     ),
-    "convert": (
+    "convert": Verb(
         _flags(
             _text("from", None, "lumos1 | cosmos (weights), lumos (a workdir), lumos1-tokens (pickles)", required=True),
-            _text("input", "", "what to convert; may also stand without the flag"),
+            _text("input", None, "what to convert: weights, a workdir, or tokens"),
             _text("to", None, "workdir or folder to write", required=True),
             _text("dtype", "", "float32 | bfloat16; by default lumos1 loads float32 and lumos writes what it has"),
             _text("tokenizer", "", "workdir of the converted Cosmos tokenizer: of the run, or of the tokens"),
@@ -294,8 +329,9 @@ VERBS: dict[str, tuple[Callable, Callable]] = {
             _text("ids", "", "JSON file with the token ids of another vocabulary (docs/released_weights.md)"),
         ),
         _convert,
+        words=("input",),
     ),
-    "plan": (
+    "plan": Verb(
         _flags(
             _CONFIG,
             _text("topology", None, "v5e:16x16, v5p:8x8x4, 2*v6e:16x16 (slices), h100:64", required=True),
@@ -306,7 +342,7 @@ VERBS: dict[str, tuple[Callable, Callable]] = {
         ),
         _plan,
     ),
-    "launch": (
+    "launch": Verb(
         _flags(
             _switch("local", False, "run processes on this machine, on CPU devices"),
             _number("num_processes", 2, "with --local: processes"),
@@ -327,8 +363,9 @@ VERBS: dict[str, tuple[Callable, Callable]] = {
             _many("verb", "what to run: everything behind --"),
         ),
         _launch,
+        no_overrides="lumos launch: config overrides belong behind --, to the verb",
     ),
-    "evaluate": (
+    "evaluate": Verb(
         _flags(
             _WORKDIR,
             _text("out", None, "folder of the report", required=True),
@@ -336,5 +373,33 @@ VERBS: dict[str, tuple[Callable, Callable]] = {
             _number("seed", 0, "random seed"),
         ),
         _evaluate,
+    ),
+    "info": Verb(
+        _flags(
+            _text("path", None, "workdir, checkpoint, manifest, token folder, record shard, data folder, ..."),
+            _switch("json", False, "print one JSON object instead"),
+        ),
+        _info,
+        words=("path",),
+        no_overrides="lumos info takes no config overrides; lumos config show does",
+    ),
+    "config show": Verb(
+        _flags(_ANY_CONFIG, _switch("json", False, "print one JSON object instead")), _config_show, words=("config",)
+    ),
+    "config diff": Verb(
+        _flags(
+            _ANY_CONFIG,
+            _text("other", None, "the other config"),
+            _switch("json", False, "print one JSON object instead"),
+        ),
+        _config_diff,
+        words=("config", "other"),
+        no_overrides="lumos config diff takes no config overrides",
+    ),
+    "help": Verb(
+        _flags(_text("field", "", "section, or section.field, of the config")),
+        _help,
+        words=("field",),
+        no_overrides="lumos help takes the name of a field: lumos help optimizer.decay",
     ),
 }

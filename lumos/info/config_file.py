@@ -1,0 +1,45 @@
+"""A config: `path.py[:variant]` or a resolved config.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lumos
+from lumos.errors import UserError
+from lumos.info.reading import read_object, reason
+
+_SHIPPED = Path(lumos.__file__).parent / "configs"
+
+
+def recognise(path: Path) -> bool:
+    head = Path(str(path).partition(".py:")[0] + ".py") if ".py:" in str(path) else path
+    if head.suffix == ".py":  # read before it is run: other programs are no configs
+        files = [file for file in (head, _SHIPPED / head.name) if file.is_file()]
+        return bool(files) and b"def get_config" in files[0].read_bytes()
+    return path.suffix == ".json" and is_resolved(path)
+
+
+def is_resolved(path: Path) -> bool:
+    """Return whether a file holds a config as runs save it."""
+    return path.is_file() and {"task", "data", "model"} <= read_object(path, []).keys()
+
+
+def describe(path: Path) -> dict[str, Any]:
+    from lumos.config import Config
+    from lumos.config_show import fields, resolve
+
+    try:
+        config = resolve(str(path), {})
+    except UserError as error:
+        return {"what": "config that cannot be used", "problems": [reason(error)]}
+    defaults = dict(fields(Config()))
+    changed = {name: value for name, value in fields(config) if value != defaults[name]}
+    return {
+        "what": f"config of a {config.task} run",
+        "name": config.name,
+        "task": config.task,
+        "next": f"lumos config show {path}",
+        "changed_from_default": changed,
+        "problems": [],
+    }
