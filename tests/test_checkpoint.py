@@ -10,6 +10,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 from tokens import one_device, run_config, write_tokens  # noqa: F401
@@ -292,3 +293,22 @@ def test_a_run_goes_on_under_the_rule_of_weight_decay_that_it_began_with(tmp_pat
     with pytest.raises(UserError, match="had no effect on sgd: it cannot go on"):
         check_resumed(plain, {}, "run")
     check_resumed(plain, dataclasses.asdict(plain), "run")
+    check_resumed(dataclasses.replace(plain, weight_decay=0.0), {}, "run")
+    muon = dataclasses.replace(config.optimizer, name="muon")
+    check_resumed(muon, {"beta1": 0.9}, "run")
+    with pytest.raises(UserError, match="beta1, there 0.95, was that of Muon's Adam"):
+        check_resumed(muon, {"beta1": 0.95}, "run")
+
+
+def test_a_run_of_before_sgd_had_weight_decay_goes_on_without(tmp_path):
+    """Its state has the form that optax gives it: nothing but clipping and sgd."""
+    config = run_config(write_tokens(tmp_path / "tokens"), optimizer__name="sgd", optimizer__weight_decay=0.0)
+    params = {"w": jnp.ones((2, 2))}
+    got, plain = (
+        jax.tree.structure(o.init(params))
+        for o in (
+            make_optimizer(config.optimizer, 4),
+            optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(lambda _: 1)),
+        )
+    )
+    assert got == plain

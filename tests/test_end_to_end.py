@@ -114,6 +114,20 @@ def test_generate_writes_every_kind_of_video(demo, tmp_path):
     assert len(generator.read_given(tmp_path / "fast.mp4", 13)) == 9
 
 
+def test_pixels_of_a_clip_do_not_depend_on_the_clips_beside_it(demo):
+    """Convolutions of a batch round otherwise than those of a clip alone, which an 8-bit pixel shows."""
+    generator = Generator.load(demo / "transformer")
+    together = generator.generate([f"clip {i}" for i in range(8)], seed=40, num_frames=9)
+    for i in range(8):
+        alone = generator.generate([f"clip {i}"], seed=40 + i, num_frames=9)
+        np.testing.assert_array_equal(alone.videos[0], together.videos[i])
+    frames = np.random.default_rng(0).integers(0, 256, (4, 5, 32, 32, 3), np.uint8)
+    together = generator.generate(["a"] * 4, num_frames=9, given=frames)
+    for i, given in enumerate(frames):
+        alone = generator.generate(["a"], seed=i, num_frames=9, given=given)
+        np.testing.assert_array_equal(alone.videos[0], together.videos[i])
+
+
 def test_samples_of_later_steps_reuse_the_program_of_the_first(demo):
     run = demo / "transformer"
     generator = Generator.load(run)

@@ -7,6 +7,7 @@ import optax
 import pytest
 import tiny
 
+from lumos import config as config_lib
 from lumos import sharding
 from lumos.config import MeshConfig, OptimizerConfig
 from lumos.errors import UserError
@@ -15,6 +16,7 @@ from lumos.training import state as state_lib
 from lumos.training.optimizer import decays, make_optimizer, make_schedule
 from lumos.training.state import TrainState, abstract_state, create_state, state_shardings
 from lumos.training.step import make_train_step
+from lumos.training.tasks import make_task
 from lumos.training.transformer_task import TransformerTask
 
 
@@ -304,6 +306,46 @@ def test_of_a_tokenizer_kernels_and_tables_decay():
         "norm1": {"scale": False},
         "layers": {"q_norm": {"weight": False}, "gate": {"kernel": True}},
     }
+
+
+def test_blocks_of_a_holistic_tokenizer_decay_as_other_layers_do():
+    """They are numbered, not stacked: a kernel has two axes of its own."""
+    config = config_lib.default()
+    config.task, config.data.buckets = "tokenizer", ((5, 32, 32),)
+    changes = {"body": "holistic", "channels": 32, "clip": (5, 32, 32), "num_queries": 4, "quantizer": "svq"}
+    config.tokenizer.update(changes | {"levels": (16,), "temporal_compression": 4, "patch_size": 4})
+    blocks = decays(make_task(config_lib.parse(config)).definition.abstract)["vae"]["encoder"]["blocks"]
+    block = blocks["layers"]["0"]
+    assert block["query"] == {"kernel": True, "bias": False} and block["up"]["kernel"] and block["down"]["kernel"]
+    assert block["norm1"] == {"scale": False, "bias": False}
+
+
+@pytest.mark.parametrize("name", ["schedule_free_adamw", "schedule_free_sgd"])
+def test_schedule_free_optimizers_spare_norms_and_biases_too(name):
+    params = {"gate": {"kernel": jnp.full((3, 3), 0.5), "bias": jnp.full(3, 0.5)}, "norm": {"weight": jnp.full(3, 0.5)}}
+    gradients = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape), params)
+
+    def after(**changes):
+        config = OptimizerConfig(name=name, warmup_steps=0, learning_rate=0.1, clip_norm=0.0, **changes)
+        optimizer, new = make_optimizer(config, 10), params
+        state = optimizer.init(new)
+        for _ in range(3):
+            updates, state = optimizer.update(gradients, state, new)
+            new = optax.apply_updates(new, updates)
+        return new
+
+    without, sparing, decayed = after(weight_decay=0.0), after(weight_decay=0.5), after(weight_decay=0.5, decay="all")
+    np.testing.assert_allclose(sparing["gate"]["kernel"], decayed["gate"]["kernel"], rtol=1e-6)
+    assert (np.abs(without["gate"]["kernel"] - sparing["gate"]["kernel"]) > 1e-3).all()
+    for part, leaf in (("gate", "bias"), ("norm", "weight")):
+        np.testing.assert_allclose(sparing[part][leaf], without[part][leaf], rtol=1e-6)
+        assert (np.abs(decayed[part][leaf] - without[part][leaf]) > 1e-3).all()
+
+
+@pytest.mark.parametrize("name", ["lbfgs", "rprop", "sm3", "dpsgd", "schedule_free", "momo", "sophia"])
+def test_optimizers_that_ask_for_more_than_gradients_are_refused(name):
+    with pytest.raises(UserError, match=f"config.optimizer.name='{name}' cannot be used: [^\\n]*$"):
+        make_optimizer(OptimizerConfig(name=name), 10)
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,8 @@ class Generator:
         given_tokens = np.zeros((len(prompts), latent_frames, rows, columns), np.int32)
         num_given = 0
         if given is not None:
-            given = np.broadcast_to(given, (len(prompts), *given.shape[-4:]))
-            tokens = self.tokenizer.encode(given)
+            given = np.reshape(given, (-1, *given.shape[-4:]))
+            tokens = _one_by_one(self.tokenizer.encode, given)
             num_given = tokens.shape[1]
             if tokens.shape[2:] != (rows, columns) or num_given >= latent_frames:
                 raise UserError(
@@ -122,7 +122,7 @@ class Generator:
         tokens = program(self.params, text_BP, length_B, given_tokens, row_keys(seed, len(prompts)))
         tokens = np.asarray(tokens)
         seconds = time.perf_counter() - start
-        return Generated(self.tokenizer.decode(tokens), tokens, seconds)
+        return Generated(_one_by_one(self.tokenizer.decode, tokens), tokens, seconds)
 
     def _compile(self, latent_frames: int, num_given: int, settings: GenerateConfig):
         layout = make_layout(self.config, (latent_frames, *self.config.sequence.grid[1:]))
@@ -152,3 +152,8 @@ class Generator:
         usable = 1 + min((found - 1) // temporal, longest - 1) * temporal
         height, width = self.frame_size
         return read_clip(path, start=0.0, num_frames=usable, fps=fps, height=height, width=width)
+
+
+def _one_by_one(call, rows: np.ndarray) -> np.ndarray:
+    """Return the results for all rows, each computed alone: those of a batch differ in their last bits, and so would a file."""
+    return np.concatenate([call(row[None]) for row in rows])

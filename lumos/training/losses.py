@@ -146,7 +146,7 @@ def _cross_entropy_bwd(options, saved, cotangents):
         local, ((*rows, None), (embed, vocab), rows, rows, rows, rows), ((*rows, None), (embed, vocab))
     )
     dhidden, dhead = place(hidden, head, labels, active, weights * cotangents.loss, lse)
-    dweights = _zero(weights) if plain_loss is None else plain_loss * cotangents.loss
+    dweights = _zero(weights) if plain_loss is None else (plain_loss * cotangents.loss).astype(weights.dtype)
     return dhidden, dhead, _zero(labels), dweights
 
 

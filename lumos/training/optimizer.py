@@ -38,11 +38,11 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
     """Return clipping + the named optimizer + weight decay.
 
-    Decay is decoupled (`parameter -= learning rate * weight_decay * parameter`, Loshchilov and Hutter 2019), with optimizers
-    that have none of their own too. It acts on what `decays` says.
+    An optimizer with weight decay of its own keeps its form of it. With all others it is decoupled: `parameter -= learning
+    rate * weight_decay * parameter` (Loshchilov and Hutter 2019). It acts on what `decays` says.
 
     Raises:
-      UserError: no such optimizer, or a field was changed that it has no use for.
+      UserError: no such optimizer, one that needs more than gradients, or a field was changed that it has no use for.
     """
     factory = getattr(optax, config.name, None) or getattr(optax.contrib, config.name, None)
     parameters = inspect.signature(factory).parameters if callable(factory) else {}
@@ -62,14 +62,37 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     mask_name = next((name for name in ("mask", "weight_decay_mask") if name in parameters), None)
     if "weight_decay" not in parameters or (config.name == "muon" and mask):  # Muon's Adam has no mask
         wanted |= {"weight_decay": 0.0, "adam_weight_decay": 0.0}
-        outside = optax.add_decayed_weights(lambda step: -config.weight_decay * schedule(step), mask)
+        if config.weight_decay:
+            outside = optax.add_decayed_weights(lambda step: -config.weight_decay * schedule(step), mask)
+    elif mask and config.name in ("schedule_free_adamw", "schedule_free_sgd"):
+        factory, parameters = _schedule_free, ("config", "schedule", "mask")
+        wanted = {"config": config, "schedule": schedule, "mask": mask}
     else:
         wanted |= {"weight_decay": config.weight_decay, "adam_weight_decay": config.weight_decay, mask_name: mask}
         if mask and not mask_name and config.weight_decay:
             _log.warning("%s decays every parameter, norms and biases too: it cannot spare any", config.name)
-    optimizer = factory(**{name: value for name, value in wanted.items() if name in parameters})
+    try:
+        optimizer = factory(**{name: value for name, value in wanted.items() if name in parameters})
+        # What it asks for shows at its first update: here, of one small matrix.
+        jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p), {"kernel": jnp.zeros((2, 2))})
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"config.optimizer.name={config.name!r} cannot be used: it asks for more than gradients and a learning rate schedule "
+            f"({' '.join(str(error).split())[:120]})"
+        ) from error
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
     return _in_float32(optax.chain(clip, optax.chain(optimizer, outside) if outside else optimizer))
+
+
+def _schedule_free(config: OptimizerConfig, schedule: optax.Schedule, mask) -> optax.GradientTransformation:
+    """Return optax's schedule_free_adamw or schedule_free_sgd with a mask of weight decay, which those do not take."""
+    scale = optax.scale_by_rms(config.beta2, eps_in_sqrt=False, bias_correction=True)
+    base = optax.chain(
+        scale if config.name == "schedule_free_adamw" else optax.identity(),
+        optax.add_decayed_weights(config.weight_decay, mask),
+        optax.scale_by_learning_rate(schedule),
+    )
+    return optax.contrib.schedule_free(base, schedule, b1=config.beta1)
 
 
 def decays(params: Any) -> Any:
@@ -77,7 +100,8 @@ def decays(params: Any) -> Any:
 
     def one(path, leaf):
         names = [key.key for key in path]
-        own_axes = leaf.ndim - ("layers" in names)  # layers are stacked
+        # Layers are stacked, but for those that have a number (of holistic tokenizers).
+        own_axes = leaf.ndim - any(name == "layers" and not after.isdigit() for name, after in zip(names, names[1:]))
         return own_axes >= 2 and names[-1] != "bias" and not any("norm" in name for name in names)
 
     return jax.tree_util.tree_map_with_path(one, params)
@@ -88,7 +112,7 @@ def _refuse_unused(config: OptimizerConfig, parameters) -> None:
     for name, used in (("beta1", "b1" in parameters), ("beta2", bool({"b2", "adam_b2"} & set(parameters)))):
         value, default = getattr(config, name), getattr(OptimizerConfig, name)
         if not used and value != default:
-            why = f"its momentum is {_MUON_MOMENTUM}" if config.name == "muon" else "it has none"
+            why = f"its momentum is {_MUON_MOMENTUM}" if config.name == "muon" else "it has no such field"
             raise UserError(
                 f"config.optimizer.{name}={value} has no effect on {config.name} ({why}); leave it at {default}"
             )
@@ -98,15 +122,23 @@ def check_resumed(config: OptimizerConfig, began: dict[str, Any], where: str) ->
     """Refuse to go on under another rule of weight decay than a run began with: its state has another form.
 
     `began` is this section of the config in the checkpoint. Before it held the rule, decay acted on every parameter, and on
-    none with optimizers that have no decay of their own. Raises UserError.
+    none with optimizers that have no decay of their own; beta1 was that of Muon's Adam. Raises UserError.
     """
-    rule = began.get("decay", "all")
     factory = getattr(optax, config.name, None) or getattr(optax.contrib, config.name)
-    if "decay" not in began and "weight_decay" not in inspect.signature(factory).parameters:
-        raise UserError(
-            f"{where} began when weight decay had no effect on {config.name}: it cannot go on; start a new run from its "
-            "weights with lumos train --init_from"
-        )
+    if "decay" not in began:
+        if config.name == "muon" and began.get("beta1", OptimizerConfig.beta1) != OptimizerConfig.beta1:
+            raise UserError(
+                f"{where} began when config.optimizer.beta1, there {began['beta1']}, was that of Muon's Adam, which has "
+                f"{OptimizerConfig.beta1} now: it cannot go on; start a new run from its weights with lumos train --init_from"
+            )
+        if "weight_decay" not in inspect.signature(factory).parameters:
+            if config.weight_decay:
+                raise UserError(
+                    f"{where} began when weight decay had no effect on {config.name}: it cannot go on with any; set "
+                    "config.optimizer.weight_decay=0"
+                )
+            return
+    rule = began.get("decay", "all")
     if config.decay != rule:
         acts = {"all": "acts on every parameter", "matrices": "spares norms and biases"}[rule]
         raise UserError(f"{where} is of a run whose weight decay {acts}; set config.optimizer.decay={rule} to go on")
