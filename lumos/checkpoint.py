@@ -34,6 +34,7 @@ logging.getLogger("orbax").setLevel(logging.WARNING)
 logging.getLogger("absl").addFilter(lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname)
 
 _ARRAYS = ("params", "opt_state", "ema")
+_MAX_ATTEMPTS = 10
 _SAVE_ERRORS = (OSError, ValueError, RuntimeError)  # what file systems raise through Orbax and TensorStore
 
 
@@ -64,17 +65,21 @@ class Checkpointer:
         self._sweeps = not read_only and jax.process_index() == 0
         self._sweeper = ThreadPoolExecutor(1)
         self._swept = self._sweeper.submit(self._sweep)
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            item_handlers=arrays | {"meta": ocp.JsonCheckpointHandler()},
-            options=ocp.CheckpointManagerOptions(
-                create=not read_only,
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
-                todelete_subdir=None if read_only else self._deleted.name,
-                preservation_policy=preserve.AnyPreservationPolicy(policies),
-            ),
+        options = ocp.CheckpointManagerOptions(
+            create=not read_only,
+            read_only=read_only,
+            cleanup_tmp_directories=not read_only,
+            todelete_subdir=None if read_only else self._deleted.name,
+            preservation_policy=preserve.AnyPreservationPolicy(policies),
         )
+        handlers = arrays | {"meta": ocp.JsonCheckpointHandler()}
+        for attempt in range(_MAX_ATTEMPTS):
+            try:
+                self._manager = ocp.CheckpointManager(self.directory, item_handlers=handlers, options=options)
+                break
+            except FileNotFoundError:  # the process that writes here has just deleted what was being listed
+                if not read_only or attempt == _MAX_ATTEMPTS - 1:
+                    raise
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()

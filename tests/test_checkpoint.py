@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 import tiny
 from tokens import one_device, run_config, write_tokens  # noqa: F401
@@ -312,3 +313,20 @@ def test_a_run_of_before_sgd_had_weight_decay_goes_on_without(tmp_path):
         )
     )
     assert got == plain
+
+
+def test_a_reader_looks_again_when_a_checkpoint_is_deleted_under_its_eyes(plain, monkeypatch):
+    folder, _ = plain
+    manager, calls = ocp.CheckpointManager, []
+
+    def vanishing(*arguments, **options):
+        calls.append(options["options"].read_only)
+        if len(calls) < 3:
+            raise FileNotFoundError(str(folder / "checkpoints" / "1"))
+        return manager(*arguments, **options)
+
+    monkeypatch.setattr(ocp, "CheckpointManager", vanishing)
+    assert Checkpointer(folder, read_only=True).latest_step() == 1 and len(calls) == 3
+    calls.clear()
+    with pytest.raises(FileNotFoundError):  # a writer is alone: there it means damage
+        Checkpointer(folder)

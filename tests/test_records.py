@@ -1,5 +1,9 @@
 """ArrayRecord shards: contents, atomicity, damage."""
 
+import os
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -81,3 +85,13 @@ def test_damage_names_file_and_record(tmp_path):
         RecordSource(paths)
     with pytest.raises(UserError, match="absent.array_record: no such record file"):
         RecordSource([tmp_path / "absent.array_record"])
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused_in_one_line(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    with RecordWriter(tmp_path / "x.array_record") as writer:
+        writer.write({"caption": "a"})
+    shutil.copy(tmp_path / "x.array_record", folder / "x.array_record")
+    with pytest.raises(UserError, match=r"caf\\udce9/x.array_record: record files are read below folders"):
+        RecordSource([folder / "x.array_record"])

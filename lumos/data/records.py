@@ -19,7 +19,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from lumos.errors import UserError
+from lumos.errors import UserError, printable
 
 _STRING = ".utf8"
 
@@ -124,6 +124,8 @@ class RecordSource:
 def _open_shard(path: str) -> ArrayRecordDataSource:
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such record file")
+    if not path.isascii() and any("\ud800" <= character <= "\udfff" for character in path):
+        raise UserError(f"{printable(path)}: record files are read below folders whose names are UTF-8; rename it")
     try:
         return ArrayRecordDataSource([path])
     except (ValueError, RuntimeError) as error:
