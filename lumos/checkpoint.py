@@ -25,7 +25,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
 import lumos
 from lumos.config import read_resolved
-from lumos.errors import UserError
+from lumos.errors import UserError, refuse_url
 from lumos.training.state import TrainState, start_average
 
 _log = logging.getLogger(__name__)
@@ -349,6 +349,7 @@ def fingerprint(params: Any) -> str:
 
 def read_config(workdir: str | Path) -> dict[str, Any]:
     """Return the resolved config that a training run stored in its workdir."""
+    refuse_url(str(workdir), "workdir")
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise UserError(f"{workdir} is not a training workdir: no config.json in it")

@@ -13,7 +13,7 @@ from absl import flags
 from absl import logging as absl_logging
 
 from lumos import compile_cache
-from lumos.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, UserError, printable
+from lumos.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, UserError, printable, refuse_url
 from lumos.huge_pages import use_huge_pages
 from lumos.processes import started_by
 from lumos.verbs import VERBS
@@ -124,18 +124,15 @@ def _refuse_odd_paths(arguments: list[str]) -> None:
         if not word.startswith("-") or name not in _PATHS:
             continue
         value = value if equals else following
-        if "://" in value and name in _FOLDERS:
-            raise UserError(
-                f"--{name}={value}: buckets are reached through a mount (NFS, gcsfuse); give the mounted folder"
-            )
+        refuse_url(value, f"--{name}")
         home = os.path.expanduser(value)
         if home != value and not os.path.lexists(value.split("/")[0]):
             raise UserError(f"--{name}={value}: the shell fills in ~ only behind a blank; write {home}")
 
 
-_FOLDERS = ("workdir", "out", "input", "to", "init_from", "config.data.path", "config.tokenizer_workdir")
 _PATHS = (
-    *_FOLDERS, "image", "video", "manifest", "config", "dump", "text", "tokenizer", "ids", "path", "other", "config.text.model",
+    "workdir", "out", "input", "to", "init_from", "image", "video", "manifest", "config", "dump", "text", "tokenizer", "ids", "path",
+    "other", "config.data.path", "config.tokenizer_workdir", "config.text.model",
 )  # fmt: skip
 
 

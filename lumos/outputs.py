@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from lumos.errors import UserError, printable
+from lumos.errors import UserError, printable, refuse_url
 
 # Names of files may have 255 bytes; those that are written first under another name need some of them.
 _NAME_BYTES = 230
@@ -71,6 +71,7 @@ def check_file(path: str | Path, flag: str, suffixes: Sequence[str] = ()) -> Pat
 def _checked(path: str | Path, flag: str) -> Path:
     if not str(path):
         raise UserError(f"{flag} is empty; give a path")
+    refuse_url(os.fspath(path), flag)
     try:
         os.fspath(path).encode("utf-8")
     except UnicodeEncodeError as error:

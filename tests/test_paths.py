@@ -14,6 +14,7 @@ from tokens import run_config, write_tokens
 
 from lumos import cli, outputs
 from lumos import config as config_lib
+from lumos.checkpoint import read_config
 from lumos.data.sources import parse_paths
 from lumos.errors import UserError, printable
 from lumos.generation import command
@@ -285,3 +286,28 @@ def test_home_folders_are_written_by_the_shell_or_refused(tmp_path, monkeypatch,
     make(Path("~/a.png"))
     assert cli.main(["data", "index", "--input=~", "--out=~/m.jsonl"]) == 0
     assert Path("~/m.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["train", _CONFIG, "--workdir=gs://bucket/run"],
+        ["data", "index", "--input=s3://bucket/clips", "--out=c.jsonl"],
+        ["data", "vocab", "--manifest=gs://bucket/clips.jsonl", "--out=text.model"],
+        ["convert", "--from=lumos1", "--input=hf://a/b", "--to=run"],
+        ["generate", "--workdir=run", "--image=https://host/a.png", "--out=a.mp4"],
+        ["train", _CONFIG, "--workdir=run", "--config.data.path=gs://bucket/shapes"],
+    ],
+)
+def test_no_url_becomes_a_folder(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(flags) == 2
+    error = capsys.readouterr().err
+    assert "buckets are reached through a mount" in error and "\n" not in error.strip() and not list(tmp_path.iterdir())
+
+
+def test_urls_inside_configs_are_refused():
+    with pytest.raises(UserError, match="config.data.path=gs://bucket/a: buckets are reached through a mount"):
+        parse_paths("gs://bucket/a=2,gs://bucket/b")
+    with pytest.raises(UserError, match="workdir=gs://bucket/tokenizer: buckets"):
+        read_config("gs://bucket/tokenizer")

@@ -36,7 +36,7 @@ from lumos.data.index import read_manifest
 from lumos.data.rates import common_rate
 from lumos.data.records import RecordSource
 from lumos.data.video import VideoInfo
-from lumos.errors import UserError, warn_once
+from lumos.errors import UserError, refuse_url, warn_once
 
 HELD_OUT = 0.05  # share of a manifest without splits that validation and test get
 
@@ -83,6 +83,7 @@ def parse_paths(text: str) -> list[tuple[str, float]]:
             continue
         if not name:
             raise UserError(f"config.data.path={text!r}: the weight {weight!r} has no name before it")
+        refuse_url(name, "config.data.path")
         if weight is not None and not (
             weight.count(".") < 2 and re.fullmatch(r"[\d.]*\d[\d.]*", weight) and float(weight)
         ):
