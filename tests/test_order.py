@@ -171,6 +171,21 @@ def test_what_cannot_go_on_is_said(forty, tmp_path, caplog):
     assert "another share of images" in line and "none is missed" in line and "1 of 2 streams are new" in line
 
 
+def test_sources_that_change_places_are_said_to_be_shuffled_anew(tmp_path, caplog):
+    """The order of a source's clips depends on its place in config.data.path."""
+    a, b = (write_tokens(tmp_path / name, range(8)) for name in "ab")
+    config = make_config("tokens", f"{a},{b}", buckets=((9, 32, 48),))
+    _, saved = go(config, 2)
+    for path in (f"{b},{a}", f"{b}"):
+        caplog.clear()
+        go(changed(config, path=path), 1, 2, saved)
+        assert "the sources of config.data.path stand in another order" in caplog.text
+        assert "may come twice or not at all" in caplog.text and "none is missed" not in caplog.text
+    caplog.clear()
+    go(changed(config, path=f"{a}"), 1, 2, saved)
+    assert "none is missed" in caplog.text and "another order" not in caplog.text
+
+
 def test_a_config_from_before_that_fits_no_data_is_said(forty, caplog):
     config = make_config("tokens", forty, buckets=((9, 32, 48),), batch_size=4)
     old = json.loads(json.dumps(changed(config, buckets=((33, 32, 48),)).to_dict()))

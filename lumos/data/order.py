@@ -3,7 +3,7 @@
 A plan is made of JSON values and saved with every checkpoint:
 
     first       the batch number at which it begins; batch s is turn s - first of it
-    seed, tokenizers                (of tokens: the fingerprints of their tokenizers)
+    seed, tokenizers, names         (of the sources; of tokens: the fingerprints of their tokenizers)
     kinds       clips and images take turns by `weight`
       buckets     so do the buckets of a kind, each with its batch size
         streams     of a bucket, one for each source of data: endless, shuffled anew each epoch; examples come from them by
@@ -82,6 +82,7 @@ def make_plan(sources: list[tuple[Source, float]], seed: int, kinds: list[tuple[
         "first": 0,
         "seed": seed,
         "tokenizers": [_tokenizer(source) for source, _ in sources],
+        "names": [source.name for source, _ in sources],
         "kinds": [
             {"images": images, "weight": weight, "buckets": [bucket(part) for part in groups]}
             for images, weight, groups in kinds
@@ -130,14 +131,15 @@ def continue_plan(plan: Plan, before: Plan, number: int) -> Plan:
             f"config.data.path: these tokens were made by tokenizer {', '.join(map(str, new))}, those that the run has learnt from by "
             f"{', '.join(map(str, old))}: their codes mean other things; start a new run, or give the old tokens"
         )
-    if _without_starts(plan) == _without_starts(before):
+    moved = _moved(before.get("names", []), plan["names"])
+    if _without_starts(plan) == _without_starts(before) and not moved:
         return before
     seen = dict(_seen(before, number - before["first"]))
     plan = {**plan, "first": number}
     changed, begun = 0, 0
     for key, stream in _streams(plan):
         clips, stream["start"] = seen.get(key, (0, 0))
-        changed += key in seen and clips != stream["clips"]
+        changed += key in seen and (clips != stream["clips"] or moved)
         begun += key not in seen
     outcome = "every stream of clips goes on at its own example, none is missed and none comes twice"
     if before["seed"] != plan["seed"] or changed:
@@ -151,6 +153,11 @@ def continue_plan(plan: Plan, before: Plan, number: int) -> Plan:
         outcome,
     )
     return plan
+
+
+def _moved(before: list[str], now: list[str]) -> bool:
+    """Return whether a source has another place among the sources than before: its clips are shuffled by its place."""
+    return any(name in now and now[number : number + 1] != [name] for number, name in enumerate(before))
 
 
 def _streams(plan: Plan) -> Iterator[tuple[tuple, dict[str, Any]]]:
@@ -225,6 +232,8 @@ def _changes(before: Plan, plan: Plan) -> Iterator[str]:
         yield "another share of images"
     if before["seed"] != plan["seed"]:
         yield f"seed {before['seed']}, now {plan['seed']}"
+    if _moved(before.get("names", []), plan["names"]):
+        yield "the sources of config.data.path stand in another order"
     old, new = clips(before), clips(plan)
     if sum(old.values()) != sum(new.values()) or (old.keys() == new.keys() and old != new):
         yield f"{sum(old.values())} clips in all buckets, now {sum(new.values())}"

@@ -121,8 +121,8 @@ def make_definition(config: ModelConfig, vocabulary: Vocabulary) -> Definition:
     remat.saved_names(config.remat)  # refuses unknown policies now
     if config.code_levels and math.prod(config.code_levels) != vocabulary.visual_size:
         raise UserError(
-            f"config.model.code_levels={config.code_levels} has {math.prod(config.code_levels)} codes, but the codebook has "
-            f"{vocabulary.visual_size}; give the tokenizer's levels, or () to switch it off"
+            f"config.model.code_levels={config.code_levels} has {math.prod(config.code_levels)} codes, but the vocabulary has "
+            f"{vocabulary.visual_size} (config.model.visual_vocab, else the codebook); give the tokenizer's levels, or () to switch it off"
         )
     return Definition(lambda rngs: Transformer(config, vocabulary, rngs))
 
