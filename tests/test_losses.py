@@ -113,3 +113,11 @@ def test_weight_zero_removes_a_position_whatever_its_label():
     hidden, head = jnp.ones((3, 4)), jnp.ones((4, 5))
     out = linear_cross_entropy(hidden, head, jnp.array([0, -7, 99]), jnp.array([1.0, 0.0, 0.0]), chunk=2)
     np.testing.assert_allclose(out.nll, [np.log(5), 0, 0], rtol=1e-6)
+
+
+def test_the_gradient_of_weights_has_their_dtype():
+    hidden, head, labels, _ = _inputs(8)
+    weights = jnp.linspace(-1, 1, 8).astype(jnp.bfloat16)
+    got = jax.grad(lambda weights: _chunked(3, hidden, head, labels, weights).sum())(weights)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(np.float32), _naive(hidden, head, labels, jnp.ones(8)), rtol=2.0**-8)
