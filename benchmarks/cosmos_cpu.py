@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from lumos.evaluation.evaluate import versions
-from lumos.huge_pages import use_huge_pages
 from lumos.interop import cosmos
+from lumos.runtime.huge_pages import use_huge_pages
 from lumos.tokenizers.causal_vae import make_definition
 
 OFFICIAL = {"encode": 15.9, "decode": 6.4}

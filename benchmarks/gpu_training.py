@@ -22,20 +22,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos import config as config_lib
-from lumos import sharding
+from lumos import config_loading, sharding
 from lumos.chips import parse_topology
 from lumos.evaluation.evaluate import versions
+from lumos.layouts import make_layout
 from lumos.model import attention
+from lumos.model.cross_entropy import linear_cross_entropy
 from lumos.planning import estimate
-from lumos.sequence.attention import layout_range
-from lumos.sequence.layout import make_layout
-from lumos.training.flops import peak_flops_per_device
-from lumos.training.losses import linear_cross_entropy
+from lumos.runtime.speed import peak_flops_per_device
+from lumos.sequence.key_ranges import KeyRanges
+from lumos.sequence.rule import StageCausal, layout_ranges
 from lumos.training.optimizer import make_optimizer
 from lumos.training.state import create_state
 from lumos.training.step import make_train_step
-from lumos.training.transformer_task import TransformerTask
+from lumos.training.transformer_objective import TransformerObjective
 
 SIZES = {"500m": (1, 2, 4, 8), "1b": (1, 2, 4)}
 
@@ -50,14 +50,14 @@ def seconds(function, *arguments, rounds=10):
 
 
 def load(size, variant, batch_size):
-    config = config_lib.load(f"configs/lumos_{size}.py:{variant}", {"data.batch_size": str(batch_size)})
+    config = config_loading.load(f"configs/lumos_{size}.py:{variant}", {"data.batch_size": str(batch_size)})
     return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, fsdp=1))
 
 
 def train(size, variant, batch_size, out):
     config = load(size, variant, batch_size)
-    task, mesh, rng = (
-        TransformerTask(config),
+    objective, mesh, rng = (
+        TransformerObjective(config),
         sharding.make_mesh(config.mesh, jax.devices()[:1]),
         np.random.default_rng(0),
     )
@@ -68,8 +68,8 @@ def train(size, variant, batch_size, out):
         "text_length": np.full(batch_size, text, np.int32),
     }
     with jax.set_mesh(mesh):
-        state = create_state(task.definition, optimizer, mesh, seed=0, ema=False)
-        step, batch = make_train_step(task, optimizer, config, mesh), sharding.put_batch(mesh, batch)
+        state = create_state(objective.definition, optimizer, mesh, seed=0, ema=False)
+        step, batch = make_train_step(objective, optimizer, config, mesh), sharding.put_batch(mesh, batch)
         for i in range(8):
             if i == 3:
                 jax.block_until_ready(state)
@@ -84,7 +84,7 @@ def train(size, variant, batch_size, out):
     guess = estimate.estimate_train(config, parse_topology("h100:1"))
     return {
         "case": f"train {size}", "batch_size": batch_size, "tokens": make_layout(config).length, "step_s": took,
-        "mfu": task.flops_per_step() / took / (peak_flops_per_device() or math.nan), "loss": float(metrics["loss"]),
+        "mfu": objective.flops_per_step() / took / (peak_flops_per_device() or math.nan), "loss": float(metrics["loss"]),
         "peak_gib": memory.get("peak_bytes_in_use", 0) / 2**30, "estimated_gib": guess.memory.total / 2**30,
     }  # fmt: skip
 
@@ -95,7 +95,7 @@ def compare_attention(size, variant, _, out):
     grid = (min(2, config.sequence.grid[0]), *config.sequence.grid[1:])
     config = dataclasses.replace(config, sequence=dataclasses.replace(config.sequence, grid=grid))
     layout, model = make_layout(config), config.model
-    keys = layout_range(layout, jnp.zeros((1,), jnp.int32))
+    keys = KeyRanges.of(layout_ranges(layout, StageCausal()), jnp.zeros((1,), jnp.int32))
     make = lambda heads, seed: jax.random.normal(
         jax.random.key(seed), (1, layout.length, heads, model.head_dim), model.dtype
     )

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos import config as config_lib
+from lumos import config_loading
 from lumos.data.pipeline import make_pipeline
 from lumos.evaluation.evaluate import versions
-from lumos.tokenizers.metrics import psnr, ssim, to_float, to_uint8
+from lumos.tokenizers.pixel_quality import psnr, ssim, to_float, to_uint8
 from lumos.tokenizers.wavelet import haar_patch, haar_unpatch
 
 PATCH = 4  # a cell is two by two of these patches
@@ -90,7 +90,7 @@ def main():
     parser.add_argument("--bits", type=int, help="bits of a cell; by default those of the config's tokens")
     parser.add_argument("--split", help="by default that of the config's evaluation")
     arguments = parser.parse_args()
-    config = config_lib.load(arguments.config)
+    config = config_loading.load(arguments.config)
     split = arguments.split or config.evaluate.split
     bits = arguments.bits or int(np.log2(config.codebook_size)) * config.tokenizer.parts
     to_cells, to_video = jax.jit(lambda video: analyse(to_float(video))), jax.jit(lambda x: to_uint8(synthesise(x)))

@@ -14,26 +14,27 @@ import time
 import jax
 import numpy as np
 
-from lumos import config as config_lib
+from lumos import config_loading
 from lumos.evaluation.evaluate import versions
 from lumos.interop import lumos1, lumos1_config
-from lumos.sequence.layout import lumos1 as lumos1_layout
-from lumos.sequence.layout import make_layout
+from lumos.layouts import make_layout
+from lumos.sequence.lumos1 import build as lumos1_layout
+from lumos.slots import slot
 
 GRID, LENGTH = (22, 48, 84), 90_119
 VISUAL_START, CODES = 9216, 1024
 
 
 def make_model():
-    config = config_lib.default()
+    config = config_loading.default()
     config.model.num_layers, config.model.model_dim, config.model.mlp_dim = 2, 64, 128
     config.model.num_heads, config.model.num_kv_heads, config.model.head_dim = 2, 1, 32
     config.model.text_vocab, config.model.visual_vocab = VISUAL_START, CODES
-    config.sequence.style, config.sequence.visual_start = "lumos1", VISUAL_START
-    config = config_lib.parse(config)
+    config.sequence.layout = slot("lumos1", visual_start=VISUAL_START)
+    config = config_loading.parse(config)
     vocabulary = make_layout(config).vocabulary
     official = lumos1_config.official_config(config.model, vocabulary)
-    spec = lumos1.Spec(config.model, vocabulary, config.sequence.size_unit, official, {}, ())
+    spec = lumos1.Spec(config.model, vocabulary, config.sequence.layout.size_unit, official, {}, ())
     return lumos1.Lumos1(spec.definition.init(jax.random.key(0)), spec)
 
 

@@ -16,16 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos import config as config_lib
-from lumos import sharding
+from lumos import config_loading, sharding
 from lumos.data.records import RecordWriter
 from lumos.evaluation.evaluate import versions
-from lumos.training import metrics
+from lumos.runtime import metrics_writer
 from lumos.training.loop import train
 from lumos.training.optimizer import make_optimizer
 from lumos.training.state import create_state
 from lumos.training.step import make_train_step
-from lumos.training.transformer_task import TransformerTask
+from lumos.training.transformer_objective import TransformerObjective
 
 STEPS = 600
 
@@ -52,7 +51,7 @@ def main():
                     grid = rng.integers(0, 1000, (2, 4, 4)).astype(np.uint32)
                     writer.write({"tokens": grid, "caption": "a red circle moves left", "id": str(i)})
         (tokens / "manifest.json").write_text(json.dumps({"grid": [2, 4, 4], "codebook_size": 1000}))
-        config = config_lib.load(
+        config = config_loading.load(
             "configs/demo.py:transformer,smoke",
             {
                 "data.path": str(tokens), "tokenizer_workdir": "", "train.num_steps": STEPS, "train.log_every": 100,
@@ -61,14 +60,14 @@ def main():
             },
         )  # fmt: skip
         train(config, Path(folder) / "run")
-        in_loop = [line["step_time_ms"] for line in metrics.read(Path(folder) / "run", "train")]
-        wait = [line["data_wait_ms"] for line in metrics.read(Path(folder) / "run", "train")]
+        in_loop = [line["step_time_ms"] for line in metrics_writer.read(Path(folder) / "run", "train")]
+        wait = [line["data_wait_ms"] for line in metrics_writer.read(Path(folder) / "run", "train")]
 
     mesh = sharding.make_mesh(config.mesh)
-    task, optimizer = TransformerTask(config), make_optimizer(config.optimizer, STEPS)
+    objective, optimizer = TransformerObjective(config), make_optimizer(config.optimizer, STEPS)
     with jax.set_mesh(mesh):
-        state = create_state(task.definition, optimizer, mesh, seed=0, ema=True)
-        step = make_train_step(task, optimizer, config, mesh)
+        state = create_state(objective.definition, optimizer, mesh, seed=0, ema=True)
+        step = make_train_step(objective, optimizer, config, mesh)
         size, length = config.data.batch_size, config.sequence.text_length
         batch = {
             "tokens": np.zeros((size, 2, 4, 4), np.int32), "text": np.ones((size, length), np.int32),

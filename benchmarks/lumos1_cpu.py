@@ -17,35 +17,35 @@ import time
 import jax
 import numpy as np
 
-from lumos import config as config_lib
-from lumos import sharding
+from lumos import config_loading, sharding
 from lumos.evaluation.evaluate import versions
-from lumos.huge_pages import use_huge_pages
 from lumos.interop import lumos1, lumos1_config
-from lumos.sequence.layout import make_layout
+from lumos.layouts import make_layout
+from lumos.runtime.huge_pages import use_huge_pages
+from lumos.slots import slot
 from lumos.training.optimizer import make_optimizer
 from lumos.training.state import create_state
 from lumos.training.step import make_train_step
-from lumos.training.transformer_task import TransformerTask
+from lumos.training.transformer_objective import TransformerObjective
 
 OFFICIAL = {"train_493": 1631, "train_1969": 1433, "generate_8x8": 42, "generate_16x16": 57}
 VISUAL_START, CODES = 9216, 1024
 
 
 def make_config(grid, scan_layers):
-    config = config_lib.default()
+    config = config_loading.default()
     config.model.text_vocab, config.model.visual_vocab = VISUAL_START, CODES
     config.model.scan_layers = scan_layers
-    config.sequence.style, config.sequence.visual_start = "lumos1", VISUAL_START
+    config.sequence.layout = slot("lumos1", visual_start=VISUAL_START)
     config.sequence.grid, config.sequence.text_length = grid, 31
     config.data.batch_size = 1
     config.optimizer.clip_norm, config.optimizer.ema_decay = 4.0, 0.0
-    return config_lib.parse(config)
+    return config_loading.parse(config)
 
 
 def train(grid, rounds, scan_layers):
     config = make_config(grid, scan_layers)
-    task, mesh = TransformerTask(config), sharding.make_mesh(config.mesh)
+    objective, mesh = TransformerObjective(config), sharding.make_mesh(config.mesh)
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     rng = np.random.default_rng(0)
     batch = {
@@ -54,22 +54,22 @@ def train(grid, rounds, scan_layers):
         "text_length": np.array([31], np.int32),
     }
     with jax.set_mesh(mesh):
-        state = create_state(task.definition, optimizer, mesh, seed=0, ema=False)
-        step, batch = make_train_step(task, optimizer, config, mesh), sharding.put_batch(mesh, batch)
+        state = create_state(objective.definition, optimizer, mesh, seed=0, ema=False)
+        step, batch = make_train_step(objective, optimizer, config, mesh), sharding.put_batch(mesh, batch)
 
         def run():
             nonlocal state
             state, metrics = step(state, batch)
             metrics["loss"].block_until_ready()
 
-        return measure(run, task.layout.length, rounds)
+        return measure(run, objective.layout.length, rounds)
 
 
 def generate(grid, rounds, scan_layers):
     config = make_config(grid, scan_layers)
     vocabulary = make_layout(config).vocabulary
     official = lumos1_config.official_config(config.model, vocabulary)
-    spec = lumos1.Spec(config.model, vocabulary, config.sequence.size_unit, official, {}, ())
+    spec = lumos1.Spec(config.model, vocabulary, config.sequence.layout.size_unit, official, {}, ())
     model = lumos1.Lumos1(spec.definition.init(jax.random.key(0)), spec)
     prompt = [0, *np.random.default_rng(0).integers(9100, VISUAL_START, 30).tolist(), vocabulary.separator]
 

@@ -16,7 +16,7 @@ from lumos.data.video import read_clip
 from lumos.evaluation.evaluate import versions
 from lumos.tokenizers import pretrained
 from lumos.tokenizers.causal_vae import make_definition
-from lumos.tokenizers.metrics import psnr, to_float, to_uint8
+from lumos.tokenizers.pixel_quality import psnr, to_float, to_uint8
 from lumos.tokenizers.tiling import apply_tiled
 
 

@@ -13,7 +13,7 @@ import time
 import jax
 import numpy as np
 
-from lumos import config as config_lib
+from lumos import config_loading
 from lumos.evaluation.evaluate import versions
 from lumos.tokenizers.causal_vae import make_definition
 
@@ -26,7 +26,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     frames, height, width = (int(text) for text in arguments.clip.split(","))
-    config = config_lib.load(arguments.config, {"tokenizer.dtype": arguments.dtype}).tokenizer
+    config = config_loading.load(arguments.config, {"tokenizer.dtype": arguments.dtype}).tokenizer
     definition = make_definition(config)
     params = jax.jit(definition.init)(jax.random.key(0))
     encode = jax.jit(lambda params, video: definition.bind(params).encode(video))

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 
-from lumos import config as config_lib
 from lumos.data.records import RecordWriter
 from lumos.evaluation.evaluate import versions
 
@@ -63,7 +62,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", default="configs/moving_shapes_1h.py:transformer")
     spec = parser.parse_args().config
-    grid = config_lib.load(spec).sequence.grid
+    grid = (3, 6, 6)  # latent frames, rows, columns of the made-up tokens
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder) / "tokens"
         tokens.mkdir()

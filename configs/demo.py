@@ -9,16 +9,15 @@ By hand:   lumos data shapes --config=configs/demo.py:tokenizer
 Expected:  docs/results.md
 """
 
-from lumos import config as lumos_config
+from lumos import config_loading
+from lumos.slots import slot
 
 
 def get_config(variant: str = "transformer"):
     """Variants: "tokenizer", "transformer", each also with ",smoke" (seconds, for tests)."""
     task, _, size = variant.partition(",")
-    config = lumos_config.default()
+    config = config_loading.default()
     config.name, config.task = f"demo {task}", task
-    config.data.buckets = ((9, 48, 48),)
-    config.sequence.grid = (3, 6, 6)
     config.sequence.text_length = 16
     config.shapes.level = "easy"
     config.tokenizer_workdir = "demo/tokenizer"
@@ -28,6 +27,7 @@ def get_config(variant: str = "transformer"):
     config.tokenizer.l1_weight, config.tokenizer.l2_weight = 0.2, 1.0
     if task == "tokenizer":
         config.data.path = "demo/moving_shapes"
+        config.data.buckets = ((5, 32, 32),) if size == "smoke" else ((9, 48, 48),)
         config.data.batch_size = 8
         config.optimizer.name = "muon"
         config.optimizer.learning_rate = 3e-3
@@ -56,22 +56,19 @@ def get_config(variant: str = "transformer"):
         # Every frame with its own mask ratio, so that a nearly clean past and an unknown present occur in training as
         # they do in generation. Shared tubes (Lumos-1, the default) need more steps than there are here before motion
         # follows the prompt (docs/results.md).
-        config.corruption.temporal = "independent"
-        config.corruption.spatial = "frame"
-        config.corruption.level = "uniform"
-        config.corruption.floor = 0.0
+        config.corruption.frames = slot("independent")
+        config.corruption.cells = slot("frame")
+        config.corruption.level = slot("uniform")
         config.train.num_steps = 1500
         config.train.eval_every = 500
         config.train.checkpoint_every = 750
         config.generate.history_ratio = 0.0
-        config.generate.guidance = 1.5
+        config.generate.guidance.scale = 1.5
     # Codes in use are counted on 20 tokens for each entry of the codebook.
     config.shapes.num_test = config.evaluate.num_clips = 256
     if size == "smoke":
         config.shapes.num_train = config.shapes.num_validation = config.shapes.num_test = 16
-        config.data.buckets = ((5, 32, 32),)
         config.tokenizer.channels = 16
-        config.sequence.grid = (2, 4, 4)
         config.data.batch_size = 4
         config.train.num_steps = 4
         config.train.eval_batches = config.train.num_samples = 1

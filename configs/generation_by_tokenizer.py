@@ -15,8 +15,6 @@ Expected:  docs/results.md: `fsq_plain` follows prompts best (shapes 81 %, direc
            the shapes in the tokenizer (31 and 28 %); `larp_prior` has 20 and 97 %. About 4 minutes and 16 minutes each.
 """
 
-import math
-
 from lumos.configs.demo import get_config as demo
 
 
@@ -26,7 +24,7 @@ def get_config(variant: str = "fsq,transformer"):
     config = demo(",".join(rest))
     config.name = f"{kind} {config.task}"
     config.tokenizer_workdir = f"by_tokenizer/{kind}/tokenizer"
-    holistic, t, num_tokens = kind.startswith("larp"), config.tokenizer, math.prod(config.sequence.grid)
+    holistic, t = kind.startswith("larp"), config.tokenizer
     quantizer = "svq" if holistic else kind.removesuffix("_plain")
     t.levels = {"fsq": (8, 5, 5, 5), "lfq": (2,) * 10, "svq": (1024,)}[quantizer]
     if config.task == "tokenizer":
@@ -37,7 +35,7 @@ def get_config(variant: str = "fsq,transformer"):
         if kind == "lfq":
             t.entropy_temperature, t.entropy_weight, t.commitment_weight = 0.5, 0.008, 0.02
         if holistic:
-            t.body, t.clip, t.num_queries = "holistic", config.data.buckets[0], num_tokens
+            t.body, t.clip, t.num_queries = "holistic", config.data.buckets[0], 32 if "smoke" in rest else 108
             t.channels, t.num_res_blocks, t.code_dim = 192, 4, 16
             t.prior_weight, t.entropy_weight = 0.001 if kind == "larp_prior" else 0.0, 0.02
         config.optimizer.learning_rate = 2e-3 if holistic else 3e-3
@@ -47,7 +45,6 @@ def get_config(variant: str = "fsq,transformer"):
         config.model.code_levels = ()  # the codes of larp have no digits to share
         config.train.num_steps = 1200
         if holistic:
-            config.sequence.grid, config.data.buckets = (1, 1, num_tokens), ((1, 8, 8 * num_tokens),)
             config.generate.steps *= 3
     if "smoke" in rest:
         t.channels, t.num_res_blocks = 32 if holistic else 8, 1

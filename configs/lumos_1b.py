@@ -8,7 +8,8 @@ Run:       lumos train --config=configs/lumos_1b.py --workdir=... --config.data.
 Expected:  not trained here; shapes and parameter counts are tested (tests/test_configs.py).
 """
 
-from lumos import config as lumos_config
+from lumos import config_loading
+from lumos.slots import slot
 
 # layers, model_dim, mlp_dim, heads, kv heads, head_dim
 _SIZES = {
@@ -25,12 +26,11 @@ def get_config(variant: str = ""):
 
 def sized(size: str, variant: str):
     """Return the config of one released size."""
-    config = lumos_config.default()
+    config = config_loading.default()
     config.name = f"lumos {size}"
     config.data.source = "tokens"
     config.data.batch_size = 256
-    config.data.buckets = ((25, 256, 448),)
-    config.sequence.grid = (7, 32, 56)
+    config.sequence.grid = (7, 32, 56)  # that of the tokens; lumos plan has none
     config.sequence.text_length = 256
     model = config.model
     model.num_layers, model.model_dim, model.mlp_dim, model.num_heads, model.num_kv_heads, model.head_dim = _SIZES[size]
@@ -47,12 +47,12 @@ def sized(size: str, variant: str):
     config.optimizer.ema_decay = 0.0
     config.train.num_steps = 100_000
     config.generate.steps = 50
-    config.generate.guidance = 15.0
+    config.generate.guidance.scale = 15.0
     if "lumos1" in variant:
-        config.sequence.style = "lumos1"
+        config.sequence.layout = slot("lumos1")
     if "smoke" in variant:
         model.num_layers, model.model_dim, model.mlp_dim, model.num_heads, model.num_kv_heads = 2, 64, 128, 2, 1
         model.head_dim, model.dtype = 32, "float32"
-        config.data.buckets, config.sequence.grid, config.sequence.text_length = ((5, 32, 32),), (2, 4, 4), 8
+        config.sequence.grid, config.sequence.text_length = (2, 4, 4), 8
         config.data.batch_size, config.train.num_steps, config.generate.steps = 2, 2, 2
     return config

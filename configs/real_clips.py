@@ -9,17 +9,16 @@ Runs:      lumos data index --input=CLIPS --out=real/clips.jsonl
 Expected:  docs/results.md
 """
 
-from lumos import config as lumos_config
+from lumos import config_loading
+from lumos.slots import slot
 
 
 def get_config(variant: str = "transformer"):
     """Variants "tokenizer" and "transformer", each also with ",smoke"."""
     task, _, size = variant.partition(",")
-    config = lumos_config.default()
+    config = config_loading.default()
     config.name, config.task = f"real clips {task}", task
-    config.data.buckets = ((17, 64, 64),)
     config.data.fps = 12.0
-    config.sequence.grid = (5, 8, 8)
     config.sequence.text_length = 64
     config.tokenizer_workdir = "real/tokenizer"
     config.tokenizer.channels = 32
@@ -27,6 +26,7 @@ def get_config(variant: str = "transformer"):
     config.tokenizer.levels = (8, 8, 8, 6, 5)
     if task == "tokenizer":
         config.data.source, config.data.path = "clips", "real/clips.jsonl"
+        config.data.buckets = ((5, 32, 32),) if size == "smoke" else ((17, 64, 64),)
         config.data.batch_size = 4
         config.tokenizer.l1_weight, config.tokenizer.l2_weight = 0.0, 1.0
         config.optimizer.name = "muon"
@@ -51,17 +51,15 @@ def get_config(variant: str = "transformer"):
         config.optimizer.ema_decay = 0.995
         config.train.num_steps = 500
         # A continuation starts from true frames: the past is clean in generation, so it must be in part of training.
-        config.corruption.temporal = "independent"
-        config.corruption.spatial = "frame"
-        config.corruption.level = "uniform"
-        config.corruption.floor = 0.0
+        config.corruption.frames = slot("independent")
+        config.corruption.cells = slot("frame")
+        config.corruption.level = slot("uniform")
         config.generate.history_ratio = 0.0
-        config.generate.guidance = 1.0
+        config.generate.guidance = slot("none")
     # A collection this small is learnt by heart: continuation is judged on the clips themselves.
     config.evaluate.split, config.evaluate.num_given = "train", 2
     config.evaluate.num_clips, config.evaluate.batch_size = 16, 8
     if size == "smoke":
-        config.data.buckets, config.sequence.grid = ((5, 32, 32),), (2, 4, 4)
         config.data.batch_size, config.train.num_steps, config.train.eval_batches = 2, 2, 1
         config.train.num_samples = config.evaluate.num_given = 1
         config.model.num_layers, config.model.model_dim, config.model.mlp_dim = 2, 64, 128

@@ -22,7 +22,7 @@ Expected:  docs/results.md, section "Tokenizers". On held-out episodes a Haar co
            stage takes 9-15 % from rFVD and 17-31 % from LPIPS for 0.1 dB. Levels that training never shows give the same order.
 """
 
-from lumos import config as lumos_config
+from lumos import config_loading
 
 _LEVELS = {"fsq": (8, 5, 5, 5), "lfq": (2,) * 10, "bsq": (2,) * 10, "vq": (1024,), "simvq": (1024,), "ibq": (1024,)}
 
@@ -31,7 +31,7 @@ def get_config(variant: str = "fsq"):
     """Variants: fsq, lfq, bsq, vq, simvq, ibq; with ",gan" the adversarial stage after it, with ",long" more training;
     each also with ",smoke"."""
     quantizer, *options = variant.split(",")
-    config = lumos_config.default()
+    config = config_loading.default()
     config.name, config.task = f"tokenizer {variant}", "tokenizer"
     config.tokenizer.quantizer, config.tokenizer.levels = quantizer, _LEVELS[quantizer]
     config.tokenizer.channels = 32

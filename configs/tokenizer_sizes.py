@@ -4,7 +4,7 @@ Run:       lumos train --config=configs/tokenizer_sizes.py:s --workdir=... --con
 Expected:  0.48 M, 1.4 M, 26 M, 105 M parameters; not trained here (configs/tokenizer_quantizers.py is nearest to S).
 """
 
-from lumos import config as lumos_config
+from lumos import config_loading
 
 # channels, mult, residual blocks, side of the training clips
 _SIZES = {
@@ -18,7 +18,7 @@ _SIZES = {
 def get_config(variant: str = "s"):
     """Variants: xs, s, m, b, each also with ",smoke"."""
     size, _, smoke = variant.partition(",")
-    config = lumos_config.default()
+    config = config_loading.default()
     config.name, config.task = f"tokenizer {size}", "tokenizer"
     channels, mult, blocks, side = _SIZES[size]
     config.tokenizer.channels, config.tokenizer.channel_mult, config.tokenizer.num_res_blocks = channels, mult, blocks

@@ -1,7 +1,7 @@
 """Checkpoints: the only file that imports Orbax.
 
-A workdir holds `config.json` and `checkpoints/<step>/` with one Orbax item each for params, optimizer state and EMA,
-and a small JSON item (step, position in the data, whether the run was healthy, versions). Saves are asynchronous and
+A workdir holds `config.json` and `checkpoints/<step>/` with one Orbax item each for params, optimizer state, EMA
+and extra state, and a small JSON item (step, position in the data, whether the run was healthy, versions). Saves are asynchronous and
 atomic: a killed save leaves a temporary folder that is never taken for a checkpoint. So are deletions: a checkpoint is
 moved away before its files go, for half of one under its number would be taken for a whole. A save that fails raises at
 the next step, and whatever was saved before stays.
@@ -17,23 +17,25 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
 import lumos
-from lumos.config import read_resolved
+from lumos.config_loading import read_resolved
 from lumos.errors import UserError, refuse_url
-from lumos.training.state import TrainState, start_average
+
+if TYPE_CHECKING:
+    from lumos.training.state import TrainState
 
 _log = logging.getLogger(__name__)
 logging.getLogger("orbax").setLevel(logging.WARNING)
 # Orbax prints the traceback of a failed save once per thread before it raises; we report what it raises, in one line.
 logging.getLogger("absl").addFilter(lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname)
 
-_ARRAYS = ("params", "opt_state", "ema")
+_ARRAYS = ("params", "opt_state", "ema", "extra")
 _MAX_ATTEMPTS = 10
 _SAVE_ERRORS = (OSError, ValueError, RuntimeError)  # what file systems raise through Orbax and TensorStore
 
@@ -98,6 +100,10 @@ class Checkpointer:
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
         return self._manager.restore(self._resolve(step), args=args)["meta"]
 
+    def read_facts(self) -> dict[str, Any]:
+        """Return the `facts` of the objective that the latest checkpoint was trained with; {} where there are none."""
+        return {} if self.latest_step() is None else self.read_meta().get("objective", {})
+
     def save(self, step: int, state: TrainState, meta: dict[str, Any], *, good: bool = True) -> None:
         """Start an asynchronous save, once the one before is on disk. Raises UserError when that one has failed."""
         self.wait()
@@ -151,7 +157,7 @@ class Checkpointer:
         checkpoint lacks starts as a float32 copy of the parameters; one that `abstract` lacks is left out. Both are logged.
 
         Raises:
-          UserError: missing, extra or differently shaped arrays (named), or no optimizer state.
+          UserError: missing, superfluous or differently shaped arrays (named), no optimizer state, or another extra state.
         """
         step = self._resolve(step)
         saved = self._items(step)
@@ -160,8 +166,14 @@ class Checkpointer:
             _log.warning("%s: no EMA at step %d; it starts as a copy of the parameters", self.directory, step)
             abstract = dataclasses.replace(abstract, ema=None)
             state, meta = self.restore(abstract, step)
-            start = jax.jit(start_average, out_shardings=jax.tree.map(lambda x: x.sharding, wanted["ema"]))
-            return dataclasses.replace(state, ema=start(state.params)), meta
+            # Read once more: a second buffer, in the dtype of the EMA, so that the state can be donated.
+            return dataclasses.replace(state, ema=self.restore_params(wanted["ema"], step, item="params")), meta
+        have, want = (", ".join(sorted(items.get("extra") or {})) for items in (saved, wanted))
+        if have != want:
+            raise UserError(
+                f"{self.directory}/{step} has {have or 'no extra state'}, but the config asks for {want or 'no extra state'}: use the config of "
+                "the run, or start a new one from its weights with lumos train --init_from"
+            )
         for name in sorted(set(saved) - set(wanted)):
             _log.warning("%s: the %s of step %d is left out: the config has none", self.directory, name, step)
         for name, value in wanted.items():
@@ -180,7 +192,8 @@ class Checkpointer:
                 "the run, or start a new one with lumos train --init_from"
             ) from error
         number = jax.device_put(jax.numpy.asarray(step, jax.numpy.int32), abstract.step.sharding)
-        return TrainState(number, out["params"], out["opt_state"], out.get("ema")), out["meta"]
+        arrays = {name: out.get(name) for name in _ARRAYS}
+        return dataclasses.replace(abstract, step=number, **arrays), out["meta"]
 
     def has_optimizer(self) -> bool:
         """Return whether the latest checkpoint can be resumed: converted weights come without optimizer state."""

@@ -12,10 +12,10 @@ import traceback
 from absl import flags
 from absl import logging as absl_logging
 
-from lumos import compile_cache
 from lumos.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, UserError, printable, refuse_url
-from lumos.huge_pages import use_huge_pages
-from lumos.processes import started_by
+from lumos.runtime import compile_cache
+from lumos.runtime.huge_pages import use_huge_pages
+from lumos.runtime.processes import started_by
 from lumos.verbs import VERBS
 
 _USAGE = """usage: lumos <verb> [flags]

@@ -1,26 +1,29 @@
-"""The typed configuration schema and its loading (what makes sense together is in config_rules.py).
-
-A run is a Python file under `configs/` with `get_config(variant)`, which starts from `default()` (a locked
-`ml_collections.ConfigDict` that holds every field below) and changes what it needs. `parse` turns such a
-ConfigDict into the frozen dataclasses of this file and checks it; everything else in lumos takes those.
-"""
+"""The typed configuration schema (config_loading.py reads configs, config_rules.py says what makes sense together)."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
 import os
-import traceback
 from pathlib import Path
 from typing import Any
 
-import ml_collections
-
 from lumos import config_rules
-from lumos.errors import UserError, suggest
-from lumos.typed_values import from_dict
+from lumos.generation.guidance import Guidance, TextGuidance
+from lumos.generation.plan import OneByOne, Plan
+from lumos.generation.policy import CachePolicy, FullCache
+from lumos.generation.positions import Absolute, PositionRule
+from lumos.generation.released import Released  # noqa: F401  (a member of Sampler)
+from lumos.generation.sampler import Confidence, Sampler
+from lumos.model.heads import Categorical, Head
+from lumos.sequence.arrangement import Arrangement, Compact
+from lumos.sequence.corruption import CorruptionConfig
+from lumos.sequence.lumos1 import Lumos1  # noqa: F401  (a member of Arrangement)
+from lumos.sequence.rule import Rule, StageCausal
+from lumos.sequence.targets import InPlace, LossWeights, Masked, TargetRule
+from lumos.sharding import MeshConfig
+from lumos.typed_values import to_dict
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,9 +39,10 @@ class DataConfig:
     split: str = "train"  # split to train on
     eval_split: str = "validation"  # split of evaluations during training
     batch_size: int = 8  # clips per step over all processes, in the first bucket
-    # Static shapes of one clip, (frames, height, width) in pixels. With several buckets each clip goes to the
+    # Static shapes of one clip, (frames, height, width) in pixels; of tokens their grids (latent frames, rows, columns),
+    # and () = those that lie in `path`, or `sequence.grid` where that is given. With several buckets each clip goes to the
     # one nearest in aspect ratio and length, and batch sizes shrink so that tokens per step stay equal.
-    buckets: tuple[tuple[int, int, int], ...] = ((17, 64, 64),)
+    buckets: tuple[tuple[int, int, int], ...] = ()
     fps: float = 0.0  # target frame rate of decoded clips; 0 keeps the rate of the file
     image_fraction: float = 0.0  # share of steps whose batch is single frames (joint image/video training)
     cache_gb: float = 2.0  # source "clips": the first clips of the manifest that fit are decoded once and kept
@@ -147,19 +151,20 @@ class AdversarialConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SequenceConfig:
-    """What the transformer sees (lumos/sequence/layout.py)."""
+    """What the transformer sees, who sees whom, and what predicts what (lumos/sequence)."""
 
-    style: str = "compact"  # compact | lumos1
+    layout: Arrangement = Compact()  # in which order, and in which groups, the cells of a video are generated
+    attention: Rule = StageCausal()  # who sees whom
+    targets: TargetRule = InPlace()  # which position predicts which token
+    # 2 = a clean copy of the video, and a noisy one that is predicted and sees clean earlier groups (ACDiT)
+    copies: int = 1
     text_length: int = 24  # text slots, right-aligned against the video
-    grid: tuple[int, int, int] = (5, 8, 8)  # latent frames, rows, columns
-    fps: int = 12  # lumos1 style only: frames per second written into the sequence
-    # lumos1 style only: seconds written for clips of `grid`; other lengths follow from their frames, as do all with 0
+    grid: tuple[int, int, int] = (0, 0, 0)  # latent frames, rows, columns; zeros = the first of data.buckets
+    # Streams beside the video, (codebook size, tokens in each latent frame) of each; they stand before their frame
+    streams: tuple[tuple[int, int], ...] = ()
+    fps: int = 12  # frames per second written into the sequence (layout lumos1, text.template)
+    # Seconds written for clips of `grid`; other lengths follow from their frames, as do all with 0
     duration: int = 2
-    size_unit: int = 4  # lumos1 style only: latent cells per unit of the size tokens
-    visual_start: int = 65_536  # lumos1 style only: token id of visual code 0
-    number_zero: int = 8_804  # lumos1 style only: token id of the number 0 (sizes, duration, fps)
-    # lumos1 style only: ids of image_start, image_end, new_line, separator, video_start, video_end, mask; () = released
-    special_tokens: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,6 +179,8 @@ class ModelConfig:
     head_dim: int = 64  # multiple of 32; at least 64 keeps low frequencies for time in MM-RoPE
     text_vocab: int = 0  # 0 = size of the sentencepiece model
     visual_vocab: int = 0  # 0 = codebook of the tokenizer
+    head: Head = Categorical()  # how codes are predicted
+    level_embedding: bool = False  # adds the share of a token's frame that is hidden to its input
     # FSQ levels of the codebook: codes that share a digit then share part of their embedding and head; () = off
     code_levels: tuple[int, ...] = ()
     qk_norm: str = "layer"  # none | rms | layer (Lumos-1: LayerNorm with weight and bias per head)
@@ -194,24 +201,18 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CorruptionConfig:
-    """Masking for training (lumos/sequence/corruption.py). Defaults are AR-DF, Lumos-1 section 3.3."""
-
-    level: str = "cosine"  # cosine | uniform | constant | normal (NOVA's truncated normal) | full
-    floor: float = 0.7  # least mask ratio
-    temporal: str = "shared"  # shared | independent
-    spatial: str = "tube"  # tube | frame | clip
-    text_drop: float = 0.1  # probability that a sequence loses its text (classifier-free guidance)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """The loss of the transformer."""
 
-    chunk: int = 1024  # masked positions per chunk of the linear cross-entropy
+    weights: LossWeights = Masked()  # what each prediction weighs
+    frame_weights: tuple[float, ...] = ()  # of the losses of each latent frame (Loong); () = equal
+    chunk: int = 1024  # positions per chunk of the linear cross-entropy
     z_loss: float = 0.0  # weight of log(Z)^2
     label_smoothing: float = 0.0  # share of the target spread over all codes
     text_weight: float = 0.0  # weight of next-token loss on the text
+    teacher: str = ""  # workdir of a trained transformer run to distil from; "" = none
+    teacher_weight: float = 1.0  # weight of KL(teacher || student) at the masked codes
+    teacher_temperature: float = 1.0  # of both distributions in the KL
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,31 +248,24 @@ class TrainConfig:
     checkpoint_every: int = 500  # steps between checkpoints
     keep_checkpoints: int = 2  # newest checkpoints to keep; the last good one is kept beside them
     keep_every: int = 0  # checkpoints at multiples of so many steps are kept for ever; 0 = none
-    on_bad_steps: str = "stop"  # stop | rewind, when steps in a row are not finite or spike (training/health.py)
+    on_bad_steps: str = "stop"  # stop | rewind, when steps in a row are not finite or spike (runtime/health.py)
     # Seconds that start, restore, compile, step, save, evaluate may take; then the watchdog ends the process. 0 = no limit
     deadlines: tuple[float, ...] = (1800.0, 1800.0, 1800.0, 900.0, 1800.0, 1800.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-    """Devices along each mesh axis; one axis may be -1 (all that remain)."""
-
-    replica: int = 1  # data parallel across slices or nodes
-    fsdp: int = -1  # data parallel with sharded parameters
-    context: int = 1  # along the sequence
-    tensor: int = 1  # along heads, mlp and vocabulary
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
-    """How videos are sampled."""
+    """How videos are sampled (lumos/generation)."""
 
-    steps: int = 16  # unmasking iterations per latent frame
-    guidance: float = 3.0  # classifier-free guidance scale; 1 = off
-    temperature: float = 1.0  # of the Gumbel noise on the confidence (annealed to 0 within a frame)
-    history_ratio: float = 0.7  # share of a finished frame that is re-masked before it enters the cache
-    top_k: int = 0  # 0 = all
-    mode: str = "paper"  # paper | reference (the released Lumos-1 sampler, decision by decision, quirks included)
+    plan: Plan = OneByOne()  # which groups are worked on together, and when each begins
+    steps: int = 16  # passes over each group of hidden tokens
+    sampler: Sampler = Confidence()  # which drawn codes are kept after each pass
+    guidance: Guidance = TextGuidance()  # branches whose logits are combined
+    top_k: int = 0  # codes that may be drawn; 0 = all
+    top_p: float = 1.0  # share of the probability that may be drawn; 1 = all
+    history_ratio: float = 0.7  # share of a finished group that is masked again before it enters the cache
+    cache: CachePolicy = FullCache()  # which finished frames are kept
+    positions: PositionRule = Absolute()  # where kept frames stand
     fps: float = 0.0  # of given and written videos; 0 = that of the data, which a transformer run saves in its config
 
 
@@ -316,7 +310,7 @@ class Config:
         config_rules.check(self)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return to_dict(self)
 
     def save(self, path: str | Path) -> None:
         """Write the resolved config as JSON (stored beside every checkpoint), atomically."""
@@ -327,126 +321,3 @@ class Config:
     @property
     def codebook_size(self) -> int:
         return math.prod(self.tokenizer.levels)
-
-
-def default() -> ml_collections.ConfigDict:
-    """Return every field at its default, locked: a misspelt field raises with a suggestion."""
-    return _to_config_dict(Config())
-
-
-def parse(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
-    """Check a config and return the frozen form. Raises UserError with one line."""
-    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
-    return from_dict(Config, values, "config")
-
-
-def load(spec: str, overrides: dict[str, Any] | None = None) -> Config:
-    """Load `file.py[:variant[,smoke]]`, or a resolved `config.json`; then apply dotted overrides.
-
-    A file that does not exist under the given path is looked up among the configs that ship with lumos.
-    """
-    path_text, variant = _split_variant(str(spec))
-    path = _find(path_text)
-    if path.suffix == ".json":
-        tree = _to_config_dict(parse(read_resolved(path)))
-    elif path.suffix == ".py":
-        module_spec = importlib.util.spec_from_file_location(f"lumos_config_{path.stem}", path)
-        module = importlib.util.module_from_spec(module_spec)
-        try:
-            module_spec.loader.exec_module(module)
-            tree = module.get_config(variant) if variant else module.get_config()
-        except UserError:
-            raise
-        except Exception as error:  # whatever the user's code raises
-            line = next(
-                (f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == str(path)), 0
-            )
-            raise UserError(f"{path_text}:{line}: {type(error).__name__}: {_one_line(error)}") from error
-    else:
-        raise UserError(f"{path_text} is no config: the suffix must be .py or .json")
-    return _apply(tree, overrides or {})
-
-
-def read_resolved(path: Path) -> dict[str, Any]:
-    """Return the fields of a config that was saved as JSON. Raises UserError.
-
-    A field that did not exist when it was saved has the value that means what was done then.
-    """
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not the JSON of a config: {_one_line(error)}") from error
-    if isinstance(values, dict) and isinstance(values.get("optimizer"), dict):
-        values["optimizer"].setdefault("decay", "all")
-    return values
-
-
-def override(config: Config, overrides: dict[str, Any]) -> Config:
-    """Return the config with dotted overrides applied. Raises UserError."""
-    return _apply(_to_config_dict(config), overrides)
-
-
-def _apply(tree: ml_collections.ConfigDict, overrides: dict[str, Any]) -> Config:
-    for key, value in overrides.items():
-        tree = _override(tree, key, value)
-    return parse(tree)
-
-
-def _split_variant(spec: str) -> tuple[str, str]:
-    """Return the path and the variant of `path:variant`. Folders may have colons in their names."""
-    head, _, tail = spec.rpartition(":")
-    if Path(spec).exists():
-        return spec, ""
-    if head and Path(head).exists():
-        return head, tail
-    path, _, variant = spec.partition(":")
-    return path, variant
-
-
-def _find(path_text: str) -> Path:
-    path = Path(path_text)
-    if path.exists():
-        return path
-    packaged = Path(__file__).parent / "configs" / path_text.removeprefix("configs/")
-    if packaged.exists():
-        return packaged
-    names = sorted(p.relative_to(packaged.parents[0]).as_posix() for p in packaged.parent.glob("*.py"))
-    raise UserError(f"no config file {path_text!r}; shipped configs: {', '.join(names) or 'none'}")
-
-
-def _override(tree: ml_collections.ConfigDict, dotted: str, text: Any) -> ml_collections.ConfigDict:
-    """Set `a.b` to `text`, read as a Python literal when the field is not a string."""
-    import ast
-
-    node, *_ = tree, None
-    *parents, leaf = dotted.split(".")
-    for name in parents:
-        node = _child(node, name, dotted)
-    old = _child(node, leaf, dotted)
-    if isinstance(old, ml_collections.ConfigDict):
-        raise UserError(f"--config.{dotted} is a section; set one of its fields: {', '.join(sorted(old))}")
-    value = text
-    if isinstance(text, str) and not isinstance(old, str):
-        literal = {"true": "True", "false": "False"}.get(text.lower(), text)
-        try:
-            value = ast.literal_eval(literal)
-        except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-            raise UserError(f"--config.{dotted}={text}: expected {type(old).__name__} like {old!r}") from error
-    with node.ignore_type():  # `parse` checks it
-        node[leaf] = value
-    return tree
-
-
-def _child(node, name, dotted):
-    if not isinstance(node, ml_collections.ConfigDict) or name not in node:
-        keys = sorted(node) if isinstance(node, ml_collections.ConfigDict) else []
-        raise UserError(f"unknown config field {dotted!r}{suggest(name, keys)}")
-    return node[name]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error.args[0] if error.args else error).split())
-
-
-def _to_config_dict(config: Config) -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict(config.to_dict(), convert_dict=True).lock()

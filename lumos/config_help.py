@@ -7,7 +7,7 @@ import shutil
 import textwrap
 from collections.abc import Collection
 
-from lumos.config_docs import Field, Section, sections
+from lumos.config_docs import Field, Member, Section, meaning, sections
 from lumos.errors import UserError
 
 _MEANINGS = 44  # column at which meanings begin at the latest
@@ -33,6 +33,9 @@ def describe(name: str, verbs: Collection[str] = ()) -> str:
         for field in section.fields:
             if asked == field.name:
                 return _field(field)
+            settings = [(m, s) for m in field.members for s in m.settings if s.name == asked]
+            if settings:
+                return "\n".join(_setting(field, member, setting) for member, setting in settings)
     if asked in verbs:
         return f"{asked} is a verb: lumos {asked} --help\n"
     raise UserError(f"no config field {name!r}{_meant(asked, known)}")
@@ -41,6 +44,7 @@ def describe(name: str, verbs: Collection[str] = ()) -> str:
 def _meant(asked: str, known: tuple[Section, ...]) -> str:
     """Return the end of the message about an unknown field: those of this name in any section, else similar ones."""
     fields = [field.name for section in known for field in section.fields]
+    fields += dict.fromkeys(s.name for section in known for f in section.fields for m in f.members for s in m.settings)
     tail = asked.rpartition(".")[2]
     exact = [name for name in fields if name.rpartition(".")[2] == tail]
     if asked == tail and exact or len(exact) == 1:
@@ -72,7 +76,7 @@ def _section(section: Section) -> str:
         if len(text) + 2 > column:  # a long default has its meaning below
             lines.append(text)
             text = ""
-        lines += _wrapped(_meaning(field), text.ljust(column), " " * column)
+        lines += _wrapped(meaning(field), text.ljust(column), " " * column)
     return "\n".join(lines) + "\n"
 
 
@@ -82,11 +86,16 @@ def _field(field: Field) -> str:
     if field.comment and field.comment != allowed:
         lines += _wrapped(field.comment, "  ", "  ")
     rows = {"default": repr(field.default), "type": field.kind, "allowed": allowed}
-    return "\n".join([*lines, *(f"  {name:8} {value}" for name, value in rows.items() if value)]) + "\n"
+    lines += [f"  {name:8} {value}" for name, value in rows.items() if value]
+    for member in field.members:
+        lines += ["", *_wrapped(f"{member.name}: {member.about}", "  ", "    ")]
+        for setting in member.settings:
+            lines += _wrapped(meaning(setting), f"    --config.{setting.name}={_as_flag(setting)}  ", "      ")
+    return "\n".join(lines) + "\n"
 
 
-def _meaning(field: Field) -> str:
-    return field.comment or " | ".join(field.choices)
+def _setting(slot: Field, member: Member, setting: Field) -> str:
+    return f"--config.{slot.name}={member.name} {_field(setting)}"
 
 
 def _as_flag(field: Field) -> str:

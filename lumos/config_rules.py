@@ -7,6 +7,8 @@ import operator
 import re
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lumos.errors import UserError, short, suggest
 
 if TYPE_CHECKING:
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
 # The least value of numbers; what is not here may be negative. In tuples every entry counts.
 _AT_LEAST = {
     1: """data.batch_size data.buckets shapes.num_train shapes.num_validation shapes.num_test
-        text.vocab_size tokenizer.parts tokenizer.code_dim adversarial.channels adversarial.num_layers tokenizer.channels tokenizer.channel_mult tokenizer.z_channels sequence.grid sequence.text_length
-        sequence.size_unit sequence.fps model.num_layers model.model_dim model.mlp_dim model.num_heads model.num_kv_heads
+        text.vocab_size tokenizer.parts tokenizer.code_dim adversarial.channels adversarial.num_layers tokenizer.channels tokenizer.channel_mult tokenizer.z_channels sequence.text_length
+        sequence.streams sequence.fps model.num_layers model.model_dim model.mlp_dim model.num_heads model.num_kv_heads
         model.head_dim model.qk_norm_groups loss.chunk train.num_steps train.accumulation train.log_every train.eval_batches
         train.keep_checkpoints generate.steps evaluate.num_prompts evaluate.num_clips evaluate.batch_size""",
     0: """seed data.fps data.cache_gb data.num_threads data.prefetch data.limits
@@ -26,11 +28,11 @@ _AT_LEAST = {
         perceptual.gram_start_step adversarial.weight adversarial.start_step adversarial.ramp_steps adversarial.feature_weight
         adversarial.lecam_weight adversarial.r1_weight adversarial.learning_rate adversarial.beta1
         tokenizer.num_res_blocks tokenizer.temporal_window tokenizer.l1_weight tokenizer.l2_weight
-        sequence.visual_start sequence.number_zero sequence.duration model.text_vocab model.visual_vocab model.rope_theta
-        model.norm_eps model.init_std loss.z_loss loss.label_smoothing loss.text_weight optimizer.learning_rate
+        sequence.grid sequence.duration loss.frame_weights model.text_vocab model.visual_vocab model.rope_theta
+        model.norm_eps model.init_std loss.z_loss loss.label_smoothing loss.text_weight loss.teacher_weight optimizer.learning_rate
         optimizer.warmup_steps optimizer.decay_fraction optimizer.final_fraction optimizer.beta1 optimizer.beta2
         optimizer.weight_decay optimizer.clip_norm optimizer.ema_decay train.eval_every train.sample_every
-        train.num_samples train.checkpoint_every train.keep_every train.deadlines generate.temperature generate.top_k generate.fps
+        train.num_samples train.checkpoint_every train.keep_every train.deadlines generate.top_k generate.fps
         evaluate.num_given""",
 }
 
@@ -38,7 +40,6 @@ CHOICES = {
     "task": ("transformer", "tokenizer"),
     "data.source": ("moving_shapes", "clips", "tokens"),
     "shapes.level": ("easy", "medium", "hard"),
-    "sequence.style": ("compact", "lumos1"),
     "tokenizer.body": ("causal", "holistic"),
     "tokenizer.quantizer": ("fsq", "lfq", "bsq", "vq", "simvq", "ibq", "svq"),
     "tokenizer.composition": ("single", "grouped", "residual", "layers"),
@@ -53,10 +54,6 @@ CHOICES = {
     "model.matmul_dtype": ("same", "int8", "float8"),
     "tokenizer.dtype": ("float32", "bfloat16"),
     "model.attention": ("auto", "flash", "splash", "dense"),
-    "corruption.level": ("cosine", "uniform", "constant", "normal", "full"),
-    "corruption.temporal": ("shared", "independent"),
-    "corruption.spatial": ("tube", "frame", "clip"),
-    "generate.mode": ("paper", "reference"),
     "optimizer.decay": ("matrices", "all"),
     "optimizer.schedule": ("cosine", "wsd", "constant"),
     "train.on_bad_steps": ("stop", "rewind"),
@@ -77,36 +74,27 @@ def check(config: Config) -> None:
     _check_model(config.model)
     _check_tokenizer(config.tokenizer)
     _check_data(config)
+    if config.task == "transformer":
+        _check_method(config)
     unknown = set(config.evaluate.networks) - {"alex", "vgg", "i3d"}
     if unknown:
         raise UserError(f"config.evaluate.networks: unknown {short(min(unknown))}; allowed: alex, vgg, i3d")
-    if config.generate.mode == "reference" and config.generate.top_k:
-        raise UserError(
-            "config.generate.top_k must be 0 with generate.mode='reference': the released sampler draws from all codes"
-        )
-    if config.corruption.spatial == "clip" and config.corruption.temporal == "independent":
-        raise UserError(
-            "config.corruption.temporal='independent' gives every frame its own ratio, but corruption.spatial='clip' draws from all "
-            "frames at once: choose temporal='shared', or spatial='tube' or 'frame'"
-        )
     if config.task != "tokenizer" and config.freeze_encoder:
         raise UserError("config.freeze_encoder is for task 'tokenizer': a transformer run never trains the tokenizer")
+    if config.task == "tokenizer" and config.loss.teacher:
+        raise UserError("config.loss.teacher is for task 'transformer': it teaches the distribution of codes")
+    if config.loss.teacher_temperature <= 0:
+        raise UserError(f"config.loss.teacher_temperature={config.loss.teacher_temperature} must be positive")
     if len(config.train.deadlines) != 6:
         raise UserError(f"config.train.deadlines={short(config.train.deadlines)} must be six numbers of seconds")
-    if not 0 <= config.evaluate.num_given < config.sequence.grid[0]:
-        raise UserError(
-            f"config.evaluate.num_given={config.evaluate.num_given} must lie in [0, {config.sequence.grid[0] - 1}]: "
-            "at least one latent frame is generated"
-        )
     if config.data.batch_size % config.train.accumulation:
         raise UserError(
             f"config.data.batch_size={config.data.batch_size} is not divisible by config.train.accumulation="
             f"{config.train.accumulation}"
         )
     for dotted, value in {
-        "corruption.floor": config.corruption.floor,
-        "corruption.text_drop": config.corruption.text_drop,
         "generate.history_ratio": config.generate.history_ratio,
+        "generate.top_p": config.generate.top_p,
         "data.image_fraction": config.data.image_fraction,
         "evaluate.mask_ratio": config.evaluate.mask_ratio,
         "tokenizer.part_drop": config.tokenizer.part_drop,
@@ -133,6 +121,79 @@ def _check_model(model: ModelConfig) -> None:
     if model.qk_norm_groups < 1 or model.num_kv_heads % model.qk_norm_groups:
         raise UserError(
             f"config.model.qk_norm_groups={model.qk_norm_groups} must divide config.model.num_kv_heads={model.num_kv_heads}"
+        )
+
+
+def _check_method(config: Config) -> None:
+    """Values of different slots must fit together; what one slot needs of the grid, its layout says."""
+    c, g = config.sequence, config.generate
+    if any(c.grid):
+        _check_grid(config)
+    turns = len(c.attention.layers())
+    if config.model.num_layers % turns:
+        raise UserError(
+            f"config.model.num_layers={config.model.num_layers} must be a multiple of {turns}: layers take turns with "
+            f"config.sequence.attention={c.attention.name!r}"
+        )
+    in_place = c.targets.name == "in_place"
+    if c.copies not in (1, 2) or (c.copies == 2 and not in_place):
+        raise UserError(
+            f"config.sequence.copies={c.copies} must be 1, or 2 with config.sequence.targets='in_place': the noisy copy predicts itself"
+        )
+    if not in_place and (config.corruption.level.name, config.loss.weights.name) != ("constant", "all"):
+        raise UserError(
+            f"config.sequence.targets={c.targets.name!r} predicts all tokens from clean ones: set "
+            "config.corruption.level=slot('constant', ratio=0.0) and config.loss.weights=slot('all')"
+        )
+    if (config.model.head.num_arms > 1) != (c.targets.name == "neighbours"):
+        raise UserError(
+            f"config.model.head={config.model.head.name!r} does not go with config.sequence.targets={c.targets.name!r}: 'axes' has a "
+            "head for each axis, which 'neighbours' needs and no other"
+        )
+    if config.loss.weights.name == "bound" and (
+        config.corruption.level.name != "counts" or config.corruption.frames.name not in ("shared", "independent")
+    ):
+        raise UserError(
+            f"config.loss.weights='bound' is a bound with uniform levels alone, not with config.corruption.level="
+            f"{config.corruption.level.name!r} and frames={config.corruption.frames.name!r}: set level='counts' and frames='shared' "
+            "or 'independent'"
+        )
+    if config.loss.text_weight and config.model.head.name != "categorical":
+        raise UserError(
+            f"config.loss.text_weight={config.loss.text_weight} needs config.model.head='categorical', which has columns for "
+            f"text; {config.model.head.name!r} has none"
+        )
+    if config.model.code_levels and config.model.head.name != "categorical":
+        raise UserError("config.model.code_levels shares parts of the head 'categorical'; set it to () with others")
+    if g.sampler.name == "released" and (g.top_k or g.top_p < 1):
+        raise UserError(
+            "config.generate.top_k must be 0 and top_p 1 with the sampler 'released', which draws from all codes"
+        )
+
+
+def _check_grid(config: Config) -> None:
+    """What is said of the grid must fit it, once it is known."""
+    c = config.sequence
+    if not all(c.grid):
+        raise UserError(
+            f"config.sequence.grid={c.grid} must be at least 1 latent frame, row and column, or (0, 0, 0) to take the grid of the tokens"
+        )
+    try:
+        c.layout.check(c.grid)
+    except ValueError as error:
+        raise UserError(f"config.sequence.layout={c.layout.name!r}: {error}") from error
+    if c.attention.name == "full" and c.layout.name != "lumos1" and len(np.unique(c.layout.stages(c.grid))) > 1:
+        raise UserError(
+            f"config.sequence.attention='full' sees later groups, which generation has not made: use config.sequence.layout="
+            f"slot('compact', block=(0, 0, 0)), whose clip is one group, or attention='causal' with {c.layout.name!r}"
+        )
+    if config.loss.frame_weights and len(config.loss.frame_weights) < c.grid[0]:
+        raise UserError(
+            f"config.loss.frame_weights has {len(config.loss.frame_weights)} entries for {c.grid[0]} latent frames of config.sequence.grid"
+        )
+    if config.evaluate.num_given >= c.grid[0]:
+        raise UserError(
+            f"config.evaluate.num_given={config.evaluate.num_given} must lie in [0, {c.grid[0] - 1}]: at least one latent frame is generated"
         )
 
 
@@ -216,11 +277,12 @@ def _check_holistic(tokenizer: TokenizerConfig) -> None:
 
 def _check_data(config: Config) -> None:
     tokenizer = config.tokenizer
-    for frames, height, width in config.data.buckets:
-        check_clip_shape(frames, height, width, tokenizer)
-    if not config.data.buckets:
-        raise UserError("config.data.buckets is empty; give at least one (frames, height, width)")
+    if config.data.source != "tokens":  # whose buckets are grids
+        for frames, height, width in config.data.buckets:
+            check_clip_shape(frames, height, width, tokenizer)
     if config.task == "tokenizer":
+        if not config.data.buckets:
+            raise UserError("config.data.buckets is empty; give at least one (frames, height, width)")
         _check_frame_sizes(config)
         if config.data.image_fraction and tokenizer.body == "holistic":
             raise UserError("config.data.image_fraction must be 0: a holistic tokenizer takes clips of one size")
@@ -231,19 +293,6 @@ def _check_data(config: Config) -> None:
             raise UserError(
                 f"config.text.template={config.text.template!r} must hold {{caption}} once, and beside it only {{width}}, "
                 "{height}, {frames} and {fps}"
-            )
-    if config.sequence.style == "lumos1":
-        if len(config.sequence.special_tokens) not in (0, 7):
-            raise UserError(
-                f"config.sequence.special_tokens={config.sequence.special_tokens} must hold 7 ids (image_start, image_end, "
-                "new_line, separator, video_start, video_end, mask), or none for those of the released models"
-            )
-        unit = config.sequence.size_unit
-        _, height, width = config.sequence.grid
-        if height % unit or width % unit:
-            raise UserError(
-                f"config.sequence.grid={config.sequence.grid}: the lumos1 style writes sizes in units of {unit} latent "
-                f"cells, so rows and columns must be multiples of {unit}"
             )
 
 

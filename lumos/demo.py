@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lumos import config as config_lib
+from lumos import config_loading
 from lumos.config import Config
 from lumos.evaluation.evaluate import evaluate, versions
 from lumos.tokenizers import pretrained
@@ -32,8 +32,8 @@ def demo(workdir: str | Path, config_file: str = "configs/demo.py", variant: str
     # Absolute, because the runs' configs name each other's folders.
     start, workdir = time.perf_counter(), Path(workdir).absolute()
     suffix = f",{variant}" if variant else ""
-    tokenizer_run = config_lib.load(f"{config_file}:tokenizer{suffix}")
-    transformer_run = config_lib.load(f"{config_file}:transformer{suffix}")
+    tokenizer_run = config_loading.load(f"{config_file}:tokenizer{suffix}")
+    transformer_run = config_loading.load(f"{config_file}:transformer{suffix}")
     clips, tokens = workdir / "moving_shapes", workdir / "tokens"
     tokenizer_run = _with_paths(tokenizer_run, clips, workdir)
     transformer_run = _with_paths(transformer_run, tokens, workdir)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import platform
 import time
 from importlib import metadata
@@ -17,6 +18,7 @@ import lumos
 from lumos.config import Config
 from lumos.version import commit
 
+_log = logging.getLogger(__name__)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av", "sentencepiece")
 
 
@@ -33,6 +35,23 @@ def describe(config: Config) -> dict[str, Any]:
     }
 
 
+def begin(config: Config, workdir: Path, restored: dict[str, Any]) -> dict[str, Any]:
+    """Return `describe(config)` for a run that starts from `restored` (`training.initialize`), and record it in the workdir.
+
+    Data that have changed since the checkpoint are warned of.
+    """
+    facts, start = describe(config), restored["step"]
+    data = restored.get("provenance", facts)["data"]
+    if data != facts["data"]:
+        _log.warning(
+            "config.data.path, or what lies there, has changed since step %d (fingerprint %s, now %s): the run goes on with these "
+            "data; if that is not meant, give the old ones", start, data, facts["data"],
+        )  # fmt: skip
+    if jax.process_index() == 0:
+        _record(workdir / "runs.jsonl", facts | {"start_step": start})
+    return facts
+
+
 def of_file(config: Config, workdir: str | Path, **more: Any) -> dict[str, str]:
     """Return the short form that goes into the metadata of a file made by the run in `workdir`; `more` may say the step."""
     try:
@@ -44,7 +63,7 @@ def of_file(config: Config, workdir: str | Path, **more: Any) -> dict[str, str]:
     return {name: str(value) for name, value in (facts | versions | more).items()}
 
 
-def record(path: Path, facts: dict[str, Any]) -> None:
+def _record(path: Path, facts: dict[str, Any]) -> None:
     """Append one line to a JSONL file: every start of a run leaves its own."""
     torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")  # killed while writing a line
     with path.open("a") as file:

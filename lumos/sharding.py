@@ -21,12 +21,21 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lumos.config import MeshConfig
 from lumos.errors import UserError
 
 MESH_AXES = ("replica", "fsdp", "context", "tensor")
 Axes = tuple[str | None, ...]
 _HOST = "pinned_host"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each mesh axis; one axis may be -1 (all that remain)."""
+
+    replica: int = 1  # data parallel across slices or nodes
+    fsdp: int = -1  # data parallel with sharded parameters
+    context: int = 1  # along the sequence
+    tensor: int = 1  # along heads, mlp and vocabulary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

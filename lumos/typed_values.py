@@ -8,6 +8,7 @@ import typing
 from typing import Any
 
 from lumos.errors import UserError, short, suggest
+from lumos.slots import Slot
 
 _INT_LIMIT = 2**31
 
@@ -26,9 +27,63 @@ def from_dict(cls, values: dict[str, Any], where: str):
             raise UserError(f"unknown field {short(name)} in {where}{suggest(name, sorted(fields))}")
     kwargs = {}
     for name, value in values.items():
-        read = from_dict if dataclasses.is_dataclass(kinds[name]) else _coerce
-        kwargs[name] = read(kinds[name], value, f"{where}.{name}")
-    return cls(**kwargs)
+        kwargs[name] = _reader(kinds[name])(kinds[name], value, f"{where}.{name}")
+    try:
+        return cls(**kwargs)
+    except ValueError as error:  # what a dataclass says of its own values
+        raise UserError(f"{where}: {error}") from error
+
+
+def to_dict(value: Any) -> Any:
+    """Return a dataclass as nested dicts; a slot's member has its name beside its settings."""
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = {field.name: to_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return {"name": value.name, **fields} if isinstance(value, Slot) else fields
+
+
+def fill_slots(cls, values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return nested values in which every slot has all settings of its member, so that each can be overridden.
+
+    Raises UserError on a name that is not a member's.
+    """
+    kinds = typing.get_type_hints(cls)
+    filled = dict(values)
+    for name, value in values.items():
+        kind = kinds.get(name)
+        if is_slot(kind):
+            member = member_of(kind, value, f"{where}.{name}")
+            settings = {} if isinstance(value, str) else dict(value)
+            filled[name] = to_dict(member()) | fill_slots(member, settings, f"{where}.{name}") | {"name": member.name}
+        elif dataclasses.is_dataclass(kind) and isinstance(value, dict):
+            filled[name] = fill_slots(kind, value, f"{where}.{name}")
+    return filled
+
+
+def is_slot(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Slot)
+
+
+def member_of(family: type[Slot], value: Any, where: str) -> type[Slot]:
+    """Return the member of a family that a value names: its name, or a dict with it. Raises UserError."""
+    name = value.get("name") if isinstance(value, dict) else value
+    if not isinstance(name, str):
+        raise UserError(f"{where} must be slot(name, ...), got {short(value)}; names: {', '.join(family.choices)}")
+    if name not in family.choices:
+        raise UserError(f"{where}={short(name)}{suggest(name, tuple(family.choices))}")
+    return family.choices[name]
+
+
+def _reader(kind: Any):
+    if is_slot(kind):
+        return _read_slot
+    return from_dict if dataclasses.is_dataclass(kind) else _coerce
+
+
+def _read_slot(family: type[Slot], value: Any, where: str) -> Slot:
+    member = member_of(family, value, where)
+    settings = {} if isinstance(value, str) else {name: item for name, item in value.items() if name != "name"}
+    return from_dict(member, settings, where)
 
 
 def _coerce(kind: Any, value: Any, where: str) -> Any:

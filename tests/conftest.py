@@ -16,21 +16,28 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 import pytest
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+GOLDEN = Path(__file__).parent / "golden"
+_LARGE = Path(__file__).resolve().parents[2] / "shared" / "golden"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def golden():
-    """Return a loader of golden arrays that skips where the golden folder is absent."""
+    """Return a loader of the golden arrays in the repository, by file name."""
     import numpy as np
 
-    def load(name: str):
-        path = SHARED / "golden" / name
-        if not path.exists():
-            pytest.skip(f"golden data {name} is not here")
-        return np.load(path)
+    return lambda name: np.load(GOLDEN / name)
 
-    return load
+
+@pytest.fixture(scope="session")
+def large_golden():
+    """Return the path of a golden file that is too large for the repository, by its name; skip where it is not at hand."""
+
+    def find(name: str) -> Path:
+        if not (_LARGE / name).exists():
+            pytest.skip(f"{name} is too large for the repository, and not in {_LARGE}")
+        return _LARGE / name
+
+    return find
 
 
 def pytest_collection_modifyitems(items):

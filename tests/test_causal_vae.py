@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +9,13 @@ import pytest
 
 from lumos.config import Config, DataConfig, TokenizerConfig
 from lumos.errors import UserError
+from lumos.geometry import token_shape
 from lumos.model.definition import Definition
-from lumos.tokenizers.causal_vae import latent_shape, make_definition
+from lumos.tokenizers.causal_vae import make_definition
 from lumos.tokenizers.layers import Attention, Downsample, FrameNorm, TemporalConv, Upsample
-from lumos.tokenizers.metrics import frame_psnr, psnr, ssim, to_float, to_uint8
-from lumos.tokenizers.task import TokenizerTask
+from lumos.tokenizers.objective import TokenizerObjective
+from lumos.tokenizers.pixel_quality import frame_psnr, psnr, ssim, to_float, to_uint8
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 TINY = TokenizerConfig(channels=4, channel_mult=(1, 2), z_channels=4)
 COSMOS = TokenizerConfig(
     channels=128, channel_mult=(2, 4, 4), num_res_blocks=2, z_channels=16, levels=(8, 8, 8, 5, 5, 5), outer_norm=True
@@ -78,13 +77,11 @@ def our_layout(kernel: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def golden():
-    if not (GOLDEN / "cosmos_tiny.safetensors").exists():
-        pytest.skip("golden vectors are not here")
+def reference(large_golden):
     from safetensors.numpy import load_file
 
-    official = load_file(GOLDEN / "cosmos_tiny.safetensors")
-    shape = json.loads((GOLDEN / "cosmos_tiny_weights.json").read_text())["config"]
+    official = load_file(large_golden("cosmos_tiny.safetensors"))
+    shape = json.loads(large_golden("cosmos_tiny_weights.json").read_text())["config"]
     config = dataclasses.replace(COSMOS, channels=shape["channels"], channel_mult=tuple(shape["channels_mult"]))
     definition = make_definition(config)
     ours = {our_name(name): our_layout(array) if array.ndim == 5 else array for name, array in official.items()}
@@ -105,7 +102,7 @@ def golden():
         )
         for name in unused
     )
-    return np.load(GOLDEN / "cosmos_tiny_golden.npz"), definition, params
+    return np.load(large_golden("cosmos_tiny_golden.npz")), definition, params
 
 
 def channels_last(array):
@@ -113,8 +110,8 @@ def channels_last(array):
 
 
 @pytest.mark.parametrize("frames", [1, 5, 9])
-def test_matches_the_reference_network(golden, frames):
-    arrays, definition, params = golden
+def test_matches_the_reference_network(reference, frames):
+    arrays, definition, params = reference
     video = channels_last(arrays["tiny_T9/input"])[:, :frames]
     expected = {key: arrays[f"tiny_T{frames}/{key}"] for key in ("latent", "indices", "codes", "recon")}
     np.testing.assert_allclose(
@@ -129,8 +126,8 @@ def test_matches_the_reference_network(golden, frames):
     assert losses == {}
 
 
-def test_matches_the_reference_activations(golden):
-    arrays, definition, params = golden
+def test_matches_the_reference_activations(reference):
+    arrays, definition, params = reference
 
     @jax.jit
     def activations(params, patches, first_attention, decoder_mid):
@@ -171,7 +168,7 @@ def test_compression_and_round_trip_shapes(spatial, temporal, patch, outer_norm)
     definition = make_definition(config)
     for frames in (1, 1 + 2 * temporal):
         video = jax.ShapeDtypeStruct((2, frames, 32, 48, 3), jnp.float32)
-        grid = latent_shape(config, frames, 32, 48)
+        grid = token_shape(config, frames, 32, 48)
         assert grid == (1 + (frames - 1) // temporal, 32 // spatial, 48 // spatial)
         indices = jax.eval_shape(lambda p, v: definition.bind(p).encode(v), definition.abstract, video)
         assert indices.shape == (2, *grid) and indices.dtype == jnp.int32
@@ -252,7 +249,7 @@ def test_sizes_that_do_not_fit_are_refused(tiny):
     with pytest.raises(UserError, match="needs at least 3 entries"):
         Config(tokenizer=dataclasses.replace(TINY, temporal_compression=8))
     with pytest.raises(UserError, match=r"1 \+ 4k"):
-        latent_shape(TINY, 16, 64, 64)
+        token_shape(TINY, 16, 64, 64)
 
 
 # --- layers against their definitions -----------------------------------------------------------------------------
@@ -307,7 +304,7 @@ def test_attention_over_time_equals_its_definition():
     np.testing.assert_allclose(attention(x), expected, atol=1e-5)
 
 
-# --- metrics and the training task --------------------------------------------------------------------------------
+# --- metrics and the training objective --------------------------------------------------------------------------------
 
 
 def test_psnr_conventions():
@@ -342,30 +339,32 @@ def test_pixels_round_trip():
 
 
 @pytest.fixture(scope="module")
-def task():
-    return TokenizerTask(Config(task="tokenizer", tokenizer=TINY, data=DataConfig(buckets=((5, 16, 16), (1, 16, 16)))))
+def objective():
+    return TokenizerObjective(
+        Config(task="tokenizer", tokenizer=TINY, data=DataConfig(buckets=((5, 16, 16), (1, 16, 16))))
+    )
 
 
 def clips(num, frames=5, seed=0):
     return {"video": jnp.asarray(np.random.default_rng(seed).integers(0, 256, (num, frames, 16, 16, 3)), jnp.uint8)}
 
 
-def test_loss_is_a_weighted_sum_over_clips(task):
-    params = random_params(task.definition)
-    batch, loss_of = clips(4), jax.jit(task.loss)
-    loss, weight, metrics, _ = loss_of(params, batch, jax.random.key(1))
+def test_loss_is_a_weighted_sum_over_clips(objective):
+    params = random_params(objective.definition)
+    batch, loss_of = clips(4), jax.jit(objective.loss)
+    loss, weight, metrics, *_ = loss_of(params, batch, jax.random.key(1))
     assert weight == 4 and loss.dtype == weight.dtype == jnp.float32
     halves = [
-        loss_of(params, {"video": batch["video"][part]}, jax.random.key(1))[0] for part in (slice(2), slice(2, 4))
+        loss_of(params, {"video": batch["video"][part]}, jax.random.key(1)).sum for part in (slice(2), slice(2, 4))
     ]
     assert sum(halves) == pytest.approx(float(loss), rel=1e-5)
-    config = task.config.tokenizer
+    config = objective.config.tokenizer
     assert loss == pytest.approx(float(config.l1_weight * metrics["l1"] + config.l2_weight * metrics["l2"]), rel=1e-5)
 
 
-def test_gradient_reaches_every_parameter(task):
-    params = random_params(task.definition, seed=1)
-    gradient = jax.jit(jax.grad(lambda p: task.loss(p, clips(1), None)[0]))(params)
+def test_gradient_reaches_every_parameter(objective):
+    params = random_params(objective.definition, seed=1)
+    gradient = jax.jit(jax.grad(lambda p: objective.loss(p, clips(1), None).sum))(params)
     flat = jax.tree_util.tree_leaves_with_path(gradient)
     dead = [
         jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in flat if not np.abs(leaf).max() > 1e-9
@@ -374,12 +373,12 @@ def test_gradient_reaches_every_parameter(task):
     assert all(name.endswith("/k/bias") for name in dead), dead
 
 
-def test_evaluation_sums_add_up(task):
-    params = random_params(task.definition)
-    evaluate = jax.jit(task.evaluate_batch)
+def test_evaluation_sums_add_up(objective):
+    params = random_params(objective.definition)
+    evaluate = jax.jit(objective.evaluate_batch)
     batches = [clips(2, 5, seed=0), clips(2, 1, seed=1)]
-    summary = task.summarize(jax.tree.map(lambda *x: sum(x), *(evaluate(params, batch) for batch in batches)))
-    pairs = [np.split(task.samples(params, batch)[0], 3, axis=3)[:2] for batch in batches]
+    summary = objective.summarize(jax.tree.map(lambda *x: sum(x), *(evaluate(params, batch) for batch in batches)))
+    pairs = [np.split(objective.samples(params, batch)[0], 3, axis=3)[:2] for batch in batches]
     assert summary["psnr"] == pytest.approx(np.concatenate([psnr(*pair) for pair in pairs]).mean(), abs=1e-3)
     first = np.concatenate([frame_psnr(*pair)[:, 0] for pair in pairs])
     assert summary["psnr_frame_0"] == pytest.approx(first.mean(), abs=1e-3)
@@ -388,9 +387,9 @@ def test_evaluation_sums_add_up(task):
     assert 1 <= summary["perplexity"] <= 24
 
 
-def test_samples_show_the_original_on_the_left(task):
+def test_samples_show_the_original_on_the_left(objective):
     batch = clips(2, 5)
-    shown, labels = task.samples(random_params(task.definition), batch)
+    shown, labels = objective.samples(random_params(objective.definition), batch)
     assert shown.shape == (2, 5, 16, 48, 3) and shown.dtype == np.uint8 and len(labels) == 2
     np.testing.assert_array_equal(shown[:, :, :, :16], batch["video"])
     assert not np.array_equal(shown[:, :, :, 16:32], batch["video"])

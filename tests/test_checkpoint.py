@@ -20,12 +20,12 @@ from lumos import sharding
 from lumos.checkpoint import Checkpointer, fingerprint
 from lumos.config import MeshConfig
 from lumos.errors import UserError
-from lumos.training import requests
+from lumos.runtime import stop_requests
 from lumos.training.initialize import initial_state
 from lumos.training.loop import train
 from lumos.training.optimizer import check_resumed, make_optimizer
 from lumos.training.state import abstract_state, create_state
-from lumos.training.transformer_task import TransformerTask
+from lumos.training.transformer_objective import TransformerObjective
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -36,7 +36,8 @@ class Saved:
     def __init__(self, mesh=None, num_devices=8, **changes):
         self.config = tiny.transformer(model__num_kv_heads=2, **changes)
         self.mesh = sharding.make_mesh(mesh or MeshConfig(), jax.devices()[:num_devices])
-        self.definition = TransformerTask(self.config).definition
+        self.objective = TransformerObjective(self.config)
+        self.definition = self.objective.definition
         self.optimizer = make_optimizer(self.config.optimizer, 10)
         self.ema = self.config.optimizer.ema_decay > 0
 
@@ -176,7 +177,7 @@ def test_weights_without_optimizer_state_start_a_run_of_their_own(plain, tmp_pat
     saved, state = Saved(), plain[1]
     shutil.copytree(plain[0], tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "checkpoints" / "1" / "opt_state")
-    start, meta = initial_state(saved.config, saved.definition, saved.optimizer, saved.mesh, Checkpointer(tmp_path))
+    start, meta = initial_state(saved.config, saved.objective, saved.optimizer, saved.mesh, Checkpointer(tmp_path))
     assert meta == {"step": 0, "data_step": 0} and int(start.step) == 0
     assert fingerprint(start.params) == fingerprint(state.ema)
 
@@ -250,7 +251,7 @@ def test_an_asynchronous_save_that_fails_stops_the_run_and_leaves_the_one_before
 
 
 def test_the_clock_asks_for_checkpoints_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(requests, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(stop_requests, "SAVE_SECONDS", 0.0)
     config = run_config(write_tokens(tmp_path / "tokens"), train__checkpoint_every=10**6, train__keep_checkpoints=9)
     train(config, tmp_path / "run")
     assert len(Checkpointer(tmp_path / "run", read_only=True)._manager.all_steps()) >= 3  # 1 without the clock

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from lumos import compile_cache
+from lumos.runtime import compile_cache
 
 
 @pytest.fixture

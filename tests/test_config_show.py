@@ -1,6 +1,7 @@
 """`lumos config show | diff`, `lumos help` and `--version`: what they print, and their errors."""
 
 import ast
+import dataclasses
 import json
 import platform
 import shutil
@@ -13,8 +14,10 @@ import jax
 import pytest
 
 import lumos
-from lumos import cli, config_docs, config_rules
-from lumos import config as config_lib
+from lumos import cli, config_docs, config_loading, config_rules
+from lumos.config import Config
+from lumos.sequence.corruption import Level
+from lumos.slots import Slot
 
 REPO = Path(lumos.__file__).resolve().parents[1]
 
@@ -28,18 +31,26 @@ def run(capsys, *arguments, code=0):
 
 
 def flat(config):
-    """Return the fields of a config by their dotted names."""
-    return {
-        f"{name}.{inner}" if isinstance(value, dict) else name: item
-        for name, value in config.to_dict().items()
-        for inner, item in (value.items() if isinstance(value, dict) else [("", value)])
-    }
+    """Return the fields of a config by their dotted names: of a slot, the name of its member and its settings."""
+    found = {}
+
+    def walk(value, name):
+        if dataclasses.is_dataclass(value):
+            if isinstance(value, Slot):
+                found[name] = value.name
+            for field in dataclasses.fields(value):
+                walk(getattr(value, field.name), f"{name}.{field.name}" if name else field.name)
+        else:
+            found[name] = value
+
+    walk(config, "")
+    return found
 
 
 def test_show_prints_every_field_and_marks_what_was_changed(capsys):
     out = run(capsys, "config", "show", "configs/demo.py:tokenizer", "--config.seed=7", "--config.data.fps", "12")
-    wanted = flat(config_lib.load("configs/demo.py:tokenizer", {"seed": "7", "data.fps": "12"}))
-    defaults = flat(config_lib.Config())
+    wanted = flat(config_loading.load("configs/demo.py:tokenizer", {"seed": "7", "data.fps": "12"}))
+    defaults = flat(Config())
     lines = [line.partition(" = ") for line in out.splitlines()]
     assert [name for name, _, _ in lines] == list(wanted)
     for name, _, rest in lines:
@@ -50,8 +61,31 @@ def test_show_prints_every_field_and_marks_what_was_changed(capsys):
     assert "seed = 7  # default: 0" in out.splitlines() and "data.fps = 12.0  # default: 0.0" in out.splitlines()
 
 
+def test_show_prints_slots_as_overrides(capsys):
+    """Settings are compared with those of the same member, and what is printed makes the same config again."""
+    flags = ["--config.corruption.level.ratio=0.5", "--config.corruption.level=constant"]
+    out = run(capsys, "config", "show", "configs/transformer_small.py:5m", *flags).splitlines()
+    assert "corruption.level = 'constant'  # default: 'cosine'" in out
+    assert "corruption.level.ratio = 0.5  # default: 1.0" in out and "generate.guidance.scale = 3.0" in out
+    assert not [line for line in out if line.startswith("corruption.level.floor")]
+    lines = (line.partition("  # default: ")[0].partition(" = ") for line in out)
+    values = {name: ast.literal_eval(value) for name, _, value in lines}
+    again = config_loading.override(Config(), values)
+    assert again == config_loading.load("configs/transformer_small.py:5m", {"corruption.level": "constant", "corruption.level.ratio": "0.5"})  # fmt: skip
+
+
+def test_diff_of_slots_names_members_and_what_only_one_of_them_sets(capsys, tmp_path):
+    changes = {"corruption.level": "constant", "generate.guidance.scale": "2"}
+    config_loading.load("configs/transformer_small.py:5m", changes).save(tmp_path / "config.json")
+    out = run(capsys, "config", "diff", "configs/transformer_small.py:5m", tmp_path).splitlines()
+    assert out[:-1] == [
+        "corruption.level = 'cosine' -> 'constant'", "corruption.level.floor = 0.7 -> None",
+        "generate.guidance.scale = 3.0 -> 2.0", "corruption.level.ratio = None -> 1.0",
+    ]  # fmt: skip
+
+
 def test_show_takes_every_form_of_a_config_and_json(capsys, tmp_path):
-    config = config_lib.load("configs/demo.py:transformer,smoke")
+    config = config_loading.load("configs/demo.py:transformer,smoke")
     config.save(tmp_path / "config.json")
     shutil.copy(REPO / "configs" / "demo.py", tmp_path / "a:b.py")
     printed = {
@@ -65,15 +99,15 @@ def test_show_takes_every_form_of_a_config_and_json(capsys, tmp_path):
 
 
 def test_diff(capsys, tmp_path):
-    config_lib.load("configs/demo.py:tokenizer", {"seed": "3", "data.buckets": "((9, 32, 32),)"}).save(
+    config_loading.load("configs/demo.py:tokenizer", {"seed": "3", "data.buckets": "((9, 32, 32),)"}).save(
         tmp_path / "config.json"
     )
     out = run(capsys, "config", "diff", "configs/demo.py:tokenizer", tmp_path)
-    before = config_lib.load("configs/demo.py:tokenizer").data.buckets
+    before = config_loading.load("configs/demo.py:tokenizer").data.buckets
     assert out.splitlines() == [
         "seed = 0 -> 3",
         f"data.buckets = {before!r} -> ((9, 32, 32),)",
-        f"# 2 of {len(flat(config_lib.Config()))} fields differ: configs/demo.py:tokenizer -> {tmp_path}",
+        f"# 2 of {len(flat(Config()))} fields differ: configs/demo.py:tokenizer -> {tmp_path}",
     ]
     facts = json.loads(run(capsys, "config", "diff", "configs/demo.py:tokenizer", tmp_path, "--json"))
     assert facts["fields"]["seed"] == [0, 3] and set(facts["fields"]) == {"seed", "data.buckets"}
@@ -126,6 +160,21 @@ def test_help_of_a_field_names_its_default_meaning_and_choices(capsys):
     assert "random" not in run(capsys, "help", "tokenizer_workdir")
 
 
+def test_help_of_a_slot_lists_its_members_with_their_settings(capsys):
+    text = run(capsys, "help", "corruption.level")
+    assert text == run(capsys, "help", "--config.corruption.level=uniform".removeprefix("--"))
+    assert f"allowed  {' | '.join(Level.choices)}" in text and "default  'cosine'" in text
+    for name, member in Level.choices.items():
+        assert f"{name}: {member.__doc__.splitlines()[0]}" in " ".join(text.split())
+    assert "    --config.corruption.level.ratio=1.0  share of a frame that is hidden" in text
+    of_setting = run(capsys, "help", "corruption.level.floor")
+    for member, default in (("cosine", 0.7), ("uniform", 0.0), ("normal", 0.7)):
+        assert f"--config.corruption.level={member} --config.corruption.level.floor={default}" in of_setting
+    assert "constant" not in of_setting
+    assert "eta=0.0" in run(capsys, "help", "generate.sampler.eta")  # a setting of the family
+    assert "did you mean corruption.level.floor?" in run(capsys, "help", "corruption.level.flor", code=2)
+
+
 def test_help_knows_every_field_and_section(capsys):
     listed = run(capsys, "help")
     names = []
@@ -134,12 +183,13 @@ def test_help_knows_every_field_and_section(capsys):
         text = run(capsys, "help", section.name) if section.name else listed
         for field in section.fields:
             names.append(field.name)
+            names += [s.name for member in field.members if member.name == field.default for s in member.settings]
             meaning = field.comment or " | ".join(field.choices)
             assert meaning and " ".join(run(capsys, "help", field.name).split()).count(" ".join(meaning.split())) == 1
             assert not section.name or f"  {field.name} = {field.default!r}" in text
         assert all(len(line) <= 120 for line in text.splitlines())
         assert not section.name or section.about
-    assert names == list(flat(config_lib.Config())) and set(config_rules.CHOICES) <= set(names)
+    assert names == list(flat(Config())) and set(config_rules.CHOICES) <= set(names)
 
 
 def test_help_of_names_that_verbs_have_too(capsys):
@@ -166,11 +216,19 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["help", "model"], ["config", "show", "configs/demo.py:tokenizer"]]
+    "arguments, unused",
+    [
+        (["--help"], {"jax"}),
+        (["--version"], {"jax"}),
+        # Slots live beside the functions that they configure, so the schema needs JAX; no backend starts.
+        (["help", "model"], set()),
+        (["config", "show", "configs/demo.py:tokenizer"], set()),
+    ],
 )
-def test_looking_does_not_import_jax(arguments):
+def test_looking_imports_little_and_starts_no_backend(arguments, unused):
     code = (
         f"import sys; from lumos import cli; assert cli.main({arguments!r}) == 0; "
-        "bad = {'jax', 'orbax', 'grain', 'av'} & set(sys.modules); assert not bad, bad"
+        f"bad = ({unused!r} | {{'orbax', 'grain', 'av'}}) & set(sys.modules); assert not bad, bad; "
+        "from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
     )
     subprocess.run([sys.executable, "-c", code], cwd=REPO, check=True, capture_output=True)

@@ -15,20 +15,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lumos import cli
-from lumos import config as config_lib
+from lumos import cli, config_loading
 from lumos.data.records import RecordSource
 from lumos.data.video_writer import write_video
 from lumos.errors import UserError
 from lumos.evaluation.evaluate import _masked_cross_entropy
-from lumos.generation.generate import Generator
+from lumos.runtime import metrics_writer
 from lumos.tokenizers import pretrained
 from lumos.tokenizers.tokenize import read_manifest, tokenize
-from lumos.training import metrics
+from lumos.training.from_config import make_objective
 from lumos.training.loop import train
-from lumos.training.tasks import make_task
-from lumos.training.transformer_task import TransformerTask
+from lumos.training.transformer_objective import TransformerObjective
 from lumos.verbs import VERBS
+from lumos.videos.generator import Generator
 
 REPO = Path(__file__).resolve().parents[1]
 # Programs that run a few times are compiled fast, not to be fast: see conftest.py.
@@ -131,15 +130,15 @@ def test_pixels_of_a_clip_do_not_depend_on_the_clips_beside_it(demo):
 def test_samples_of_later_steps_reuse_the_program_of_the_first(demo):
     run = demo / "transformer"
     generator = Generator.load(run)
-    task = make_task(generator.config)
+    objective = make_objective(generator.config)
     text, _ = generator.text.encode("a red circle", generator.config.sequence.text_length)
-    first, captions = task.samples(generator.params, {"text": text[None]})
+    first, captions = objective.samples(generator.params, {"text": text[None]})
     opposite, compiled = jax.tree.map(lambda x: -x, generator.params), []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, _, **facts: compiled.append(event) if event.endswith("backend_compile_duration") else None
     )
-    again, _ = task.samples(generator.params, {"text": text[None]})
-    other, _ = task.samples(opposite, {"text": text[None]})
+    again, _ = objective.samples(generator.params, {"text": text[None]})
+    other, _ = objective.samples(opposite, {"text": text[None]})
     assert captions == ["a red circle"] and not compiled
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
@@ -149,13 +148,13 @@ def test_cross_entropy_is_evaluated_in_batches_of_their_own_size(demo, monkeypat
     """A run that trains on batches of 256 must not evaluate with them."""
     seen = []
     generator = Generator.load(demo / "transformer", {"evaluate.batch_size": "3", "evaluate.num_clips": "6"})
-    evaluate_batch = TransformerTask.evaluate_batch
+    evaluate_batch = TransformerObjective.evaluate_batch
 
     def spy(self, params, batch):
         seen.append(batch["tokens"].shape[0])
         return evaluate_batch(self, params, batch)
 
-    monkeypatch.setattr(TransformerTask, "evaluate_batch", spy)
+    monkeypatch.setattr(TransformerObjective, "evaluate_batch", spy)
     assert generator.config.data.batch_size != 3
     assert _masked_cross_entropy(generator)["nll"] > 0 and set(seen) == {3}
 
@@ -171,7 +170,7 @@ def test_evaluating_again_gives_the_same_numbers(demo, tmp_path):
 
 
 def test_tokenizing_resumes_without_loss_or_duplicates(demo, tmp_path):
-    config = config_lib.load(str(demo / "tokenizer" / "config.json"))
+    config = config_loading.load(str(demo / "tokenizer" / "config.json"))
     tokenizer = pretrained.load(str(demo / "tokenizer"))
 
     def run(out, process_index=0, process_count=1):
@@ -205,8 +204,8 @@ def test_tokens_of_another_tokenizer_are_refused(demo, tmp_path):
         "train", f"--config={demo / 'tokenizer' / 'config.json'}", f"--workdir={tmp_path / 'other'}", "--config.seed=5",
         "--config.train.num_steps=1", cwd=demo.parent,
     )  # fmt: skip
-    config = config_lib.load(str(demo / "tokenizer" / "config.json"))
-    wrong = config_lib.load(
+    config = config_loading.load(str(demo / "tokenizer" / "config.json"))
+    wrong = config_loading.load(
         "configs/demo.py:transformer,smoke",
         {"data.path": str(demo / "tokens"), "tokenizer_workdir": str(tmp_path / "other")},
     )
@@ -217,7 +216,7 @@ def test_tokens_of_another_tokenizer_are_refused(demo, tmp_path):
 
 
 def test_tokens_of_another_grid_are_refused(demo, tmp_path):
-    wrong = config_lib.load(
+    wrong = config_loading.load(
         "configs/demo.py:transformer,smoke",
         {"data.path": str(demo / "tokens"), "tokenizer_workdir": "", "sequence.grid": "(3, 4, 4)"},
     )
@@ -247,7 +246,9 @@ def test_a_killed_run_resumes_bit_for_bit(demo, tmp_path, task):
     lumos("train", *flags, f"--workdir={tmp_path}/parts", cwd=demo.parent)
 
     def losses(folder):
-        return [(line["step"], line["loss"], line["grad_norm"]) for line in metrics.read(tmp_path / folder, "train")]
+        return [
+            (line["step"], line["loss"], line["grad_norm"]) for line in metrics_writer.read(tmp_path / folder, "train")
+        ]
 
     assert len(losses("whole")) == 40
     assert losses("whole") == losses("parts")

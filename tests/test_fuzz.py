@@ -17,9 +17,10 @@ from lumos.data.records import RecordSource, RecordWriter
 from lumos.data.sources import TokensSource
 from lumos.errors import UserError
 from lumos.training import loop
+from lumos.training.from_config import make_objective
+from lumos.training.match_data import match_data
 from lumos.training.optimizer import make_optimizer, make_schedule
 from lumos.training.state import abstract_state
-from lumos.training.tasks import make_task, resolve
 
 FUZZ = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -97,13 +98,13 @@ def _changes(tree):
 
 def build(config, workdir, **_):
     """Everything a run does before it compiles."""
-    config = resolve(config)
+    config = match_data(config)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     plan_buckets(config.data, config.tokenizer)
-    task, optimizer = make_task(config), make_optimizer(config.optimizer, config.train.num_steps)
+    objective, optimizer = make_objective(config), make_optimizer(config.optimizer, config.train.num_steps)
     make_schedule(config.optimizer, config.train.num_steps)(0)
-    abstract_state(task.definition, optimizer, mesh, ema=config.optimizer.ema_decay > 0)
-    task.flops_per_step()
+    abstract_state(objective.definition, optimizer, mesh, ema=config.optimizer.ema_decay > 0)
+    objective.flops_per_step()
 
 
 def test_200_fuzzed_configs_end_in_one_line_or_in_a_model(tmp_path, capsys, monkeypatch):
@@ -204,7 +205,7 @@ _records = st.dictionaries(
 
 
 def test_100_strange_records_are_tokens_with_a_caption_or_refused(tmp_path):
-    config = run_config(tmp_path)
+    config = run_config(tmp_path, data__buckets=((3, 4, 4),))
     (bucket,) = plan_buckets(config.data, config.tokenizer)
     (tmp_path / "manifest.json").write_text(json.dumps({"grid": [3, 4, 4], "codebook_size": 30}))
     good = {"tokens": np.zeros((3, 4, 4), np.uint32), "caption": "fine", "id": "x"}

@@ -4,8 +4,8 @@ import signal
 import jax.numpy as jnp
 import pytest
 
-from lumos.training.goodput import BUCKETS, Goodput
-from lumos.training.profiler import Profiler
+from lumos.runtime.goodput import BUCKETS, Goodput
+from lumos.runtime.profiler import Profiler
 
 
 class _Clock:

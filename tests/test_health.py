@@ -1,7 +1,6 @@
 """Bad numbers: skipped on the device, counted, dumped, replayed; too many end the run or take it back."""
 
 import json
-from collections import deque
 from types import SimpleNamespace
 from unittest.mock import MagicMock, patch
 
@@ -17,14 +16,15 @@ from lumos.checkpoint import Checkpointer, fingerprint
 from lumos.config import Config
 from lumos.data.pipeline import make_pipeline
 from lumos.errors import UserError
-from lumos.training import health, loop, metrics
-from lumos.training.loop import _Run, train
+from lumos.runtime import health, metrics_writer
+from lumos.training import bad_steps
+from lumos.training.loop import train
+from lumos.training.match_data import match_data
 from lumos.training.optimizer import make_optimizer
 from lumos.training.replay import replay
 from lumos.training.state import create_state
 from lumos.training.step import make_train_step
-from lumos.training.tasks import resolve
-from lumos.training.transformer_task import TransformerTask
+from lumos.training.transformer_objective import TransformerObjective
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -45,31 +45,31 @@ BAD = (3, 4, 5)  # the batches that `poison` makes infinite
 @pytest.fixture
 def poison(monkeypatch, folder):
     """Make the loss of the batches BAD infinite."""
-    with make_pipeline(resolve(run_config(folder)), "train", process_index=0, process_count=1) as pipeline:
+    with make_pipeline(match_data(run_config(folder)), "train", process_index=0, process_count=1) as pipeline:
         identities = [int(_identity(next(pipeline)["tokens"])) for _ in range(24)]
     assert len(set(identities)) == len(identities)
-    loss, bad = TransformerTask.loss, jnp.array([identities[number] for number in BAD])
+    loss, bad = TransformerObjective.loss, jnp.array([identities[number] for number in BAD])
 
-    def poisoned(self, params, batch, key):
-        total, weight, values = loss(self, params, batch, key)
-        return total * jnp.where(jnp.isin(_identity(batch["tokens"]), bad), jnp.inf, 1.0), weight, values
+    def poisoned(self, params, batch, *rest):
+        out = loss(self, params, batch, *rest)
+        return out._replace(sum=out.sum * jnp.where(jnp.isin(_identity(batch["tokens"]), bad), jnp.inf, 1.0))
 
-    monkeypatch.setattr(TransformerTask, "loss", poisoned)
+    monkeypatch.setattr(TransformerObjective, "loss", poisoned)
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_step():
-    class Poisoned(TransformerTask):
-        def loss(self, params, batch, key):
-            total, weight, values = super().loss(params, batch, key)
-            return total * jnp.where(batch["tokens"][0, 0, 0, 0] == 7, jnp.nan, 1.0), weight, values
+    class Poisoned(TransformerObjective):
+        def loss(self, params, batch, *rest):
+            out = super().loss(params, batch, *rest)
+            return out._replace(sum=out.sum * jnp.where(batch["tokens"][0, 0, 0, 0] == 7, jnp.nan, 1.0))
 
     config = tiny.transformer(model__num_layers=1)
     mesh = sharding.make_mesh(config.mesh)
-    task, optimizer = Poisoned(config), make_optimizer(config.optimizer, 10)
+    objective, optimizer = Poisoned(config), make_optimizer(config.optimizer, 10)
     batch = tiny.token_batch(config)
     with jax.set_mesh(mesh):
-        state = create_state(task.definition, optimizer, mesh, seed=0, ema=True)
-        step = make_train_step(task, optimizer, config, mesh)
+        state = create_state(objective.definition, optimizer, mesh, seed=0, ema=True)
+        step = make_train_step(objective, optimizer, config, mesh)
         for code, skipped in ((0, 0.0), (7, 1.0), (0, 0.0)):
             batch["tokens"][0, 0, 0, 0] = code
             before = [fingerprint(item) for item in (state.params, state.opt_state, state.ema)]
@@ -98,20 +98,17 @@ def test_spikes_and_streaks():
 @pytest.mark.parametrize("new_terms_at", [{40}, set()])
 def test_a_new_term_of_the_loss_is_no_spike(new_terms_at):
     """A discriminator that starts at step 40 adds 1 to a loss of 0.1, for good."""
-    run = object.__new__(_Run)
-    run.health, run.task, run.config = health.HealthMonitor(), SimpleNamespace(new_terms_at=new_terms_at), Config()
-    values = [{"loss": 0.1 + 0.01 * (step % 3) + (step >= 40), "grad_norm": 1.0} for step in range(49)]
-    run.in_flight = deque(SimpleNamespace(step=i, batch_number=i, wish=0, metrics=values[i]) for i in range(49))
-    run.checkpointer = run.pipeline = run.meter = run.writer = MagicMock()
-    run.workdir, run.provenance, run.schedule = "", {}, lambda step: 0.0
-    with patch.object(loop.replay, "write_dump") as dump:
-        run._settle(leave=0)
-    assert (run.health.num_bad, dump.call_count) == ((0, 0) if new_terms_at else (9, 9))
+    judge = bad_steps.BadSteps(Config(), "", MagicMock(), new_terms_at, {})
+    with patch.object(bad_steps.replay, "write_dump") as dump:
+        for step in range(49):
+            values = {"loss": 0.1 + 0.01 * (step % 3) + (step >= 40), "grad_norm": 1.0}
+            judge.judge(SimpleNamespace(step=step, batch_number=step), values, None)
+    assert (judge.health.num_bad, dump.call_count) == ((0, 0) if new_terms_at else (9, 9))
 
 
 def test_bad_steps_are_counted_dumped_and_replayed_bitwise(folder, tmp_path, poison, capsys):
     train(run_config(folder, train__num_steps=8, train__keep_checkpoints=1), tmp_path / "run")
-    lines = metrics.read(tmp_path / "run", "train")
+    lines = metrics_writer.read(tmp_path / "run", "train")
     assert [line["skipped"] for line in lines] == [0, 0, 0, 1, 1, 1, 0, 0] and lines[-1]["bad_steps"] == 3
     assert sorted(path.name for path in (tmp_path / "run" / "dumps").iterdir()) == ["00000004", "00000005", "00000006"]
     dump = tmp_path / "run" / "dumps" / "00000005"
@@ -139,7 +136,7 @@ def test_or_take_it_back_to_the_last_good_checkpoint_without_these_data(folder, 
     monkeypatch.setattr(health, "MAX_BAD_STEPS", 3)
     config = run_config(folder, train__num_steps=8, train__keep_checkpoints=1, train__on_bad_steps="rewind")
     train(config, tmp_path / "run")
-    lines = metrics.read(tmp_path / "run", "train")
+    lines = metrics_writer.read(tmp_path / "run", "train")
     assert [line["step"] for line in lines] == list(range(1, 9)) and not any(line["skipped"] for line in lines)
     meta = Checkpointer(tmp_path / "run", read_only=True).read_meta()
     assert meta["step"] == 8 and meta["data_step"] > 8 + len(BAD) and meta["good"]

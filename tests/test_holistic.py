@@ -10,11 +10,12 @@ from flax import nnx
 
 from lumos.config import AdversarialConfig, Config, DataConfig, OptimizerConfig, TokenizerConfig
 from lumos.errors import UserError
-from lumos.tokenizers.causal_vae import latent_shape, make_definition
+from lumos.geometry import token_shape
+from lumos.tokenizers.causal_vae import make_definition
 from lumos.tokenizers.holistic import Prior, position_codes
+from lumos.tokenizers.objective import TokenizerObjective
 from lumos.tokenizers.pretrained import Tokenizer
-from lumos.tokenizers.quantizers import make_quantizer
-from lumos.tokenizers.task import TokenizerTask
+from lumos.tokenizers.quantizer_factory import make_quantizer
 
 TINY = TokenizerConfig(
     body="holistic",
@@ -29,8 +30,8 @@ TINY = TokenizerConfig(
 
 
 @pytest.fixture(scope="module")
-def task():
-    return TokenizerTask(
+def objective():
+    return TokenizerObjective(
         Config(
             task="tokenizer",
             tokenizer=TINY,
@@ -41,17 +42,17 @@ def task():
 
 
 @pytest.fixture(scope="module")
-def params(task):
+def params(objective):
     """Random weights everywhere, so that no branch is zero."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32), task.definition.abstract)
+    return jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32), objective.definition.abstract)
 
 
 def test_a_clip_becomes_a_row_of_tokens_and_back(params):
     tokenizer = Tokenizer(TINY, params["vae"])
     video = np.random.default_rng(0).integers(0, 256, (3, 5, 16, 32, 3)).astype(np.uint8)
     tokens = tokenizer.encode(video)
-    assert tokens.shape == (3, 1, 1, 6) and latent_shape(TINY, 5, 16, 32) == (1, 1, 6)
+    assert tokens.shape == (3, 1, 1, 6) and token_shape(TINY, 5, 16, 32) == (1, 1, 6)
     assert 0 <= tokens.min() and tokens.max() < tokenizer.codebook_size == 16
     pixels = tokenizer.decode(tokens)
     assert pixels.shape == video.shape and pixels.dtype == np.uint8
@@ -63,25 +64,25 @@ def test_a_clip_becomes_a_row_of_tokens_and_back(params):
         tokenizer.stream()
 
 
-def test_loss_has_the_prior_and_gradients_reach_everything(task, params):
+def test_loss_has_the_prior_and_gradients_reach_everything(objective, params):
     batch = {"video": np.random.default_rng(1).integers(0, 256, (2, 5, 16, 32, 3)).astype(np.uint8)}
 
     def mean_loss(params):
-        total, weight, metrics, _ = task.loss(params, batch, jax.random.key(0), 0)
-        return total / weight, metrics
+        out = objective.loss(params, batch, jax.random.key(0), 0)
+        return out.sum / out.weight, out.metrics
 
     (loss, metrics), grads = jax.jit(jax.value_and_grad(mean_loss, has_aux=True))(params)
     assert {"prior", "commitment", "codebook"} <= set(metrics) and np.isfinite(loss)
     assert 0 < metrics["prior"] / 2 / 0.06 < 100
     dead = [jax.tree_util.keystr(p) for p, g in jax.tree_util.tree_leaves_with_path(grads) if not np.abs(g).max() > 0]
     assert not dead, dead
-    assert set(task.summarize(jax.tree.map(np.asarray, jax.jit(task.evaluate_batch)(params, batch)))) >= {
+    assert set(objective.summarize(jax.tree.map(np.asarray, jax.jit(objective.evaluate_batch)(params, batch)))) >= {
         "psnr",
         "usage",
     }
 
 
-def test_remat_changes_no_gradient(task, params):
+def test_remat_changes_no_gradient(objective, params):
     video = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (1, 5, 16, 32, 3)), jnp.float32)
     gradients = []
     for remat in (False, True):
@@ -101,18 +102,18 @@ def test_the_adversarial_stage_takes_a_holistic_body():
         data=DataConfig(buckets=((5, 16, 32),)),
         adversarial=AdversarialConfig(weight=0.2, channels=8, num_layers=2, feature_weight=0.5, lecam_weight=0.05),
     )
-    task, rng = TokenizerTask(config), np.random.default_rng(0)
-    params = jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32), task.definition.abstract)
+    objective, rng = TokenizerObjective(config), np.random.default_rng(0)
+    params = jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32), objective.definition.abstract)
     batch = {"video": rng.integers(0, 256, (2, 5, 16, 32, 3)).astype(np.uint8)}
 
     @jax.jit
     def step(params):
-        run = lambda params: task.loss(params, batch, jax.random.key(0), 5)
-        (_, weight, metrics, statistics), grads = _value_aux_grad(run, params)
+        run = lambda params: objective.loss(params, batch, jax.random.key(0), 5)
+        out, grads = _value_aux_grad(run, params)
         return (
-            {name: value / weight for name, value in metrics.items()},
+            {name: value / out.weight for name, value in out.metrics.items()},
             grads,
-            task.update_statistics(params, statistics),
+            objective.update_statistics(params, out.statistics),
         )
 
     metrics, grads, updated = step(params)
@@ -127,9 +128,9 @@ def test_the_adversarial_stage_takes_a_holistic_body():
 
 
 def _value_aux_grad(run, params):
-    """Return everything `run` returns, and the gradient of the first of it."""
-    (total, rest), grads = jax.value_and_grad(lambda p: (lambda out: (out[0], out[1:]))(run(p)), has_aux=True)(params)
-    return (total, *rest), grads
+    """Return the loss that `run` returns, and the gradient of its sum."""
+    (_, loss), grads = jax.value_and_grad(lambda p: (lambda out: (out.sum, out))(run(p)), has_aux=True)(params)
+    return loss, grads
 
 
 def test_prior_is_autoregressive_and_uses_its_table():

@@ -9,7 +9,7 @@ import pytest
 
 _PROGRAM = """
 import os, sys
-from lumos.huge_pages import use_huge_pages
+from lumos.runtime.huge_pages import use_huge_pages
 print(os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:], flush=True)
 use_huge_pages()
 print("runs")

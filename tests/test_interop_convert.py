@@ -12,23 +12,23 @@ from PIL import Image
 from test_interop_cosmos import random_stream
 from test_interop_lumos1 import SPECIAL, read_all, write_checkpoint
 
-from lumos import cli, sharding
-from lumos import config as config_lib
-from lumos.config import MeshConfig
+from lumos import cli, config_loading, sharding
+from lumos.config import Config, MeshConfig
 from lumos.data import text as text_lib
 from lumos.errors import UserError
-from lumos.generation.generate import Generator
+from lumos.generation.released import Released
 from lumos.interop import cosmos, lumos1, lumos1_tokens
 from lumos.sequence import vocabulary
 from lumos.tokenizers import pretrained
+from lumos.videos.generator import Generator
 
 START = 600  # of the visual ids: beyond the 512 pieces of the text model that ships
 V = vocabulary.lumos1(64_000, START, 40, SPECIAL)
 IDS = {"special_tokens": SPECIAL, "size_token_zero": 40, "visual_start": START, "vocab_size": V.size}
 SMALL_RUN = [
-    "--config.sequence.grid=(2, 4, 4)", "--config.data.buckets=((5, 32, 32),)", "--config.data.batch_size=8",
+    "--config.sequence.grid=(2, 4, 4)", "--config.data.batch_size=8",
     "--config.sequence.text_length=64", "--config.sequence.duration=1", "--config.sequence.fps=8",
-    "--config.generate.steps=2", "--config.generate.guidance=2.0",
+    "--config.generate.steps=2", "--config.generate.guidance.scale=2.0",
 ]  # fmt: skip
 
 
@@ -90,9 +90,8 @@ def test_the_generator_makes_the_tokens_of_lumos1_generate(converted):
     """`lumos generate` and the library call are one program on one sequence."""
     folder, _ = converted
     generator = Generator.load(folder / "run")
-    made = generator.generate(
-        ["a cat"], seed=3, settings=dataclasses.replace(generator.config.generate, temperature=0.0)
-    )
+    settings = dataclasses.replace(generator.config.generate, sampler=Released(temperature=0.0))
+    made = generator.generate(["a cat"], seed=3, settings=settings)
     model = lumos1.load(folder / "ckpt", **{k: v for k, v in IDS.items() if k != "vocab_size"})
     text = text_lib.instruct(generator.config, "a cat", (2, 4, 4))
     assert text.startswith("Generate a video with a resolution of 32x32, consisting of 8 frames at 8 frames per second")
@@ -117,9 +116,11 @@ def test_official_pickles_become_tokens_to_fine_tune_on(converted, tmp_path):
         "convert", "--from=lumos1-tokens", tmp_path / "record.jsonl", f"--to={tmp_path}/tokens",
         f"--ids={folder}/ids.json", f"--tokenizer={folder}/tokenizer",
     )  # fmt: skip
-    config = config_lib.load(str(folder / "run/config.json"), {"data.path": f"{tmp_path}/tokens"})
+    config = config_loading.load(str(folder / "run/config.json"), {"data.path": f"{tmp_path}/tokens"})
     from lumos.data.pipeline import make_pipeline
+    from lumos.training.match_data import match_data
 
+    config = match_data(config)
     with make_pipeline(config, "train", process_index=0, process_count=1, train=False) as pipeline:
         batch = next(pipeline)
     assert batch["tokens"].shape == (8, 2, 4, 4)  # the run's bucket takes the first of the three frames
@@ -220,15 +221,14 @@ def test_a_hugging_face_tokenizer_serves_the_released_models(tmp_path):
 
 
 def test_templates_surround_a_caption_once():
-    config = config_lib.override(
-        config_lib.Config(), {"text.template": "{frames} frames of {width}x{height} at {fps}:\n {caption}!"}
-    )
+    template = "{frames} frames of {width}x{height} at {fps}:\n {caption}!"
+    config = config_loading.override(Config(), {"text.template": template, "sequence.grid": "(5, 4, 8)"})
     full = text_lib.instruct(config, "a {cat}", (5, 4, 8))
     assert full == "24 frames of 64x32 at 12:\n a {cat}!"
     assert text_lib.instruct(config, full, (5, 4, 8)) == full
     assert text_lib.instruct(config, "a", (1, 4, 8)).startswith("1 frames of 64x32 at 1:")
     with pytest.raises(UserError, match="once"):
-        config_lib.override(config, {"text.template": "{caption} {speed}"})
+        config_loading.override(config, {"text.template": "{caption} {speed}"})
 
 
 def test_large_models_load_shard_by_shard_onto_a_mesh(converted):

@@ -7,7 +7,6 @@ import types
 import jax
 import numpy as np
 import pytest
-from conftest import SHARED
 from safetensors.numpy import load_file, save_file
 
 from lumos.config import TokenizerConfig
@@ -16,7 +15,6 @@ from lumos.interop import cosmos
 from lumos.tokenizers.causal_vae import make_definition
 from lumos.tokenizers.streaming import KeyMemory, VideoStream, reflect_index
 
-WEIGHTS = SHARED / "golden" / "cosmos_tiny.safetensors"
 TINY = TokenizerConfig(channels=4, channel_mult=(1, 2), z_channels=4)
 
 
@@ -29,10 +27,8 @@ def random_video(frames, rows=16, columns=24, batch=1, seed=0):
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    if not WEIGHTS.exists():
-        pytest.skip("golden data are not here")
-    return cosmos.load(WEIGHTS), np.load(WEIGHTS.with_name("cosmos_tiny_golden.npz"))
+def tiny(large_golden):
+    return cosmos.load(large_golden("cosmos_tiny.safetensors")), np.load(large_golden("cosmos_tiny_golden.npz"))
 
 
 @pytest.mark.parametrize("frames", [1, 5, 9])
@@ -47,11 +43,11 @@ def test_equals_the_official_tokenizer(tiny, frames):
     np.testing.assert_allclose(tokenizer.decode(indices), channels_last(want["recon"]), atol=1e-4)
 
 
-def test_every_tensor_is_used_or_listed_and_written_back(tiny, tmp_path):
+def test_every_tensor_is_used_or_listed_and_written_back(tiny, large_golden, tmp_path):
     tokenizer, _ = tiny
     assert all("sample.conv" in name for name in tokenizer.ignored) and len(tokenizer.ignored) == 16
     tokenizer.save(tmp_path)
-    before, after = load_file(WEIGHTS), load_file(tmp_path / "model.safetensors")
+    before, after = load_file(large_golden("cosmos_tiny.safetensors")), load_file(tmp_path / "model.safetensors")
     assert before.keys() == after.keys()
     for name in before:
         assert before[name].shape == after[name].shape and before[name].tobytes() == after[name].tobytes(), name

@@ -7,17 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SHARED
+from conftest import GOLDEN
+from safetensors.numpy import save_file
 
 from lumos import sharding
 from lumos.config import MeshConfig
 from lumos.errors import UserError
-from lumos.generation import order
+from lumos.generation import plan
 from lumos.interop import lumos1, lumos1_prompt, safetensors_files
-from lumos.sequence import attention, vocabulary
-from lumos.sequence.parse import parse
+from lumos.interop.lumos1_parse import parse
+from lumos.sequence import vocabulary
 
-GOLDEN = SHARED / "golden"
 V = vocabulary.lumos1()
 # A model of ours: its markers lie below 40, number token n is 40 + n, its 64 codes start at 64.
 SPECIAL = dict(zip(vocabulary.RELEASED_SPECIAL, range(30, 37)))
@@ -113,7 +113,7 @@ def test_visibility_is_the_predicate_row_by_row():
         # A frame sees itself; everything else is causal.
         in_frame = np.cumsum(np.array(row) == v.image_start) > np.cumsum(np.array([0, *row[:-1]]) == v.image_end)
         group = np.where(in_frame, np.cumsum(np.array(row) == v.image_start), -1 - index)
-        expected = attention.visible(index, group)
+        expected = (index[None, :] <= index[:, None]) | (group[None, :] == group[:, None])
         np.testing.assert_array_equal(together.keys.dense(ids.shape[1])[i, : len(row), : len(row)], expected)
 
 
@@ -123,7 +123,7 @@ def test_frames_outside_a_complete_video_are_causal_but_keep_their_positions():
     block = video[video.index(v.image_start) : video.index(v.image_end) + 1]
     ids = np.array([[0, 7, *block, *video[1:]]])
     parsed = parse(ids, v, 4)
-    ends = np.asarray(parsed.keys.end_BQ[0])
+    ends = np.asarray(parsed.keys.end_RBQ[0, 0])
     np.testing.assert_array_equal(ends[: 2 + len(block)], np.arange(2 + len(block)) + 1)
     start = list(ids[0]).index(v.image_start, 10)
     assert (ends[start : start + 24] == start + 24).all()
@@ -146,25 +146,18 @@ def test_cut_frames_are_read_and_bad_sizes_refused():
 # --- the official model -------------------------------------------------------------------------------------------
 
 
-def official(tmp_path_factory, name, sidecar):
-    if not (GOLDEN / f"{name}.safetensors").exists():
-        pytest.skip("golden data are not here")
-    folder = tmp_path_factory.mktemp(name)
-    shutil.copy(GOLDEN / f"{name}.safetensors", folder / "model.safetensors")
-    shutil.copy(GOLDEN / f"{name}_config.json", folder / "config.json")
-    facts = json.loads((GOLDEN / sidecar).read_text())
-    model = lumos1.load(
-        folder,
-        special_tokens=facts["special"],
-        size_token_zero=facts["size_token_zero"],
-        visual_start=facts["vis_tok_start"],
-    )
-    return model, np.load(GOLDEN / sidecar.replace(".json", ".npz")), facts, folder
+def load_official(folder, facts):
+    names = {"special_tokens": "special", "size_token_zero": "size_token_zero", "visual_start": "vis_tok_start"}
+    return lumos1.load(folder, **{ours: facts[theirs] for ours, theirs in names.items()})
 
 
 @pytest.fixture(scope="module")
-def compact(tmp_path_factory):
-    return official(tmp_path_factory, "lumos_compact", "lumos_compact_golden.json")
+def compact(tmp_path_factory, golden):
+    folder = tmp_path_factory.mktemp("lumos_compact")
+    save_file(dict(golden("lumos_compact_weights.npz")), folder / "model.safetensors", {"format": "pt"})
+    shutil.copy(GOLDEN / "lumos_compact_config.json", folder / "config.json")
+    facts = json.loads((GOLDEN / "lumos_compact.json").read_text())
+    return load_official(folder, facts), golden("lumos_compact.npz"), facts, folder
 
 
 def test_hidden_states_and_logits_equal_the_official_ones(compact):
@@ -186,7 +179,7 @@ def test_loss_and_gradients_equal_the_official_ones(compact):
     np.testing.assert_allclose(loss, data["loss"], atol=1e-5)
     np.testing.assert_allclose(frame_losses, data["frame_losses"], atol=1e-5)
     named = dict(grads.tensors())
-    norms = [np.linalg.norm(named[name]) for name in facts["notes"]["param_names"]]
+    norms = [np.linalg.norm(named[name]) for name in facts["param_names"]]
     np.testing.assert_allclose(norms, data["grad_norms"], rtol=1e-5)
     for key in filter(lambda key: key.startswith("grad/"), data.files):
         visual = key == "grad/lm_head_visual"
@@ -214,8 +207,12 @@ def test_the_official_checkpoint_round_trips_bit_for_bit(compact, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def traced(tmp_path_factory):
-    model, data, facts, _ = official(tmp_path_factory, "lumos_tiny", "decode_trace.json")
+def traced(tmp_path_factory, large_golden):
+    folder = tmp_path_factory.mktemp("lumos_tiny")
+    shutil.copy(large_golden("lumos_tiny.safetensors"), folder / "model.safetensors")
+    shutil.copy(large_golden("lumos_tiny_config.json"), folder / "config.json")
+    facts = json.loads(large_golden("decode_trace.json").read_text())
+    model, data = load_official(folder, facts), np.load(large_golden("decode_trace.npz"))
     run = facts["notes"]["t2v_greedy"]
     settings = dict(
         size=(4, 4), fps=9, duration=1, steps=run["steps"], guidance=run["guidance"],
@@ -251,10 +248,10 @@ def test_every_recorded_call_has_the_logits_of_the_whole_sequence(traced):
 
 
 def test_history_patterns_equal_the_official_ones(golden):
-    data = golden("decode_trace.npz")
-    for key in filter(lambda key: key.startswith("history_pattern"), data.files):
-        cells, ratio = key.removeprefix("history_pattern/n").split("_r")
-        mask = order.history_mask(int(cells), float(ratio), always=True)
+    data = golden("history_pattern.npz")
+    for key in data.files:
+        cells, ratio = key.removeprefix("n").split("_r")
+        mask = plan.history_mask(int(cells), float(ratio), always=True)
         np.testing.assert_array_equal(np.flatnonzero(mask), data[key], err_msg=key)
 
 

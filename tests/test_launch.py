@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import yaml
 
-from lumos import processes
 from lumos.data.records import RecordWriter
 from lumos.errors import UserError
 from lumos.launch import local
-from lumos.launch.command import CLUSTERS, launch
 from lumos.launch.spec import make_job
+from lumos.launch.submit import CLUSTERS, submit_job
+from lumos.runtime import processes
 
 ROOT = Path(__file__).resolve().parents[1]
 VERB = ["train", "--config=configs/lumos_1b.py", "--workdir=/mnt/runs/a run"]
@@ -121,7 +121,7 @@ def test_what_does_not_go_together_is_refused(cluster, topology, message):
 
 def test_unknown_clusters_and_missing_verbs_are_refused():
     with pytest.raises(UserError, match="slurm, gke, tpu-vm, skypilot"):
-        launch(make_job("a", "h100:8", VERB), "pbs", dry_run=True)
+        submit_job(make_job("a", "h100:8", VERB), "pbs", dry_run=True)
     with pytest.raises(UserError, match="behind --"):
         make_job("a", "h100:8", [])
     with pytest.raises(UserError, match="--name"):
@@ -162,9 +162,9 @@ def _write_tokens(folder):
     for name in ("train-00000-of-00001", "validation-00000-of-00001"):
         with RecordWriter(folder / f"{name}.array_record") as writer:
             for i in range(16):
-                grid = rng.integers(0, 1000, (2, 4, 4)).astype(np.uint32)
+                grid = rng.integers(0, 1000, (3, 4, 4)).astype(np.uint32)
                 writer.write({"tokens": grid, "caption": f"a red circle {i}", "id": f"{name}/{i}"})
-    manifest = {"grid": [2, 4, 4], "codebook_size": 1000, "tokenizer": {"fingerprint": None}}
+    manifest = {"grid": [3, 4, 4], "codebook_size": 1000, "tokenizer": {"fingerprint": None}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from lumos import sharding
 from lumos.config import MeshConfig
-from lumos.training.losses import linear_cross_entropy
+from lumos.model.cross_entropy import linear_cross_entropy
 
 SMOOTHING, Z = 0.1, 0.01
 

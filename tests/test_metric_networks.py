@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from lumos.config import Config, PerceptualConfig
+from lumos.config import Config, DataConfig, PerceptualConfig
 from lumos.errors import UserError
 from lumos.evaluation import i3d
 from lumos.tokenizers import package_weights, perceptual
@@ -137,7 +137,13 @@ def test_a_network_that_sees_every_fourth_pixel_does_not_overlook_a_grid(monkeyp
         lpips = staticmethod(lambda a, b: jnp.square(a - b).mean(axis=(1, 2, 3)))
 
     monkeypatch.setattr(perceptual, "PerceptualNet", lambda net: EveryFourth)
-    loss = PixelLoss(Config(task="tokenizer", perceptual=PerceptualConfig(net="alex", weight=1.0)))
+    loss = PixelLoss(
+        Config(
+            task="tokenizer",
+            data=DataConfig(buckets=((5, 64, 64),)),
+            perceptual=PerceptualConfig(net="alex", weight=1.0),
+        )
+    )
     video = jnp.zeros((1, 2, 16, 16, 3))
     grid = video.at[:, :, 1::4, 2::4].set(1.0)
     seen = [float(loss(grid, video, step)[1]["lpips"]) for step in range(32)]

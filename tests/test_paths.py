@@ -12,13 +12,12 @@ import pytest
 from test_find_files import make
 from tokens import run_config, write_tokens
 
-from lumos import cli, outputs
-from lumos import config as config_lib
+from lumos import cli, config_loading, outputs
 from lumos.checkpoint import read_config
 from lumos.data.sources import parse_paths
 from lumos.errors import UserError, printable
-from lumos.generation import command
-from lumos.training.tasks import resolve
+from lumos.training.match_data import match_data
+from lumos.videos import video_files
 
 # Outputs -------------------------------------------------------------------------------------------------------------
 
@@ -135,12 +134,12 @@ def generator(monkeypatch, tmp_path):
     """A generator that makes black videos and counts how often it was loaded."""
     monkeypatch.chdir(tmp_path)
     loads = []
-    values = config_lib.default()
+    values = config_loading.default()
     values.generate.fps = 8.0
-    config = config_lib.parse(values)
+    config = config_loading.parse(values)
     made = lambda prompts, **_: SimpleNamespace(videos=np.zeros((len(prompts), 2, 16, 16, 3), np.uint8))
     fake = SimpleNamespace(generate=made, config=config, step=6, read_given=lambda *_: None)
-    monkeypatch.setattr(command.Generator, "load", lambda *_: loads.append(1) or fake)
+    monkeypatch.setattr(video_files.Generator, "load", lambda *_: loads.append(1) or fake)
     return loads
 
 
@@ -199,7 +198,7 @@ def test_what_cannot_be_written_or_read_is_found_before_the_model_is_loaded(gene
 
 
 def test_a_prompt_with_anything_in_it_is_kept_in_the_metadata(generator):
-    command.generate("run", ["a\udce9 b\x00c\x1b[31m\n d"], "a.mp4")
+    video_files.generate("run", ["a\udce9 b\x00c\x1b[31m\n d"], "a.mp4")
     with av.open("a.mp4") as container:
         assert container.metadata["comment"].startswith("prompt: a  b c [31m\n d\n")
 
@@ -256,19 +255,19 @@ def test_names_that_exist_are_whole_in_data_path(tmp_path, monkeypatch):
 def test_tokens_in_folders_of_odd_names_are_trained_on(tmp_path):
     folders = [write_tokens(tmp_path / name) for name in ("a,b=2", "c=1 [x]*?")]
     for text in (f"{folders[0]}", f"{folders[1]}", f"{folders[0]}=3,{folders[1]}", f'"{folders[1]}"=2,"{folders[0]}"'):
-        assert resolve(run_config(text)).model.visual_vocab == 30
+        assert match_data(run_config(text)).model.visual_vocab == 30
 
 
 def test_configs_in_folders_with_colons(tmp_path):
     folder = tmp_path / "10:30"
     folder.mkdir()
     (folder / "c.py").write_text(
-        "from lumos import config\ndef get_config(variant=''):\n    c = config.default()\n    c.name = variant or 'plain'\n    return c\n"
+        "from lumos import config_loading\ndef get_config(variant=''):\n    c = config_loading.default()\n    c.name = variant or 'plain'\n    return c\n"
     )
-    assert config_lib.load(f"{folder}/c.py").name == "plain"
-    assert config_lib.load(f"{folder}/c.py:tiny,smoke").name == "tiny,smoke"
-    config_lib.load(f"{folder}/c.py:tiny").save(folder / "config.json")
-    assert config_lib.load(f"{folder}/config.json").name == "tiny"
+    assert config_loading.load(f"{folder}/c.py").name == "plain"
+    assert config_loading.load(f"{folder}/c.py:tiny,smoke").name == "tiny,smoke"
+    config_loading.load(f"{folder}/c.py:tiny").save(folder / "config.json")
+    assert config_loading.load(f"{folder}/config.json").name == "tiny"
 
 
 def test_messages_stay_on_one_line(tmp_path, capsys):

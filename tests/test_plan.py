@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 import tiny
 
-from lumos import config as config_lib
+from lumos import config_loading
 from lumos.chips import parse_topology
 from lumos.errors import UserError
+from lumos.layouts import make_layout
+from lumos.model import flops
 from lumos.planning import aot, calibration, docs, estimate, hlo, search, workload
 from lumos.planning.roofline import communication
-from lumos.sequence.layout import make_layout
-from lumos.training import flops
 
 ROOT = Path(__file__).resolve().parents[1]
 needs_libtpu = pytest.mark.skipif(not aot.is_available(), reason="the TPU compiler (extra tpu-plan) is not installed")
 
 
 def _plan(spec, topology, **overrides):
-    config = config_lib.load(spec, {name.replace("__", "."): str(value) for name, value in overrides.items()})
-    config = estimate.resolve(config)
+    config = config_loading.load(spec, {name.replace("__", "."): str(value) for name, value in overrides.items()})
+    config = estimate.fill_vocabulary_sizes(config)
     return config, estimate.estimate_train(config, parse_topology(topology))
 
 
@@ -41,7 +41,8 @@ def test_model_flops_are_those_of_the_training_meter():
     config, _ = _plan("configs/lumos_1b.py", "v5e:16x16")
     layout = make_layout(config)
     w = workload.from_config(config, layout, estimate.mesh_sizes(config, parse_topology("v5e:16x16")), tpu=True)
-    meter = 3 * config.data.batch_size * flops.forward_flops(config.model, layout, layout.vocabulary.visual_size)
+    rule, num_codes = config.sequence.attention, layout.vocabulary.visual_size
+    meter = 3 * config.data.batch_size * flops.forward_flops(config.model, layout, rule, num_codes)
     np.testing.assert_allclose(w.model_flops, meter, rtol=1e-12)
     assert w.pairs < w.computed_pairs < 1.15 * w.pairs  # whole blocks, but no invisible ones
 
@@ -114,7 +115,7 @@ def test_search_finds_plans_that_fit_and_the_suggestion_helps():
     assert too_large.memory.total > topology.chip.hbm
     text = search.suggestion(config, topology)
     changes = dict(re.findall(r"--config\.([\w.]+)=(\S+)", text))
-    fixed = estimate.estimate_train(config_lib.override(config, changes), topology)
+    fixed = estimate.estimate_train(config_loading.override(config, changes), topology)
     assert changes and fixed.memory.total <= search.HEADROOM * topology.chip.hbm
     found = search.search(dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=256)), topology)
     assert all(guess.memory.total <= search.HEADROOM * topology.chip.hbm for _, guess in found)
@@ -176,9 +177,9 @@ def test_collectives_in_loops_are_counted_as_often_as_they_run():
     ],
 )
 def test_the_last_line_is_json(spec, purpose, topology, capsys):
-    from lumos.planning.command import plan
+    from lumos.planning.plan import plan
 
-    plan(config_lib.load(f"configs/{spec}"), topology, purpose, compile=False, json=True)
+    plan(config_loading.load(f"configs/{spec}"), topology, purpose, compile=False, json=True)
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     keys = {
         "fits",
@@ -196,10 +197,10 @@ def test_the_last_line_is_json(spec, purpose, topology, capsys):
 
 
 def test_a_gpu_is_estimated(capsys):
-    from lumos.planning.command import plan
+    from lumos.planning.plan import plan
 
     plan(
-        config_lib.load("configs/lumos_1b.py", {"data.batch_size": "64", "model.remat": "minimal"}),
+        config_loading.load("configs/lumos_1b.py", {"data.batch_size": "64", "model.remat": "minimal"}),
         "h100:64",
         json=True,
     )

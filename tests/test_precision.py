@@ -16,7 +16,7 @@ from lumos.model import layers, precision
 from lumos.training.optimizer import apply_updates, make_optimizer, stochastic_round
 from lumos.training.state import abstract_state, create_state
 from lumos.training.step import make_train_step
-from lumos.training.transformer_task import TransformerTask
+from lumos.training.transformer_objective import TransformerObjective
 
 needs_qwix = pytest.mark.skipif(importlib.util.find_spec("qwix") is None, reason="the extra qwix is not installed")
 FIELDS = {"optimizer__learning_rate": 2e-3, "optimizer__warmup_steps": 0}
@@ -26,10 +26,10 @@ def _train(steps=1, num_devices=1, **changes):
     """Return losses on one batch, and the state."""
     config = tiny.transformer(**FIELDS, **changes)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:num_devices])
-    task, optimizer = TransformerTask(config), make_optimizer(config.optimizer, 100)
+    objective, optimizer = TransformerObjective(config), make_optimizer(config.optimizer, 100)
     with jax.set_mesh(mesh):
-        state = create_state(task.definition, optimizer, mesh, seed=0, ema=True, offload=config.optimizer.offload)
-        step = make_train_step(task, optimizer, config, mesh)
+        state = create_state(objective.definition, optimizer, mesh, seed=0, ema=True, offload=config.optimizer.offload)
+        step = make_train_step(objective, optimizer, config, mesh)
         batch, losses = sharding.put_batch(mesh, tiny.token_batch(config)), []
         for _ in range(steps):
             state, metrics = step(state, batch)
@@ -107,7 +107,7 @@ def test_8_bits_need_their_package(monkeypatch):
     precision.matmul_in.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install 'lumos-video\\[qwix\\]'"):
-        TransformerTask(tiny.transformer(model__matmul_dtype="int8"))
+        TransformerObjective(tiny.transformer(model__matmul_dtype="int8"))
 
 
 def test_an_offloaded_optimizer_state_changes_nothing_but_where_it_waits(reference, tmp_path):
@@ -116,7 +116,7 @@ def test_an_offloaded_optimizer_state_changes_nothing_but_where_it_waits(referen
     assert {x.sharding.memory_kind for x in jax.tree.leaves(state.opt_state)} == {"pinned_host"}
     assert "pinned_host" not in {x.sharding.memory_kind for x in jax.tree.leaves((state.params, state.ema))}
     config = tiny.transformer(**FIELDS, optimizer__offload=True)
-    definition, optimizer = TransformerTask(config).definition, make_optimizer(config.optimizer, 100)
+    definition, optimizer = TransformerObjective(config).definition, make_optimizer(config.optimizer, 100)
     checkpointer = Checkpointer(tmp_path)
     checkpointer.save(30, state, {"data_step": 30})
     checkpointer.wait()

@@ -16,12 +16,13 @@ from lumos.checkpoint import Checkpointer
 from lumos.data import moving_shapes, video, video_writer
 from lumos.data.pipeline import make_pipeline
 from lumos.errors import EXIT_PREEMPTED, EXIT_STUCK
-from lumos.generation.generate import Generator
+from lumos.runtime import metrics_writer
 from lumos.tokenizers import pretrained
-from lumos.training import metrics
+from lumos.training.from_config import make_objective
+from lumos.training.match_data import match_data
 from lumos.training.optimizer import make_optimizer
 from lumos.training.state import create_state
-from lumos.training.tasks import make_task
+from lumos.videos.generator import Generator
 
 DEADLINE = 6.0  # seconds of a step where a peer is stuck or dead
 
@@ -52,7 +53,7 @@ def launch(job, workdir, count=1, **trouble):
 
 def wait_for_steps(workdir, processes, num=3, seconds=300):
     limit = time.monotonic() + seconds
-    while not [line for line in metrics.read(workdir, "train") if line["step"] >= num]:
+    while not [line for line in metrics_writer.read(workdir, "train") if line["step"] >= num]:
         assert all(process.poll() is None for process in processes), processes[0].communicate()[1][-3000:]
         assert time.monotonic() < limit
         time.sleep(0.1)
@@ -120,7 +121,9 @@ def test_a_peer_that_never_comes_is_not_waited_for(job, tmp_path):
     first, second = launch(with_deadlines(job, tmp_path, [DEADLINE] + 5 * [600.0]), tmp_path / "run", 2)
     second.kill()
     codes, texts = finish([first], 60)
-    assert codes == [EXIT_STUCK] and "phase 'start'" in texts[0] and "processes.py" in texts[0], texts[0][-2000:]
+    assert codes == [EXIT_STUCK] and "phase 'start'" in texts[0] and "runtime/processes.py" in texts[0], texts[0][
+        -2000:
+    ]
     second.wait()
 
 
@@ -128,7 +131,7 @@ def save_tokenizer(folder, config):
     """Write the workdir of a tokenizer with random weights."""
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     update = make_optimizer(config.optimizer, 1)
-    state = create_state(make_task(config).definition, update, mesh, seed=0, ema=True)
+    state = create_state(make_objective(config).definition, update, mesh, seed=0, ema=True)
     checkpointer = Checkpointer(folder)
     config.save(folder / "config.json")
     checkpointer.save(1, state, {})
@@ -146,7 +149,7 @@ def test_two_processes_write_the_samples_of_one(tmp_path, task):
         "tokenizer__channels": 8,
     }
     shapes |= {"tokenizer__channel_mult": (1, 1), "tokenizer__num_res_blocks": 0, "tokenizer__mid_attention": False}
-    shapes |= {"train__num_steps": 1, "train__num_samples": 3}
+    shapes |= {"train__num_steps": 1, "train__num_samples": 3, "data__buckets": ((9, 32, 32),)}
     config = run_config(shapes["data__path"], task="tokenizer", **shapes)
     if task == "tokenizer":
         moving_shapes.prepare(config.data.path, config.shapes, config.data.buckets[0], config.seed)
@@ -161,7 +164,7 @@ def test_two_processes_write_the_samples_of_one(tmp_path, task):
     job = {"config": str(tmp_path / "config.json"), "cache": tmp_path / "cache"}
     codes, texts = finish(launch(job, tmp_path / "run", 2), 300)
     assert codes == [0, 0], texts[0][-3000:]
-    pipeline = make_pipeline(config, "validation", process_index=0, process_count=2, train=False)
+    pipeline = make_pipeline(match_data(config), "validation", process_index=0, process_count=2, train=False)
     batch = {name: rows[:3] for name, rows in next(pipeline).items()}
     pipeline.close()
     if task == "tokenizer":

@@ -10,15 +10,15 @@ import pytest
 from tokens import one_device, run_config, write_tokens  # noqa: F401
 
 import lumos
-from lumos import config as config_lib
-from lumos import provenance, sharding
+from lumos import config_loading, provenance, sharding
 from lumos.checkpoint import Checkpointer, fingerprint
-from lumos.generation import command
-from lumos.training import metrics
+from lumos.runtime import metrics_writer
+from lumos.training.from_config import make_objective
 from lumos.training.loop import train
+from lumos.training.match_data import match_data
 from lumos.training.optimizer import make_optimizer
 from lumos.training.state import abstract_state
-from lumos.training.tasks import make_task, resolve
+from lumos.videos import video_files
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,11 @@ def runs(tmp_path_factory, one_device):  # noqa: F811
 
 def test_two_runs_of_one_config_are_bitwise_equal(runs):
     config, _, folder = runs
-    a, b = ([(x["step"], x["loss"], x["grad_norm"]) for x in metrics.read(folder / name, "train")] for name in "ab")
+    a, b = (
+        [(x["step"], x["loss"], x["grad_norm"]) for x in metrics_writer.read(folder / name, "train")] for name in "ab"
+    )
     assert len(a) == 4 and a == b
-    definition = make_task(resolve(config)).definition
+    definition = make_objective(match_data(config)).definition
     mesh = sharding.make_mesh(config.mesh)
     abstract = abstract_state(definition, make_optimizer(config.optimizer, 4), mesh, ema=True)
     states = [Checkpointer(folder / name, read_only=True).restore(abstract)[0] for name in "ab"]
@@ -64,11 +66,11 @@ def test_every_run_records_seed_versions_commit_config_and_data(runs):
 def test_every_generated_file_says_where_it_comes_from(runs, tmp_path, monkeypatch):
     config, tokens, folder = runs
     made = SimpleNamespace(videos=np.zeros((1, 2, 16, 16, 3), np.uint8))
-    values = config_lib.default()
+    values = config_loading.default()
     values.generate.fps = 8.0
-    fake = SimpleNamespace(generate=lambda *_, **__: made, config=config_lib.parse(values), step=6)
-    monkeypatch.setattr(command.Generator, "load", lambda *_: fake)
-    (path,) = command.generate(folder / "a", ["a red circle"], tmp_path / "x.mp4", seed=3)
+    fake = SimpleNamespace(generate=lambda *_, **__: made, config=config_loading.parse(values), step=6)
+    monkeypatch.setattr(video_files.Generator, "load", lambda *_: fake)
+    (path,) = video_files.generate(folder / "a", ["a red circle"], tmp_path / "x.mp4", seed=3)
     with av.open(str(path)) as container:
         facts = dict(line.split(": ", 1) for line in container.metadata["comment"].splitlines() if ": " in line)
     assert facts["prompt"] == "a red circle" and facts["seed"] == "3" and facts["run"] == "a" and facts["step"] == "6"

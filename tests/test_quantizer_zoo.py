@@ -10,10 +10,10 @@ from flax import nnx
 
 from lumos.config import Config, DataConfig, TokenizerConfig
 from lumos.errors import UserError
-from lumos.tokenizers.causal_vae import latent_shape
-from lumos.tokenizers.composed_quantizers import cells_of, token_grid
+from lumos.geometry import cells_of, token_grid, token_shape
 from lumos.tokenizers.lookup_free import annealed, bit_entropies
-from lumos.tokenizers.quantizers import factor_histograms, make_quantizer
+from lumos.tokenizers.quantizer_factory import make_quantizer
+from lumos.tokenizers.quantizers import factor_histograms
 from lumos.tokenizers.vector_quantizers import entropies
 
 KINDS = {
@@ -225,13 +225,13 @@ def test_usage_of_factors():
 
 
 def test_token_grids():
-    assert latent_shape(TokenizerConfig(composition="grouped", parts=2), 5, 32, 64) == (2, 4, 16)
-    assert latent_shape(TokenizerConfig(composition="layers", parts=3), 5, 32, 64) == (2, 1, 2 * 21)
+    assert token_shape(TokenizerConfig(composition="grouped", parts=2), 5, 32, 64) == (2, 4, 16)
+    assert token_shape(TokenizerConfig(composition="layers", parts=3), 5, 32, 64) == (2, 1, 2 * 21)
     for fields in ({"composition": "residual", "parts": 3}, {"composition": "layers", "parts": 3}, {}):
         config = TokenizerConfig(**fields)
         assert cells_of(config, *token_grid(config, (2, 8, 16))[1:]) == (8, 16)
     with pytest.raises(UserError, match="multiple of 32"):
-        latent_shape(TokenizerConfig(composition="layers", parts=3), 5, 48, 64)
+        token_shape(TokenizerConfig(composition="layers", parts=3), 5, 48, 64)
 
 
 @pytest.mark.parametrize(

@@ -13,19 +13,20 @@ from test_token_folder import FakeTokenizer, write_manifest
 from test_video import numbered_video
 from tokens import one_device  # noqa: F401
 
-from lumos import config as config_lib
-from lumos import sharding
+from lumos import config_loading, sharding
+from lumos.config import DataConfig, ShapesConfig
 from lumos.data import rates, sources
 from lumos.data.index import index
 from lumos.data.pipeline import make_pipeline
 from lumos.data.video_writer import write_video
 from lumos.errors import UserError
 from lumos.evaluation import evaluate
-from lumos.generation.generate import Generator
+from lumos.slots import slot
 from lumos.tokenizers.tokenize import tokenize
-from lumos.training import loop
+from lumos.training.held_out import HeldOut
 from lumos.training.loop import train
-from lumos.training.tasks import resolve
+from lumos.training.match_data import match_data
+from lumos.videos.generator import Generator
 
 
 def with_rate(folder, **entries):
@@ -36,7 +37,7 @@ def with_rate(folder, **entries):
 
 
 def resolved(*folders, **changes):
-    return resolve(tokens.run_config(",".join(map(str, folders)), **changes))
+    return match_data(tokens.run_config(",".join(map(str, folders)), **changes))
 
 
 def rate_of(path) -> float:
@@ -78,10 +79,14 @@ def test_tokens_of_several_rates_need_a_decision(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"sequence__style": "lumos1", "sequence__special_tokens": (4, 5, 6, 7, 8, 9, 10)}, {"text__template": "{caption} at {fps}"}]
-)  # fmt: skip
+    "changes",
+    [
+        {"sequence__layout": slot("lumos1", special_tokens=(4, 5, 6, 7, 8, 9, 10), visual_start=8900, number_zero=20)},
+        {"text__template": "{caption} at {fps}"},
+    ],
+)
 def test_the_rate_that_is_written_into_sequences_is_that_of_the_data(tmp_path, changes):
-    common = changes | {"model__text_vocab": 9000, "sequence__visual_start": 8900, "sequence__number_zero": 20}
+    common = changes | {"model__text_vocab": 9000}
     good, bad = with_rate(tmp_path / "a", fps=11.988), with_rate(tmp_path / "b", fps=24.0)
     resolved(good, **common)
     with pytest.raises(UserError, match=r"config.sequence.fps=12 is written .*24 .*; set config.sequence.fps=24, or"):
@@ -97,13 +102,13 @@ def test_a_token_folder_says_the_rate_of_its_clips(tmp_path, asked):
     for i in range(2):
         write_video(tmp_path / f"{i}.mp4", numbered_video(24, 32, 32), 15)
     write_video(tmp_path / "still.png", numbered_video(1, 32, 32), 1)
-    index(tmp_path, tmp_path / "m.jsonl", config_lib.DataConfig())
+    index(tmp_path, tmp_path / "m.jsonl", DataConfig())
     config = make_config("clips", tmp_path / "m.jsonl", buckets=((5, 32, 32),), fps=asked)
     tokenizer = FakeTokenizer()
     tokenizer.codebook_size = config.codebook_size
     manifest = tokenize(config, tokenizer, tmp_path / "out", splits=("train",))
     assert manifest["fps"] == (asked or 15) and manifest["data"]["fps"] == asked
-    tokens_config = make_config("tokens", tmp_path / "out", buckets=((5, 32, 32),))
+    tokens_config = make_config("tokens", tmp_path / "out", buckets=((2, 4, 4),))
     ((source, _),) = sources.open_sources(tokens_config, "train")
     assert source.fps == (asked or 15)
 
@@ -137,18 +142,17 @@ def test_rates_agree_but_for_rounding():
 def test_samples_of_a_tokenizer_play_at_the_rate_of_its_clips(tmp_path, asked, given, expected):
     for i in range(2):
         write_video(tmp_path / "clips" / f"{i}.mp4", numbered_video(24, 32, 32), 15)
-    index(tmp_path / "clips", tmp_path / "m.jsonl", config_lib.DataConfig())
+    index(tmp_path / "clips", tmp_path / "m.jsonl", DataConfig())
     config = make_config(
         "clips", tmp_path / "m.jsonl", buckets=((5, 32, 32),), eval_split="train", fps=asked, batch_size=2
     )
-    config = config_lib.override(config, {"task": "tokenizer", "generate.fps": given, "train.num_samples": 1})
-    assert resolve(config).generate.fps == given  # saved as it is: another collection may be evaluated at its own
-    run = object.__new__(loop._Run)
-    run.config, run.workdir, run.main_process = resolve(config), tmp_path / "run", True
-    run.mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    run.state = SimpleNamespace(eval_params=None)
-    run.task = SimpleNamespace(samples=lambda params, batch: (batch["video"], ["a"]))
-    run.sample(1)
+    config = config_loading.override(config, {"task": "tokenizer", "generate.fps": given, "train.num_samples": 1})
+    assert match_data(config).generate.fps == given  # saved as it is: another collection may be evaluated at its own
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    task = SimpleNamespace(
+        samples=lambda params, batch: (batch["video"], ["a"]), evaluate_batch=lambda params, batch: {}
+    )
+    HeldOut(match_data(config), tmp_path / "run", mesh, task).sample(None, 1)
     assert rate_of(tmp_path / "run" / "samples" / "step_00000001" / "00.mp4") == expected
 
 
@@ -187,7 +191,7 @@ def test_a_continuation_is_compared_with_clips_at_the_rate_of_the_tokens(
 def test_moving_shapes_have_a_rate(tmp_path):
     from lumos.data import moving_shapes
 
-    moving_shapes.prepare(tmp_path, config_lib.ShapesConfig(num_train=2, num_validation=0, num_test=0), (5, 32, 32), 0)
+    moving_shapes.prepare(tmp_path, ShapesConfig(num_train=2, num_validation=0, num_test=0), (5, 32, 32), 0)
     config = make_config("moving_shapes", tmp_path, buckets=((5, 32, 32),))
     ((source, _),) = sources.open_sources(config, "train")
     assert source.fps == moving_shapes.FPS == 8 and np.array_equal(source.sizes, [(5, 32, 32)] * 2)

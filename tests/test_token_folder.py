@@ -12,7 +12,7 @@ import pytest
 from test_pipeline import make_config
 from test_video import frame_numbers, numbered_video
 
-from lumos import config as config_lib
+from lumos.config import DataConfig, ShapesConfig, TokenizerConfig
 from lumos.data import moving_shapes, sources
 from lumos.data.buckets import latent_shape
 from lumos.data.index import index
@@ -28,16 +28,16 @@ class FakeTokenizer:
     fingerprint, codebook_size = "fake", 4096
 
     def __init__(self, first_frame=lambda video_FYX3: frame_numbers(video_FYX3[:1])[0]):
-        self.config = config_lib.TokenizerConfig(temporal_compression=4, spatial_compression=8)
+        self.config = TokenizerConfig(temporal_compression=4, spatial_compression=8)
         self.first_frame = first_frame
         self.num_calls = 0
 
-    def latent_shape(self, *shape):
+    def token_shape(self, *shape):
         return latent_shape(shape, self.config)
 
     def encode(self, video_BFYX3):
         self.num_calls += 1
-        shape = self.latent_shape(*video_BFYX3.shape[1:4])
+        shape = self.token_shape(*video_BFYX3.shape[1:4])
         return np.stack([np.full(shape, self.first_frame(video), np.int32) for video in video_BFYX3])
 
 
@@ -71,7 +71,7 @@ def test_windows_cover_every_frame_of_clips_of_any_length(tmp_path, monkeypatch,
     monkeypatch.setattr(sources, "read_clip", _frames_as_pixels)
     config = make_config("clips", tmp_path / "m.jsonl", buckets=((bucket, 32, 48),), cache_gb=cache_gb)
     tokenizer = FakeTokenizer(lambda video: int(video[0, 0, 0, 0]) * 256 + int(video[0, 0, 0, 1]))
-    tokenizer.latent_shape = lambda *shape: (1, 1, 1)
+    tokenizer.token_shape = lambda *shape: (1, 1, 1)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_threads=bucket % 3))
     tokenize(config, tokenizer, tmp_path / "out", splits=("train",))
     starts = {}
@@ -91,7 +91,7 @@ def test_windows_of_real_files(tmp_path):
     expected = {17: [0], 18: [0, 1], 30: [0, 13], 34: [0, 17], 50: [0, 16, 33], 52: [0, 12, 23, 35]}
     for length in expected:
         write_video(tmp_path / f"{length}.mp4", numbered_video(length, 32, 32), 12)
-    index(tmp_path, tmp_path / "m.jsonl", config_lib.DataConfig())
+    index(tmp_path, tmp_path / "m.jsonl", DataConfig())
     rows = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(row | {"split": "train"}) + "\n" for row in rows))
     config = make_config("clips", tmp_path / "m.jsonl", buckets=((17, 32, 32),))
@@ -116,10 +116,10 @@ def test_tokens_beyond_their_bucket_are_named(tmp_path, caplog):
             grid = np.broadcast_to(np.arange(shape[0], dtype=np.uint32)[:, None, None], shape)
             writer.write({"tokens": grid, "caption": "", "id": name})
     (tokens / "manifest.json").write_text("{}")
-    config = make_config("tokens", tokens, buckets=((9, 32, 48),))
+    config = make_config("tokens", tokens, buckets=((3, 4, 6),))
     (source, _), *_ = sources.open_sources(config, "train")
-    assert [size[0] for size in source.sizes] == [17, 17, 9]
-    assert "of 2 clips of 17 frames only the first 9 are used" in caplog.text
+    assert [size[0] for size in source.sizes] == [5, 5, 3]
+    assert "of 2 clips of 5 latent frames only the first 3 are used" in caplog.text
     (bucket,) = sources.plan_buckets(config.data, config.tokenizer)
     for where in (0.0, 0.5, 1.0):
         assert source.load(0, bucket, where)[0]["tokens"][:, 0, 0].tolist() == [0, 1, 2]
@@ -138,7 +138,7 @@ def clips(tmp_path):
 
 def relist(folder, **captions):
     """Index a folder again and give every clip its split and a caption; return the manifest."""
-    manifest = index(folder, folder / "m.jsonl", config_lib.DataConfig()).manifest
+    manifest = index(folder, folder / "m.jsonl", DataConfig()).manifest
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
     for row in rows:
         row |= {"split": "validation" if row["id"] == "5.mp4" else "train", "caption": f"clip {row['id']}"}
@@ -322,7 +322,7 @@ def test_data_may_move(clips, folder, tmp_path):
 
 def test_weights_of_sources_do_not_matter_but_their_order_does(clips, tmp_path):
     write_video(tmp_path / "more" / "x.mp4", numbered_video(9, 32, 32), 12)
-    other = index(tmp_path / "more", tmp_path / "more" / "m.jsonl", config_lib.DataConfig()).manifest
+    other = index(tmp_path / "more", tmp_path / "more" / "m.jsonl", DataConfig()).manifest
     run = lambda path: tokenize(small(path), FakeTokenizer(), tmp_path / "both", splits=("train",))
     run(f"{clips}=3,{other}")
     run(f"{clips},{other}=2")
@@ -365,7 +365,7 @@ def test_a_damaged_plan_is_an_error(clips, folder):
 
 def test_moving_shapes_of_other_settings_are_refused(tmp_path):
     def run(name, level, num=6):
-        shapes = config_lib.ShapesConfig(level=level, num_train=num, num_validation=2, num_test=0)
+        shapes = ShapesConfig(level=level, num_train=num, num_validation=2, num_test=0)
         moving_shapes.prepare(tmp_path / name, shapes, (5, 32, 32), 0)
         config = make_config("moving_shapes", tmp_path / name, buckets=((5, 32, 32),))
         return tokenize(config, FakeTokenizer(lambda video: 0), tmp_path / "out")

@@ -7,26 +7,28 @@ import optax
 import pytest
 import tiny
 
-from lumos import config as config_lib
-from lumos import sharding
+from lumos import config_loading, sharding
 from lumos.config import MeshConfig, OptimizerConfig
 from lumos.errors import UserError
-from lumos.training import flops
+from lumos.model import flops
+from lumos.objective import Loss, Objective
+from lumos.sequence.corruption import Corrupted
+from lumos.sequence.rule import count_pairs
 from lumos.training import state as state_lib
+from lumos.training.from_config import make_objective
 from lumos.training.optimizer import decays, make_optimizer, make_schedule
 from lumos.training.state import TrainState, abstract_state, create_state, state_shardings
 from lumos.training.step import make_train_step
-from lumos.training.tasks import make_task
-from lumos.training.transformer_task import TransformerTask
+from lumos.training.transformer_objective import TransformerObjective
 
 
-def _losses(config, num_devices=1, steps=3, task_class=TransformerTask):
+def _losses(config, num_devices=1, steps=3, objective_class=TransformerObjective):
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:num_devices])
-    task = task_class(config)
+    objective = objective_class(config)
     optimizer = make_optimizer(config.optimizer, 100)
     with jax.set_mesh(mesh):
-        state = create_state(task.definition, optimizer, mesh, seed=0, ema=True)
-        step = make_train_step(task, optimizer, config, mesh)
+        state = create_state(objective.definition, optimizer, mesh, seed=0, ema=True)
+        step = make_train_step(objective, optimizer, config, mesh)
         losses = []
         for s in range(steps):
             state, metrics = step(state, sharding.put_batch(mesh, tiny.token_batch(config, seed=s)))
@@ -56,9 +58,9 @@ def test_eight_devices_give_the_losses_of_one(reference, shape):
 def test_no_state_is_silently_replicated(name):
     config = tiny.transformer(optimizer__name=name, model__model_dim=128, model__mlp_dim=256)
     mesh = sharding.make_mesh(MeshConfig(fsdp=8), jax.devices())
-    task, optimizer = TransformerTask(config), make_optimizer(config.optimizer, 10)
-    state = abstract_state(task.definition, optimizer, mesh, ema=True)
-    places = state_shardings(task.definition, optimizer, mesh, ema=True)
+    objective, optimizer = TransformerObjective(config), make_optimizer(config.optimizer, 10)
+    state = abstract_state(objective.definition, optimizer, mesh, ema=True)
+    places = state_shardings(objective.definition, optimizer, mesh, ema=True)
     assert places.ema == places.params
     large = [x for x in jax.tree.leaves(state) if x.size > 1024]  # factored moments of these shapes are 512 and less
     assert len(large) > 20 and not any(x.sharding.is_fully_replicated for x in large)
@@ -80,27 +82,28 @@ def test_schedule_free_evaluates_its_average():
     assert np.abs(state.eval_params["w"] - state.params["w"]).max() > 0
 
 
-class FixedNoise(TransformerTask):
+class FixedNoise(TransformerObjective):
     """Masks and drops that depend on the rows alone, so that any split of a batch has the same."""
 
     def _corruption(self, layout, batch, key):
         del key
         mask_BTC = (batch["tokens"] % 3 == 0).reshape(*batch["tokens"].shape[:2], -1)
-        return mask_BTC, batch["text"][:, -1] % 4 == 0
+        drawn = Corrupted(mask_BTC, mask_BTC.mean(-1), jnp.ones(mask_BTC.shape[:2], bool))
+        return drawn, batch["text"][:, -1] % 4 == 0
 
 
 @pytest.mark.parametrize("text_weight", [0.0, 0.7])
 def test_accumulation_equals_one_large_batch(text_weight):
     """Every row masks its own number of codes and has its own number of text tokens, or none: means of means are wrong."""
     config = tiny.transformer(optimizer__learning_rate=1e-2, loss__text_weight=text_weight, loss__z_loss=1e-3)
-    whole, whole_state = _losses(config, task_class=FixedNoise)
+    whole, whole_state = _losses(config, objective_class=FixedNoise)
     for num_micro, mesh in ((2, {}), (8, {}), (2, {"fsdp": 4})):
         parts = dataclasses.replace(
             config,
             train=dataclasses.replace(config.train, accumulation=num_micro),
             mesh=MeshConfig(**{"fsdp": 1, **mesh}),
         )
-        losses, state = _losses(parts, num_devices=mesh.get("fsdp", 1), task_class=FixedNoise)
+        losses, state = _losses(parts, num_devices=mesh.get("fsdp", 1), objective_class=FixedNoise)
         np.testing.assert_allclose(losses, whole, rtol=1e-5)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), state.params, whole_state.params
@@ -109,30 +112,28 @@ def test_accumulation_equals_one_large_batch(text_weight):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_term_of_a_loss_is_a_mean_over_the_whole_step(seed):
-    """A task of three terms with random weights, some of them 0 in whole microbatches, against the closed form."""
+    """An objective of three terms with random weights, some of them 0 in whole microbatches, against the closed form."""
     rng = np.random.default_rng(seed)
     names, num_rows = ("a", "b", "c"), 12
     batch = {name: rng.random((num_rows, 2)).astype(np.float32) for name in names}
     for name in names:
         batch[name][:, 1] *= rng.random(num_rows) > 0.5
 
-    class Terms:
-        groups = None
-
+    class Terms(Objective):
         def weights(self, batch, key):
             return {name: batch[name][:, 1].sum() for name in names}
 
-        def loss(self, params, batch, key, totals):
+        def loss(self, params, batch, key, step, extra, totals):
             sums = {name: (jnp.square(params[name] - batch[name][:, 0]) * batch[name][:, 1]).sum() for name in names}
             total = sum(sums[name] / totals[name] * totals["a"] for name in names)
-            return total, batch["a"][:, 1].sum(), {}
+            return Loss(total, batch["a"][:, 1].sum(), {})
 
     class Model:
         abstract = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}
         axes = {name: () for name in names}
 
-    task = Terms()
-    task.definition = Model()
+    objective = Terms()
+    objective.definition = Model()
     want = sum(np.average(np.square(batch[name][:, 0]), weights=batch[name][:, 1]) for name in names)
     slope = [-2 * np.average(batch[name][:, 0], weights=batch[name][:, 1]) for name in names]
     mesh = sharding.make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
@@ -142,7 +143,7 @@ def test_every_term_of_a_loss_is_a_mean_over_the_whole_step(seed):
         params = {name: jnp.zeros(()) for name in names}
         state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), None)
         with jax.set_mesh(mesh):
-            state, metrics = make_train_step(task, optimizer, config, mesh)(state, batch)
+            state, metrics = make_train_step(objective, optimizer, config, mesh)(state, batch)
         np.testing.assert_allclose(metrics["loss"], want, rtol=1e-5)
         np.testing.assert_allclose([state.params[name] for name in names], -np.array(slope), rtol=1e-5)
 
@@ -156,11 +157,11 @@ def test_scanned_and_unrolled_layers_and_remat_agree(reference):
 def test_training_overfits_one_batch():
     config = tiny.transformer(optimizer__learning_rate=3e-3, optimizer__warmup_steps=5, optimizer__schedule="constant")
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    task, optimizer = TransformerTask(config), make_optimizer(config.optimizer, 150)
+    objective, optimizer = TransformerObjective(config), make_optimizer(config.optimizer, 150)
     with jax.set_mesh(mesh):
-        state = create_state(task.definition, optimizer, mesh, seed=0, ema=False)
+        state = create_state(objective.definition, optimizer, mesh, seed=0, ema=False)
         step = make_train_step(
-            task,
+            objective,
             optimizer,
             dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, ema_decay=0.0)),
             mesh,
@@ -173,21 +174,22 @@ def test_training_overfits_one_batch():
 
 def test_text_loss_is_reported_and_trains_the_text_head():
     config = tiny.transformer(loss__text_weight=1.0)
-    task = TransformerTask(config)
-    params = task.definition.init(jax.random.key(0))
+    objective = TransformerObjective(config)
+    params = objective.definition.init(jax.random.key(0))
     batch = tiny.token_batch(config)
     grads, metrics = jax.grad(
-        lambda p: (lambda t, w, m: (t / w, m))(*task.loss(p, batch, jax.random.key(0))), has_aux=True
+        lambda p: (lambda out: (out.sum / out.weight, out.metrics))(objective.loss(p, batch, jax.random.key(0))),
+        has_aux=True,
     )(params)
     assert metrics["text_nll"] > 0
     assert np.abs(grads["lm_head"]["kernel"][:, : config.model.text_vocab]).max() > 0
 
 
 def test_frame_cross_entropy_is_binned_by_true_frame():
-    config = tiny.transformer(data__buckets=((9, 32, 32),))
-    task = TransformerTask(config)
-    sums = task.evaluate_batch(task.definition.init(jax.random.key(0)), tiny.token_batch(config))
-    summary = task.summarize(jax.tree.map(np.asarray, sums))
+    config = tiny.transformer(data__buckets=((3, 4, 4),))
+    objective = TransformerObjective(config)
+    sums = objective.evaluate_batch(objective.definition.init(jax.random.key(0)), tiny.token_batch(config))
+    summary = objective.summarize(jax.tree.map(np.asarray, sums))
     np.testing.assert_array_equal(sums["count"], [8 * round(0.7 * 16)] * 3)
     np.testing.assert_allclose(np.mean(summary["frame_nll"]), summary["nll"], rtol=1e-6)
     np.testing.assert_allclose(summary["nll"], np.log(30), rtol=0.1)
@@ -195,42 +197,40 @@ def test_frame_cross_entropy_is_binned_by_true_frame():
 
 def test_evaluations_of_clips_and_images_add_up():
     """Frame 0 has the codes of both buckets, the other frames those of the clips."""
-    config = tiny.transformer(data__buckets=((9, 32, 32), (1, 32, 32)))
-    task, clips = TransformerTask(config), tiny.token_batch(config)
+    config = tiny.transformer(data__buckets=((3, 4, 4), (1, 4, 4)))
+    objective, clips = TransformerObjective(config), tiny.token_batch(config)
     images = {**clips, "tokens": clips["tokens"][:, :1]}
-    params = task.definition.init(jax.random.key(0))
-    evaluate_batch = jax.jit(task.evaluate_batch)
+    params = objective.definition.init(jax.random.key(0))
+    evaluate_batch = jax.jit(objective.evaluate_batch)
     parts = [jax.tree.map(np.asarray, evaluate_batch(params, batch)) for batch in (clips, images)]
-    both = task.summarize(jax.tree.map(np.add, *parts))
+    both = objective.summarize(jax.tree.map(np.add, *parts))
     count = 8 * round(0.7 * 16)
     assert [list(part["count"]) for part in parts] == [[count] * 3, [count, 0, 0]] and len(both["frame_nll"]) == 3
     nll = [part["nll"].sum() for part in parts]
     assert both["nll"] == pytest.approx(sum(nll) / (4 * count), rel=1e-6)
     assert both["frame_nll"][0] == pytest.approx((parts[0]["nll"][0] + nll[1]) / (2 * count), rel=1e-6)
-    assert len(task.summarize(parts[1])["frame_nll"]) == 1
+    assert len(objective.summarize(parts[1])["frame_nll"]) == 1
 
 
 def test_text_loss_of_images_under_context_parallelism_is_that_of_one_device():
     config = tiny.transformer(loss__text_weight=1.0, model__num_kv_heads=2, corruption__text_drop=0.0)
-    task, batch = TransformerTask(config), tiny.token_batch(config)
+    objective, batch = TransformerObjective(config), tiny.token_batch(config)
     batch["tokens"] = batch["tokens"][:, :1]
-    params, losses = task.definition.init(jax.random.key(0)), []
+    params, losses = objective.definition.init(jax.random.key(0)), []
     for context in (1, 4):
         mesh = sharding.make_mesh(MeshConfig(fsdp=1, context=context), jax.devices()[:context])
         with jax.set_mesh(mesh):
-            total, weight, metrics = jax.jit(task.loss)(params, sharding.put_batch(mesh, batch), jax.random.key(0))
-            losses.append([float(total / weight), float(metrics["text_nll"] / weight)])
+            out = jax.jit(objective.loss)(params, sharding.put_batch(mesh, batch), jax.random.key(0))
+            losses.append([float(out.sum / out.weight), float(out.metrics["text_nll"] / out.weight)])
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
-def _flops_with_dense_attention(config, task):
+def _flops_with_dense_attention(config, objective):
     """The formula, with every pair and every position of the loss: what the dense oracle computes."""
-    from lumos.sequence.attention import count_pairs
-
-    m, plan = config.model, task.layout
-    invisible = plan.length**2 - count_pairs(plan)
+    m, plan, rule = config.model, objective.layout, config.sequence.attention
+    invisible = plan.length**2 - count_pairs(plan, rule)
     return 8 * (
-        flops.forward_flops(m, plan, m.visual_vocab)
+        flops.forward_flops(m, plan, rule, m.visual_vocab)
         + 4 * m.num_layers * m.num_heads * m.head_dim * invisible
         # A chunk of the loss holds all kinds of positions, the formula only those with a code.
         + 2 * m.model_dim * m.visual_vocab * (plan.length - len(plan.visual_index))
@@ -239,9 +239,11 @@ def _flops_with_dense_attention(config, task):
 
 def test_flop_formula_equals_the_jaxpr():
     config = tiny.transformer(model__attention="dense")
-    task, batch = TransformerTask(config), tiny.token_batch(config)
-    counted = flops.count_matmul_flops(lambda p: task.loss(p, batch, jax.random.key(0))[0], task.definition.abstract)
-    np.testing.assert_allclose(counted, _flops_with_dense_attention(config, task), rtol=1e-6)
+    objective, batch = TransformerObjective(config), tiny.token_batch(config)
+    counted = flops.count_matmul_flops(
+        lambda p: objective.loss(p, batch, jax.random.key(0)).sum, objective.definition.abstract
+    )
+    np.testing.assert_allclose(counted, _flops_with_dense_attention(config, objective), rtol=1e-6)
 
 
 def test_flops_are_those_that_xla_counts():
@@ -250,13 +252,13 @@ def test_flops_are_those_that_xla_counts():
     config = tiny.transformer(
         model__attention="dense", model__scan_layers=False, **{f"model__{name}": size for name, size in wide.items()}
     )
-    task, batch = TransformerTask(config), tiny.token_batch(config)
-    formula = _flops_with_dense_attention(config, task)
-    loss = lambda p: task.loss(p, batch, jax.random.key(0))[0]
-    forward = jax.jit(loss).lower(task.definition.abstract).cost_analysis()["flops"]
+    objective, batch = TransformerObjective(config), tiny.token_batch(config)
+    formula = _flops_with_dense_attention(config, objective)
+    loss = lambda p: objective.loss(p, batch, jax.random.key(0)).sum
+    forward = jax.jit(loss).lower(objective.definition.abstract).cost_analysis()["flops"]
     assert formula < forward < 1.03 * formula
-    backward = jax.jit(jax.grad(loss)).lower(task.definition.abstract).cost_analysis()["flops"]
-    logits_again = 8 * 2 * config.model.model_dim * config.model.visual_vocab * task.layout.length
+    backward = jax.jit(jax.grad(loss)).lower(objective.definition.abstract).cost_analysis()["flops"]
+    logits_again = 8 * 2 * config.model.model_dim * config.model.visual_vocab * objective.layout.length
     assert 3 * formula + logits_again < backward < 1.03 * (3 * formula + logits_again)
 
 
@@ -284,7 +286,7 @@ def test_weight_decay_acts_by_rule_with_every_optimizer(name, decay):
     config = dataclasses.replace(
         config, name=name, schedule="constant", warmup_steps=0, learning_rate=0.25, weight_decay=0.5, decay=decay
     )
-    definition = TransformerTask(tiny.transformer(model__attention_bias=True, model__mlp_bias=True)).definition
+    definition = TransformerObjective(tiny.transformer(model__attention_bias=True, model__mlp_bias=True)).definition
     params = jax.tree.map(lambda x: jnp.ones(x.shape), definition.abstract)
     optimizer = make_optimizer(config, 10)
     gradients = jax.tree.map(jnp.zeros_like, params)
@@ -310,11 +312,11 @@ def test_of_a_tokenizer_kernels_and_tables_decay():
 
 def test_blocks_of_a_holistic_tokenizer_decay_as_other_layers_do():
     """They are numbered, not stacked: a kernel has two axes of its own."""
-    config = config_lib.default()
+    config = config_loading.default()
     config.task, config.data.buckets = "tokenizer", ((5, 32, 32),)
     changes = {"body": "holistic", "channels": 32, "clip": (5, 32, 32), "num_queries": 4, "quantizer": "svq"}
     config.tokenizer.update(changes | {"levels": (16,), "temporal_compression": 4, "patch_size": 4})
-    blocks = decays(make_task(config_lib.parse(config)).definition.abstract)["vae"]["encoder"]["blocks"]
+    blocks = decays(make_objective(config_loading.parse(config)).definition.abstract)["vae"]["encoder"]["blocks"]
     block = blocks["layers"]["0"]
     assert block["query"] == {"kernel": True, "bias": False} and block["up"]["kernel"] and block["down"]["kernel"]
     assert block["norm1"] == {"scale": False, "bias": False}
@@ -389,22 +391,24 @@ def test_mesh_errors_say_what_to_change():
     with pytest.raises(UserError, match="at most one may be -1"):
         sharding.make_mesh(MeshConfig(fsdp=-1, tensor=-1), jax.devices())
     config = tiny.transformer(model__model_dim=36)
-    task = TransformerTask(config)
+    objective = TransformerObjective(config)
     with pytest.raises(UserError, match="not divisible"):
         sharding.param_shardings(
-            sharding.make_mesh(MeshConfig(fsdp=8), jax.devices()), task.definition.axes, task.definition.abstract
+            sharding.make_mesh(MeshConfig(fsdp=8), jax.devices()),
+            objective.definition.axes,
+            objective.definition.abstract,
         )
 
 
 def test_initialisation_and_steps_use_different_random_numbers(monkeypatch):
     """Every key that initialisation draws with, against those of the first steps and their microbatches."""
     drawn = []
-    task = TransformerTask(tiny.transformer())
-    monkeypatch.setattr(task.definition, "init", lambda key: drawn.append(key) or {"w": jnp.zeros(2)})
+    objective = TransformerObjective(tiny.transformer())
+    monkeypatch.setattr(objective.definition, "init", lambda key: drawn.append(key) or {"w": jnp.zeros(2)})
     monkeypatch.setattr(state_lib, "state_shardings", lambda *_, **__: None)
     mesh = sharding.make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     with jax.disable_jit():
-        create_state(task.definition, optax.sgd(1.0), mesh, seed=5, ema=False)
+        create_state(objective.definition, optax.sgd(1.0), mesh, seed=5, ema=False)
     (key,), seed = drawn, jax.random.key(5)
     of_layers = [jax.random.fold_in(key, i) for i in range(50)] + list(jax.random.split(key, 50))
     steps = [jax.random.fold_in(seed, s) for s in range(50)]

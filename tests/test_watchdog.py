@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from lumos.errors import EXIT_STUCK
-from lumos.training.watchdog import PHASES, Watchdog
+from lumos.runtime.watchdog import PHASES, Watchdog
 
 REPO = Path(__file__).resolve().parents[1]
 
 
 def run(code, **kwargs):
-    script = "import time, ctypes\nfrom lumos.training import watchdog\n" + code
+    script = "import time, ctypes\nfrom lumos.runtime import watchdog\n" + code
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     return subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, **kwargs

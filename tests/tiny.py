@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from lumos import config as config_lib
+from lumos import config_loading
 
 
 def transformer(**changes):
     """Return a parsed config of a two-layer transformer; `changes` are dotted fields with __ for the dot."""
-    config = config_lib.default()
+    config = config_loading.default()
     config.model.num_layers = 2
     config.model.model_dim = 32
     config.model.mlp_dim = 64
@@ -27,7 +27,7 @@ def transformer(**changes):
         for parent in parents:
             node = node[parent]
         node[leaf] = value
-    return config_lib.parse(config)
+    return config_loading.parse(config)
 
 
 def token_batch(config, seed=0):

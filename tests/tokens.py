@@ -31,7 +31,6 @@ def run_config(folder, **changes):
     """Return the config of a run that takes well under a second a step."""
     defaults = {
         "data__path": str(folder),
-        "data__buckets": ((9, 32, 32),),
         "model__text_vocab": 0,
         "model__num_layers": 1,
         "train__num_steps": 6,

@@ -38,13 +38,17 @@ import numpy as np
 import worker
 from tokens import run_config, write_tokens
 
-from lumos import config as config_lib
+from lumos import (
+    config_loading,
+    objective,  # noqa: F401
+)
 from lumos.checkpoint import Checkpointer
 from lumos.data.index import index
 from lumos.data.records import RecordSource
 from lumos.data.video_writer import write_video
+from lumos.runtime import metrics_writer  # noqa: F401
 from lumos.tokenizers import pretrained, tokenize
-from lumos.training import initialize, loop, metrics, optimizer, state, tasks  # noqa: F401
+from lumos.training import from_config, initialize, loop, match_data, optimizer, state  # noqa: F401
 
 STEPS = 12
 CLIPS = 24
@@ -129,8 +133,8 @@ class Training:
             return []
 
         def target():
-            config = tasks.resolve(config_lib.load(str(self.folder / "config.json")))
-            definition = tasks.make_task(config).definition
+            config = match_data.match_data(config_loading.load(str(self.folder / "config.json")))
+            definition = from_config.make_objective(config).definition
             mesh = loop.sharding.make_mesh(config.mesh)
             update = optimizer.make_optimizer(config.optimizer, config.train.num_steps)
             checkpointer = Checkpointer(self.workdir, read_only=True)
@@ -147,7 +151,7 @@ class Training:
         )
 
     def result(self):
-        return [(line["step"], line["loss"], line["grad_norm"]) for line in metrics.read(self.workdir, "train")]
+        return [(line["step"], line["loss"], line["grad_norm"]) for line in metrics_writer.read(self.workdir, "train")]
 
 
 class Tokenising:
@@ -161,7 +165,7 @@ class Tokenising:
 
     def start(self) -> list[int]:
         def target():
-            config = config_lib.load(str(self.source / "config.json"))
+            config = config_loading.load(str(self.source / "config.json"))
             tokenizer = pretrained.load(str(self.source / "tokenizer"))
             tokenize.tokenize(config, tokenizer, self.out, splits=("train",), clips_per_shard=3)
             return 0
@@ -199,11 +203,11 @@ def prepare_tokenizer(folder: Path) -> None:
     for i in range(CLIPS):
         clip = np.random.default_rng(i).integers(0, 255, (5, 16, 16, 3), dtype=np.uint8)
         write_video(folder / "clips" / f"{i:02d}.mp4", clip, fps=8)
-    config = config_lib.default()
+    config = config_loading.default()
     config.data.path, config.data.source = str(folder / "clips.jsonl"), "clips"
     config.data.buckets, config.data.batch_size, config.task = ((5, 16, 16),), 2, "tokenizer"
     config.tokenizer.channels, config.tokenizer.channel_mult, config.tokenizer.mid_attention = 8, (1, 1), False
-    config = config_lib.parse(config)
+    config = config_loading.parse(config)
     index(folder / "clips", folder / "clips.jsonl", config.data)
     (folder / "tokenizer").mkdir()
     config.save(folder / "config.json")
@@ -211,7 +215,7 @@ def prepare_tokenizer(folder: Path) -> None:
 
     mesh = loop.sharding.make_mesh(config.mesh)
     update = optimizer.make_optimizer(config.optimizer, 1)
-    first = state.create_state(tasks.make_task(config).definition, update, mesh, seed=0, ema=True)
+    first = state.create_state(from_config.make_objective(config).definition, update, mesh, seed=0, ema=True)
     checkpointer = Checkpointer(folder / "tokenizer")
     checkpointer.save(1, first, {})
     checkpointer.wait()

@@ -26,10 +26,10 @@ from flax import nnx
 from lumos.config import TokenizerConfig
 from lumos.config_rules import check_clip_shape
 from lumos.model.definition import Definition
-from lumos.tokenizers.composed_quantizers import token_grid
 from lumos.tokenizers.holistic import HolisticVAE
 from lumos.tokenizers.layers import NORMS, Attention, Dense, Downsample, FactorizedConv, ResidualBlock, Upsample
-from lumos.tokenizers.quantizers import Quantized, make_quantizer
+from lumos.tokenizers.quantizer_factory import make_quantizer
+from lumos.tokenizers.quantizers import Quantized
 from lumos.tokenizers.streaming import Stream
 from lumos.tokenizers.wavelet import haar_patch, haar_unpatch
 
@@ -201,16 +201,6 @@ def make_tokenizer(config: TokenizerConfig, rngs: nnx.Rngs) -> CausalVAE | Holis
 def make_definition(config: TokenizerConfig) -> Definition:
     """Describe the tokenizer: init, parameter shapes and axes, and `bind(params)` -> the network."""
     return Definition(functools.partial(make_tokenizer, config))
-
-
-def latent_shape(config: TokenizerConfig, frames: int, height: int, width: int) -> tuple[int, int, int]:
-    """Return the token grid (frames, rows, columns) of a clip. Raises UserError for sizes that the tokenizer cannot encode."""
-    check_clip_shape(frames, height, width, config)
-    if config.body == "holistic":
-        return 1, 1, config.num_queries * config.parts
-    space = config.spatial_compression
-    cells = 1 + (frames - 1) // config.temporal_compression, height // space, width // space
-    return token_grid(config, cells)
 
 
 def _num_strides(config: TokenizerConfig) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 The tokens of a cell stand side by side, so a composed quantiser widens the token grid instead of the codebook: two
 groups turn [T, H, W] cells into [T, H, 2 W] tokens of the same vocabulary. Coarse-to-fine layers keep their tokens of one
-area together, in rows of the coarsest layer (`token_grid`).
+area together, in rows of the coarsest layer (`geometry.token_grid`).
 """
 
 from __future__ import annotations
@@ -17,25 +17,6 @@ from flax import nnx
 from lumos.config import TokenizerConfig
 from lumos.model.definition import param
 from lumos.tokenizers.quantizers import Quantized, Quantizer, join_digits, split_digits, straight_through
-
-
-def token_grid(config: TokenizerConfig, cells: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Return the token grid (frames, rows, columns) of a latent grid (T, H, W)."""
-    frames, rows, columns = cells
-    if config.composition != "layers":
-        return frames, rows, columns * config.parts
-    coarsest = 2 ** (config.parts - 1)
-    per_area = sum(4**i for i in range(config.parts))  # tokens of one cell of the coarsest layer
-    return frames, rows // coarsest, columns // coarsest * per_area
-
-
-def cells_of(config: TokenizerConfig, rows: int, columns: int) -> tuple[int, int]:
-    """Return the rows and columns of cells behind those of a token grid, the inverse of `token_grid`."""
-    if config.composition != "layers":
-        return rows, columns // config.parts
-    coarsest = 2 ** (config.parts - 1)
-    per_area = sum(4**i for i in range(config.parts))
-    return rows * coarsest, columns // per_area * coarsest
 
 
 class _Composed(Quantizer):

@@ -24,7 +24,8 @@ from lumos.config import TokenizerConfig
 from lumos.errors import UserError
 from lumos.model.definition import param
 from lumos.tokenizers.layers import Dense
-from lumos.tokenizers.quantizers import Quantized, make_quantizer
+from lumos.tokenizers.quantizer_factory import make_quantizer
+from lumos.tokenizers.quantizers import Quantized
 from lumos.tokenizers.wavelet import haar_patch, haar_unpatch
 
 _HEAD_DIM = 32

@@ -9,15 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos import config as config_lib
-from lumos import sharding
+from lumos import config_loading, geometry, sharding
 from lumos.checkpoint import Checkpointer, fingerprint, read_config
+from lumos.config import Config, TokenizerConfig
 from lumos.errors import UserError
 from lumos.model.definition import Params
 from lumos.tokenizers.adversarial import make_training_definition
-from lumos.tokenizers.causal_vae import ENCODER_PARTS, latent_shape, make_definition
-from lumos.tokenizers.composed_quantizers import cells_of
-from lumos.tokenizers.metrics import to_float, to_uint8
+from lumos.tokenizers.causal_vae import ENCODER_PARTS, make_definition
+from lumos.tokenizers.pixel_quality import to_float, to_uint8
 from lumos.tokenizers.streaming import VideoStream
 
 _CHUNK_FRAMES = 64  # videos longer than one frame and a chunk are streamed
@@ -31,7 +30,7 @@ class Tokenizer:
       fingerprint: hash of the weights that make tokens, those of the decoder left out; token shards carry it.
     """
 
-    def __init__(self, config: config_lib.TokenizerConfig, params):
+    def __init__(self, config: TokenizerConfig, params):
         self.config, self.params = config, params
         self.fingerprint = fingerprint({name: params[name] for name in ENCODER_PARTS if name in params})
         self._definition = definition = make_definition(config)
@@ -42,15 +41,12 @@ class Tokenizer:
     def codebook_size(self) -> int:
         return int(np.prod(self.config.levels))
 
-    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        return latent_shape(self.config, frames, height, width)
+    def token_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        return geometry.token_shape(self.config, frames, height, width)
 
     def frame_size(self, rows: int, columns: int) -> tuple[int, int]:
         """Return height and width in pixels of the frames behind a token grid of these rows and columns."""
-        if self.config.body == "holistic":
-            return tuple(self.config.clip[1:])
-        height, width = cells_of(self.config, rows, columns)
-        return height * self.config.spatial_compression, width * self.config.spatial_compression
+        return geometry.frame_size(self.config, rows, columns)
 
     def stream(self) -> VideoStream:
         """Return a new stream: a video of any length encoded, or its tokens decoded, chunk by chunk."""
@@ -63,7 +59,7 @@ class Tokenizer:
         """uint8 [B, F, Y, X, 3] -> int32 tokens [B, T, H, W]. Long videos are streamed: memory does not grow."""
         if video_BFYXC.shape[1] <= 1 + _CHUNK_FRAMES or self.config.body == "holistic":
             return np.asarray(self._encode(self.params, video_BFYXC))
-        self.latent_shape(*video_BFYXC.shape[1:4])  # refuses what has no whole groups
+        self.token_shape(*video_BFYXC.shape[1:4])  # refuses what has no whole groups
         stream, starts = self.stream(), range(1, video_BFYXC.shape[1], _CHUNK_FRAMES)
         chunks = [video_BFYXC[:, :1], *(video_BFYXC[:, start : start + _CHUNK_FRAMES] for start in starts)]
         return np.concatenate([stream.encode(np.asarray(to_float(chunk))) for chunk in chunks], axis=1)
@@ -82,13 +78,13 @@ class Tokenizer:
 @functools.lru_cache(maxsize=2)
 def load(workdir: str | Path) -> Tokenizer:
     """Load the tokenizer that `lumos train` left in a workdir (its EMA weights). Raises UserError."""
-    config = config_lib.parse(read_config(workdir))
+    config = config_loading.parse(read_config(workdir))
     if config.task != "tokenizer":
         raise UserError(f"{workdir} holds a {config.task} run, not a tokenizer")
     return Tokenizer(config.tokenizer, _restore(workdir, config))
 
 
-def _restore(workdir: str | Path, config: config_lib.Config) -> Params:
+def _restore(workdir: str | Path, config: Config) -> Params:
     """Return the weights of the VAE; a discriminator beside it is left out."""
     definition = make_training_definition(config)
     checkpointer = Checkpointer(workdir, read_only=True)

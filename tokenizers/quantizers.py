@@ -15,8 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lumos.config import TokenizerConfig
-
 
 class Quantized(NamedTuple):
     """What a quantiser makes of latents [..., dim].
@@ -167,30 +165,6 @@ def split_digits(indices: jax.Array, levels: tuple[int, ...]) -> jax.Array:
     """Map indices [...] to int32 digits [..., len(levels)], the least significant first."""
     basis = np.cumprod([1, *levels[:-1]], dtype=np.int32)
     return indices[..., None] // basis % np.asarray(levels, np.int32)
-
-
-def make_quantizer(config: TokenizerConfig, rngs: nnx.Rngs) -> Quantizer:
-    """Build the quantiser that `config.quantizer` and `config.composition` name."""
-    # Imported here: the other families build on this file.
-    from lumos.tokenizers import composed_quantizers as composed
-    from lumos.tokenizers import lookup_free, vector_quantizers
-
-    families = {
-        "fsq": lambda: FSQ(config.levels, config.fsq_entropy_weight, config.fsq_latent_weight),
-        "lfq": lambda: lookup_free.LFQ(config),
-        "bsq": lambda: lookup_free.BSQ(config),
-        "vq": lambda: vector_quantizers.VQ(config, rngs),
-        "simvq": lambda: vector_quantizers.SimVQ(config, rngs),
-        "svq": lambda: vector_quantizers.SVQ(config, rngs),
-        "ibq": lambda: vector_quantizers.IBQ(config, rngs),
-    }
-    if config.composition == "single":
-        return families[config.quantizer]()
-    if config.composition == "residual" and config.quantizer == "fsq":
-        return composed.ResidualFSQ(config)
-    parts = [families[config.quantizer]() for _ in range(config.parts)]
-    kinds = {"grouped": composed.Grouped, "residual": composed.Residual, "layers": composed.CoarseToFine}
-    return kinds[config.composition](parts, config, rngs)
 
 
 def code_histogram(indices: jax.Array, codebook_size: int) -> jax.Array:

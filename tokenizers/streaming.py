@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos.errors import UserError
+from lumos.geometry import token_grid
 from lumos.model.definition import Definition
-from lumos.tokenizers.composed_quantizers import token_grid
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("k", "v", "seen"), meta_fields=())

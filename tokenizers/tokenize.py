@@ -103,7 +103,7 @@ def tokenize(
     plan = {
         "tokenizer": {"fingerprint": tokenizer.fingerprint, "config": dataclasses.asdict(tokenizer.config)},
         "codebook_size": tokenizer.codebook_size,
-        "grid": tokenizer.latent_shape(*config.data.buckets[0]),
+        "grid": tokenizer.token_shape(*config.data.buckets[0]),
         "buckets": config.data.buckets,
         "data": {
             "source": config.data.source,

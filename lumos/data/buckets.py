@@ -18,13 +18,18 @@ from lumos.errors import UserError, warn_once
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-    """One static clip shape; `batch_size` counts the clips of a step over all processes."""
+    """One static clip shape: in pixels, or of tokens their grid. `batch_size` counts the clips of a step over all processes.
+
+    `key` is its shape in pixels also for tokens, where every token counts as a cell: random streams and the plans that
+    checkpoints hold know it by that.
+    """
 
     frames: int
     height: int
     width: int
     batch_size: int
     latent_THW: tuple[int, int, int]
+    key: tuple[int, int, int]
 
     @property
     def tokens(self) -> int:
@@ -47,14 +52,16 @@ def plan_buckets(
       divisor: what every batch size must be a multiple of (processes, devices along the batch).
 
     Raises:
-      UserError: a batch size is not a multiple of `divisor`.
+      UserError: there is no bucket, or a batch size is not a multiple of `divisor`.
     """
+    check_given(data)
     shapes = [(1, height, width) if images else (frames, height, width) for frames, height, width in data.buckets]
-    shapes = list(dict.fromkeys(shapes))
-    budget = data.batch_size * math.prod(latent_shape(data.buckets[0], tokenizer))
+    shapes, of_tokens = list(dict.fromkeys(shapes)), data.source == "tokens"
+    latent = lambda shape: tuple(shape) if of_tokens else latent_shape(shape, tokenizer)
+    budget = data.batch_size * math.prod(latent(data.buckets[0]))
     buckets = []
     for shape in shapes:
-        latent_THW = latent_shape(shape, tokenizer)
+        latent_THW = latent(shape)
         exact = shape == tuple(data.buckets[0])
         batch_size = data.batch_size if exact else _round_down(budget // math.prod(latent_THW))
         if batch_size % divisor:
@@ -62,8 +69,20 @@ def plan_buckets(
                 f"bucket {shape} gets {batch_size} clips a step, not a multiple of the {divisor} processes or devices "
                 f"that share them; make config.data.batch_size={data.batch_size} larger or a multiple of {divisor}"
             )
-        buckets.append(Bucket(*shape, batch_size, latent_THW))
+        buckets.append(Bucket(*shape, batch_size, latent_THW, _key(shape, tokenizer) if of_tokens else shape))
     return buckets
+
+
+def check_given(data: DataConfig) -> None:
+    """Raise UserError if the config has no bucket. For tokens lumos/training/match_data.py fills them in."""
+    if not data.buckets:
+        raise UserError("config.data.buckets is empty; give at least one (frames, height, width)")
+
+
+def _key(grid: tuple[int, int, int], tokenizer: TokenizerConfig) -> tuple[int, int, int]:
+    frames, rows, columns = grid
+    time, space = tokenizer.temporal_compression, tokenizer.spatial_compression
+    return 1 + (frames - 1) * time, rows * space, columns * space
 
 
 def latent_shape(shape: tuple[int, int, int], tokenizer: TokenizerConfig) -> tuple[int, int, int]:

@@ -24,6 +24,7 @@ import numpy as np
 from absl import logging
 
 from lumos.config import DataConfig, TokenizerConfig
+from lumos.config_upgrade import upgrade
 from lumos.data.buckets import Bucket, assign_all, plan_buckets
 from lumos.data.sources import Source, parse_paths
 from lumos.errors import UserError
@@ -70,7 +71,7 @@ def make_plan(sources: list[tuple[Source, float]], seed: int, kinds: list[tuple[
     """Return the plan of a run that begins."""
 
     def bucket(part: Group) -> dict[str, Any]:
-        shape = [part.bucket.frames, part.bucket.height, part.bucket.width]
+        shape = list(part.bucket.key)
         streams = [
             {"source": number, "clips": len(clips_N2), "share": share, "start": 0}
             for number, (clips_N2, share) in enumerate(zip(part.clips_N2, part.shares))
@@ -103,6 +104,7 @@ def turns(kind: dict[str, Any]) -> list[float]:
 
 def plan_of_config(sources: list[tuple[Source, float]], config: dict[str, Any], current: DataConfig) -> Plan | None:
     """Return the plan of a checkpoint that has none yet, from the config in it; None where the data cannot be its own."""
+    config = upgrade(config)
     data = {name: config["data"][name] for name in ("batch_size", "image_fraction")}
     data["buckets"] = tuple(map(tuple, config["data"]["buckets"]))
     known = {field.name for field in dataclasses.fields(TokenizerConfig)}

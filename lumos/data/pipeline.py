@@ -168,7 +168,7 @@ def _stream(reader: _Reader, group: order.Group, seed: int, images: bool, stream
     for stream in streams:
         number, clips_N2 = stream["source"], group.clips_N2[stream["source"]]
         # Each stream has a seed of its own: grain adds the epoch to it, so neighbours would repeat each other.
-        key = (seed, images, number, bucket.frames, bucket.height, bucket.width)
+        key = (seed, images, number, *bucket.key)
         stream_seed = int(np.random.SeedSequence(key).generate_state(1)[0])
         part = grain.MapDataset.range(len(clips_N2)).seed(stream_seed).shuffle().repeat()
         part = part.random_map(reader.examples(clips_N2, bucket))

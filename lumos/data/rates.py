@@ -10,6 +10,7 @@ import numpy as np
 
 from lumos.config import Config
 from lumos.errors import UserError, warn_once
+from lumos.geometry import num_frames
 
 # Rates are written with a few digits (30 for 29.97), and nobody sees one per cent.
 _TOLERANCE = 0.01
@@ -68,8 +69,12 @@ def with_rate_of_tokens(config: Config, rates: dict[str, float]) -> Config:
             "config.generate.fps"
         )
     # A single frame is written as an image, whatever the rate.
-    written = config.sequence.style == "lumos1" or re.search("{(fps|frames)}", config.text.template)
-    if written and config.sequence.grid[0] > 1 and not agree([config.sequence.fps, *known.values()]):
+    written = config.sequence.layout.name == "lumos1" or re.search("{(fps|frames)}", config.text.template)
+    if (
+        written
+        and num_frames(config.tokenizer, config.sequence.grid[0]) > 1
+        and not agree([config.sequence.fps, *known.values()])
+    ):
         fits = round(next(rate for rate in known.values() if not agree([config.sequence.fps, rate])))
         raise UserError(
             f"config.sequence.fps={config.sequence.fps} is written into every sequence, but the frames a second of the clips are "

@@ -16,7 +16,6 @@ each source gives that share of the training clips, whatever its size. `parse_pa
 from __future__ import annotations
 
 import collections
-import functools
 import hashlib
 import itertools
 import json
@@ -30,7 +29,7 @@ import numpy as np
 from absl import logging
 
 from lumos.config import Config
-from lumos.data.buckets import Bucket, assign, plan_buckets
+from lumos.data.buckets import Bucket, assign, check_given, plan_buckets
 from lumos.data.decoder import read_clip
 from lumos.data.index import read_manifest
 from lumos.data.rates import common_rate
@@ -43,7 +42,8 @@ HELD_OUT = 0.05  # share of a manifest without splits that validation and test g
 
 class Source(Protocol):
     name: str
-    sizes: list[tuple[int, int, int]]  # frames, height, width of every clip, at the target frame rate
+    # Frames, height, width of every clip, at the target frame rate; of tokens the grid.
+    sizes: list[tuple[int, int, int]]
     fps: float  # frames a second of the clips that it loads; 0 = unknown
     # What the clips are, wherever they lie: rows of a manifest (id, caption, ...), or one dict for a set made at once.
     facts: list[dict]
@@ -61,6 +61,7 @@ def open_sources(config: Config, split: str) -> list[tuple[Source, float]]:
     paths = parse_paths(config.data.path)
     if not paths:
         raise UserError(f"config.data.path is empty; data source {config.data.source!r} needs a folder or manifest")
+    check_given(config.data)
     return [(opener(config, path, split), weight) for path, weight in paths]
 
 
@@ -179,7 +180,7 @@ class TokensSource:
 
     The first latent frame of a clip stands for one frame of pixels, each other one for `temporal_compression` of them, coded
     given those before: a cut further back would pass such a frame off as a first one. Clips that reach beyond their bucket
-    lose their end, with a warning; tokenize them again with the shorter `data.buckets` to use it.
+    lose their end, with a warning; tokenize them again with shorter `data.buckets` to use it.
     """
 
     def __init__(self, config: Config, path: str, split: str):
@@ -203,9 +204,7 @@ class TokensSource:
                 f"{path}: {len(shards)} of {promised} shards of split {split!r}; finish `lumos tokenize` first"
             )
         self._records, self._codebook = RecordSource(shards), codebook
-        time, space = config.tokenizer.temporal_compression, config.tokenizer.spatial_compression
-        size = functools.cache(lambda shape: (1 + (shape[0] - 1) * time, shape[1] * space, shape[2] * space))
-        self.sizes = [size(shape) for shape in self._shapes()]
+        self.sizes = list(self._shapes())
         self.fps = manifest_fps(manifest)
         self.facts = [manifest]
         self._warn_of_cuts(plan_buckets(config.data, config.tokenizer))
@@ -218,8 +217,8 @@ class TokensSource:
                 cut[size[0], buckets[choice].frames] = cut.get((size[0], buckets[choice].frames), 0) + number
         for (frames, used), number in sorted(cut.items()):
             warn_once(
-                f"{self.name}: of {number} clips of {frames} frames only the first {used} are used, for tokens can be cut at their "
-                f"end alone; run `lumos tokenize` again with config.data.buckets of {used} frames to use all"
+                f"{self.name}: of {number} clips of {frames} latent frames only the first {used} are used, for tokens can be cut at "
+                "their end alone; run `lumos tokenize` again with shorter config.data.buckets to use all"
             )
 
     def _shapes(self) -> Iterator[tuple[int, int, int]]:

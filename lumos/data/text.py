@@ -22,7 +22,8 @@ from absl import logging
 from lumos.config import Config
 from lumos.data.captions import clean, without_controls
 from lumos.errors import UserError
-from lumos.sequence.layout import timing
+from lumos.geometry import frame_size
+from lumos.layouts import timing
 
 DEFAULT_MODEL = Path(__file__).with_name("default_text.model")
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = range(4)
@@ -131,8 +132,8 @@ def instruct(config: Config, caption: str, grid: tuple[int, int, int]) -> str:
     if not config.text.template:
         return clean(caption)
     fps, duration = timing(config, grid[0])
-    cell = config.tokenizer.spatial_compression
-    size = {"width": grid[2] * cell, "height": grid[1] * cell, "frames": fps * duration, "fps": fps}
+    height, width = frame_size(config.tokenizer, *grid[1:])
+    size = {"width": width, "height": height, "frames": fps * duration, "fps": fps}
     before, _, after = config.text.template.partition("{caption}")
     before, after = before.format(**size), after.format(**size)
     # Told by its first line, as long texts are cut at the end; by its last where nothing comes before the caption.

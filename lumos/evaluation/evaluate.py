@@ -13,23 +13,22 @@ import jax
 import numpy as np
 
 import lumos
-from lumos import config as config_lib
-from lumos import provenance
+from lumos import config_loading, provenance
 from lumos.checkpoint import read_config
 from lumos.config import Config
+from lumos.data.contact_sheet import contact_sheet
 from lumos.data.pipeline import make_pipeline
 from lumos.data.rates import agree
 from lumos.data.sources import manifest_fps
 from lumos.data.video_writer import write_video
 from lumos.errors import UserError
 from lumos.evaluation import report
-from lumos.evaluation.contact_sheet import contact_sheet
 from lumos.evaluation.reconstruction import reconstruction
-from lumos.generation.generate import Generator
-from lumos.tokenizers.metrics import frame_psnr
-from lumos.training.step import Task
-from lumos.training.tasks import token_manifests
-from lumos.training.transformer_task import TransformerTask
+from lumos.objective import Objective
+from lumos.tokenizers.pixel_quality import frame_psnr
+from lumos.training.match_data import token_manifests, with_grids_of_tokens
+from lumos.training.transformer_objective import TransformerObjective
+from lumos.videos.generator import Generator
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ def evaluate(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     read_config(workdir)
-    config = config_lib.load(str(Path(workdir) / "config.json"), overrides)
+    config = config_loading.load(str(Path(workdir) / "config.json"), overrides)
     results: dict[str, Any] = {"name": config.name, "versions": versions(), "provenance": provenance.describe(config)}
     facts = provenance.of_file(config, workdir, seed=seed)
     if config.task == "tokenizer":
@@ -56,13 +55,13 @@ def evaluate(
         runs = {"tokenizer": Path(workdir)}
     elif what == "tokenizer":
         runs = {"tokenizer": Path(config.tokenizer_workdir)}
-        trained = dataclasses.replace(config_lib.parse(read_config(runs["tokenizer"])), evaluate=config.evaluate)
+        trained = dataclasses.replace(config_loading.parse(read_config(runs["tokenizer"])), evaluate=config.evaluate)
         results["reconstruction"] = _reconstruction(trained, runs["tokenizer"], out, facts)
     else:
         generator = Generator.load(workdir, overrides)
         facts |= {"step": str(generator.step)}
         tokenizer_workdir = Path(config.tokenizer_workdir)
-        tokenizer_config = config_lib.parse(read_config(tokenizer_workdir))
+        tokenizer_config = config_loading.parse(read_config(tokenizer_workdir))
         tokenizer_config = dataclasses.replace(tokenizer_config, evaluate=config.evaluate)
         results["reconstruction"] = _reconstruction(tokenizer_config, tokenizer_workdir, out, facts)
         results["masked_cross_entropy"] = _masked_cross_entropy(generator)
@@ -87,19 +86,19 @@ def versions() -> dict[str, str]:
     }
 
 
-def _evaluate_task(task: Task, params, config: Config, split: str) -> dict[str, Any]:
+def _evaluate_objective(objective: Objective, params, config: Config, split: str) -> dict[str, Any]:
     """Evaluate `evaluate.num_clips` clips of a split, `evaluate.batch_size` of them at a time."""
     batch_size = min(config.evaluate.batch_size, config.evaluate.num_clips)
     num_batches = max(1, config.evaluate.num_clips // batch_size)
     data = dataclasses.replace(config.data, batch_size=batch_size)
     train = dataclasses.replace(config.train, accumulation=1)
     config = dataclasses.replace(config, data=data, train=train)
-    evaluate_batch, sums = jax.jit(task.evaluate_batch), None
+    evaluate_batch, sums = jax.jit(objective.evaluate_batch), None
     with make_pipeline(config, split, process_index=0, process_count=1, train=False) as pipeline:
         for _, batch in zip(range(num_batches), pipeline):
             part = evaluate_batch(params, {k: v for k, v in batch.items()})
             sums = part if sums is None else jax.tree.map(lambda a, b: a + b, sums, part)
-    return task.summarize(jax.tree.map(np.asarray, sums))
+    return objective.summarize(jax.tree.map(np.asarray, sums))
 
 
 def _reconstruction(config: Config, workdir: Path, out: Path, facts) -> dict[str, Any]:
@@ -110,9 +109,9 @@ def _reconstruction(config: Config, workdir: Path, out: Path, facts) -> dict[str
 
 
 def _masked_cross_entropy(generator: Generator) -> dict[str, Any]:
-    config = generator.config
-    task = TransformerTask(config)
-    return _evaluate_task(task, generator.params, config, config.data.eval_split)
+    config = with_grids_of_tokens(generator.config, token_manifests(generator.config))
+    objective = TransformerObjective(config)
+    return _evaluate_objective(objective, generator.params, config, config.data.eval_split)
 
 
 def _prompt_following(generator: Generator, level: str, out: Path, seed: int, facts) -> dict[str, Any]:

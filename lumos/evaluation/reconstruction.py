@@ -15,8 +15,8 @@ from lumos.config import AdversarialConfig, Config, PerceptualConfig
 from lumos.data.pipeline import make_pipeline
 from lumos.evaluation import i3d
 from lumos.tokenizers import perceptual, pretrained
-from lumos.tokenizers.metrics import to_float
-from lumos.tokenizers.task import TokenizerTask, side_by_side
+from lumos.tokenizers.objective import TokenizerObjective, side_by_side
+from lumos.tokenizers.pixel_quality import to_float
 
 
 def reconstruction(config: Config, workdir: Path) -> tuple[dict[str, Any], np.ndarray, list[str]]:
@@ -36,9 +36,9 @@ def reconstruction(config: Config, workdir: Path) -> tuple[dict[str, Any], np.nd
         perceptual=PerceptualConfig(),
         freeze_encoder=False,
     )
-    tokenizer, task = pretrained.load(workdir), TokenizerTask(config)
+    tokenizer, objective = pretrained.load(workdir), TokenizerObjective(config)
     num_batches = max(1, c.num_clips // batch_size)
-    measure, networks = jax.jit(task.measure), _Networks(c.networks)
+    measure, networks = jax.jit(objective.measure), _Networks(c.networks)
     sums, speed, shown, labels = None, _Speed(), None, []
     with make_pipeline(config, c.split, process_index=0, process_count=1, train=False) as pipeline:
         for _, batch in zip(range(num_batches), pipeline):
@@ -50,7 +50,7 @@ def reconstruction(config: Config, workdir: Path) -> tuple[dict[str, Any], np.nd
             networks.add(video, recon)
             if shown is None:
                 shown, labels = side_by_side(video[:6], recon[:6])
-    results = task.summarize(jax.tree.map(np.asarray, sums))
+    results = objective.summarize(jax.tree.map(np.asarray, sums))
     results |= networks.summarize() | speed.summarize()
     results["fps"] = pipeline.video_fps
     results["num_clips"] = int(sums["clips"])  # a split may have fewer than were asked for

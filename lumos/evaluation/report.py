@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from lumos.training import metrics
+from lumos.runtime import metrics_writer
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; padding: 0 1rem; color: #222 }
@@ -82,7 +82,7 @@ def _curves(out: Path, runs: dict[str, Path]) -> Path | None:
     panels = []
     for name, workdir in runs.items():
         for kind, keys in (("train", ("loss",)), ("eval", ("psnr", "frame_nll", "nll"))):
-            lines = metrics.read(workdir, kind)
+            lines = metrics_writer.read(workdir, kind)
             key = next((k for k in keys if lines and k in lines[-1]), None)
             if key:
                 panels.append((f"{name}: {kind} {key}", lines, key))

@@ -1,11 +1,12 @@
-"""Slot 6, sampler and guidance: draw a code for every unknown cell, keep the confident ones.
+"""Slot 6, sampler: draw a code for every hidden cell, keep some of them, hide the others again.
 
-`draw` and `keep_confident` are the method of MaskGIT and Lumos-1; `reference_draw` and `reference_keep` make the same
-decisions as the released Lumos-1 code, number by number. Noise comes from outside, as Gumbel numbers.
+Noise comes from outside, as Gumbel numbers. How a model's hidden states become drawn codes is the head's part
+(`model.heads`); `choose` says what is drawn from logits, a `Sampler` what is kept.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,13 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lumos.generation import plan
+from lumos.slots import Slot
+
 _SMALLEST = 1e-20  # the released code takes logarithms of no less
 
 
 class Noise(NamedTuple):
-    """Gumbel noise of one step. draw(first cell, cells, codes) -> [B, cells, codes]; keep() -> [B, J]."""
+    """Gumbel noise of one pass. draw(first cell, cells, codes, factor) -> [B, cells, codes]; keep() -> [B, J]."""
 
-    draw: Callable[[jax.Array, int, int], jax.Array]
+    draw: Callable[..., jax.Array]
     keep: Callable[[], jax.Array]
 
 
@@ -28,19 +32,23 @@ def row_keys(seed: int, num_rows: int) -> jax.Array:
     return jnp.stack([jax.random.key(seed + i) for i in range(num_rows)])
 
 
-def seeded(keys_B: jax.Array, num_cells: int) -> Noise:
-    """Return the noise of one random key for each row.
+def seeded(keys_BW: jax.Array, num_cells: int) -> Noise:
+    """Return the noise of a random key for each row and each group in flight, whose cells lie behind each other.
 
     Every row and every cell draws for itself: a clip is the same in any batch, and however many cells are drawn at a time.
     """
-    draw_keys, keep_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys_B), 1, 0)
+    draw_BW, keep_BW = jnp.moveaxis(jax.vmap(jax.vmap(jax.random.split))(keys_BW), 2, 0)
 
-    def draw(start, cells, codes):
-        of_cells = jax.vmap(jax.random.fold_in, (None, 0))
-        keys_BJ = jax.vmap(of_cells, (0, None))(draw_keys, start + jnp.arange(cells))
+    def draw(start, cells, codes, factor=0):
+        group_J, cell_J = jnp.divmod(start + jnp.arange(cells), num_cells)
+        of_cells = jax.vmap(jax.vmap(jax.random.fold_in), (0, None))
+        keys_BJ = of_cells(draw_BW[:, jnp.minimum(group_J, keys_BW.shape[1] - 1)], cell_J)
+        if factor:
+            keys_BJ = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, factor)))(keys_BJ)
         return jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (codes,))))(keys_BJ)
 
-    return Noise(draw, lambda: jax.vmap(lambda key: jax.random.gumbel(key, (num_cells,)))(keep_keys))
+    gumbel = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (num_cells,))))
+    return Noise(draw, lambda: gumbel(keep_BW).reshape(len(keys_BW), -1))
 
 
 def recorded(
@@ -62,106 +70,122 @@ def recorded(
     draw, keep = jax.pure_callback(host, out, frame, step)
     # The last chunk of cells may reach past the frame: its surplus is never used.
     padded = lambda cells: jnp.pad(draw, ((0, 0), (0, -shape[1] % cells), (0, 0)))
-    return Noise(lambda start, cells, codes: jax.lax.dynamic_slice_in_dim(padded(cells), start, cells, 1), lambda: keep)
+    return Noise(
+        lambda start, cells, codes, factor=0: jax.lax.dynamic_slice_in_dim(padded(cells), start, cells, 1), lambda: keep
+    )
 
 
-def guide(logits: jax.Array, scale: float) -> jax.Array:
-    """Classifier-free guidance on rows [conditional..., unconditional...]: u + scale (c - u). Scale 1 takes plain rows."""
-    if scale == 1.0:
-        return logits
-    conditional, unconditional = jnp.split(logits, 2)
-    return unconditional + scale * (conditional - unconditional)
+def choose(logits_V: jax.Array, gumbel_V: jax.Array, top_k: int = 0, top_p: float = 1.0) -> tuple[jax.Array, jax.Array]:
+    """Draw a code from logits [..., V] and return (code, its log-probability), [...] each.
 
-
-def draw(
-    noise: Noise, hidden_BJD: jax.Array, head_DV: jax.Array, *, guidance: float, top_k: int, chunk: int
-) -> tuple[jax.Array, jax.Array]:
-    """Draw one code per cell and return (codes int32 [B, J], log-probability of the drawn code [B, J]).
-
-    `hidden_BJD` has 2B rows under guidance. Logits exist for `chunk` cells at a time.
+    top_k: only the most likely codes; top_p: only the most likely ones that together have this probability.
     """
-
-    def choose(logits, gumbel):
-        if top_k:
-            least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
-            logits = jnp.where(logits < least, -jnp.inf, logits)
-        codes = _argmax(logits + gumbel)
-        return codes, _at(logits, codes) - jax.nn.logsumexp(logits, axis=-1)
-
-    return _in_chunks(choose, noise, hidden_BJD, head_DV, guidance, chunk)
-
-
-def reference_draw(
-    noise: Noise, hidden_BJD: jax.Array, head_DV: jax.Array, *, guidance: float, top_k: int, chunk: int
-) -> tuple[jax.Array, jax.Array]:
-    """As `draw`, through float32 probabilities: argmax(p / E), log(max(p, 1e-20)). Saturated probabilities tie."""
     if top_k:
-        raise ValueError("the released sampler draws from all codes: top_k must be 0")
+        least = jax.lax.top_k(logits_V, min(top_k, logits_V.shape[-1]))[0][..., -1:]
+        logits_V = jnp.where(logits_V < least, -jnp.inf, logits_V)
+    if top_p < 1:
+        falling = jnp.sort(logits_V, axis=-1)[..., ::-1]
+        p = jax.nn.softmax(falling, axis=-1)
+        # A code stays if those before it have less than top_p; the first one always does.
+        num_kept = jnp.maximum((jnp.cumsum(p, axis=-1) - p < top_p).sum(-1, keepdims=True), 1)
+        least = jnp.take_along_axis(falling, num_kept - 1, axis=-1)
+        logits_V = jnp.where(logits_V < least, -jnp.inf, logits_V)
+    codes = argmax(logits_V + gumbel_V)
+    return codes, at(logits_V, codes) - jax.nn.logsumexp(logits_V, axis=-1)
 
-    def choose(logits, gumbel):
-        p = jax.nn.softmax(logits, axis=-1)
-        codes = _argmax(p * jnp.exp(gumbel))
-        return codes, jnp.log(jnp.maximum(_at(p, codes), _SMALLEST))
 
-    return _in_chunks(choose, noise, hidden_BJD, head_DV, guidance, chunk)
-
-
-def _argmax(x_BJV):
+def argmax(x_V: jax.Array) -> jax.Array:
     """As jnp.argmax of finite numbers, in two passes: a CPU does not vectorise one that carries the index along.
 
     The barrier keeps both from making the noise again.
     """
-    x_BJV = jax.lax.optimization_barrier(x_BJV)
-    peak = x_BJV.max(axis=-1, keepdims=True)
-    return jnp.where(x_BJV == peak, jnp.arange(x_BJV.shape[-1]), x_BJV.shape[-1]).min(axis=-1)
+    x_V = jax.lax.optimization_barrier(x_V)
+    peak = x_V.max(axis=-1, keepdims=True)
+    return jnp.where(x_V == peak, jnp.arange(x_V.shape[-1]), x_V.shape[-1]).min(axis=-1)
 
 
-def _at(values, codes):
-    return jnp.take_along_axis(values, codes[..., None], axis=-1)[..., 0]
+def at(values_V: jax.Array, codes: jax.Array) -> jax.Array:
+    """Return the value of each code."""
+    return jnp.take_along_axis(values_V, codes[..., None], axis=-1)[..., 0]
 
 
-def _in_chunks(choose, noise: Noise, hidden_BJD, head_DV, guidance: float, chunk: int):
-    num = hidden_BJD.shape[1]
-    chunk = min(chunk, num)
-    padded = jnp.pad(hidden_BJD, ((0, 0), (0, -num % chunk), (0, 0)))
-    chunks = jnp.moveaxis(padded.reshape(padded.shape[0], -1, chunk, padded.shape[-1]), 1, 0)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampler(Slot):
+    """Decides after each pass which codes are kept.
 
-    def one(slices):
-        index, hidden = slices
-        logits = guide(jnp.einsum("bjd,dv->bjv", hidden, head_DV, preferred_element_type=jnp.float32), guidance)
-        codes, log_p = choose(logits, noise.draw(index * chunk, chunk, logits.shape[-1]))
-        return codes.astype(jnp.int32), log_p
-
-    if chunks.shape[0] == 1:
-        return one((0, chunks[0]))
-    codes, log_p = jax.lax.map(one, (jnp.arange(chunks.shape[0]), chunks))
-    return tuple(jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :num] for x in (codes, log_p))
-
-
-def keep_confident(
-    noise: Noise, log_p_BJ: jax.Array, known_BJ: jax.Array, num_unknown: jax.Array, temperature: jax.Array
-) -> jax.Array:
-    """Return the new known mask: all but the `num_unknown` least confident cells (log p + temperature * Gumbel).
-
-    Known cells stay known (MaskGIT; Lumos-1 section 3.4).
+    Called with the noise of the pass, the log-probability of each cell's code [B, J] (of known cells, when they were drawn),
+    which cells were known before it [B, J], how many cells shall stay hidden, and the temperature of the pass; returns the
+    new known mask. Cells that become hidden again are drawn anew in the next pass.
     """
-    confidence = log_p_BJ + temperature * noise.keep()
-    confidence = jnp.where(known_BJ, jnp.inf, confidence)
-    rank = jnp.argsort(jnp.argsort(confidence, axis=-1), axis=-1)
-    return known_BJ | (rank >= num_unknown)
+
+    # Share of the known cells that compete again in every pass: 0 = what is kept stays (MaskGIT), 1 = everything is chosen
+    # anew, the discrete counterpart of predicting x0 and adding noise again.
+    eta: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta={self.eta} must lie in [0, 1]")
+
+    def score(self, noise_BJ: jax.Array, log_p_BJ: jax.Array, temperature: jax.Array) -> jax.Array:
+        """Return how much each cell deserves to be kept, [B, J]."""
+        raise NotImplementedError
+
+    def __call__(self, noise: Noise, log_p_BJ, known_BJ, num_hidden, temperature):
+        noise_BJ = noise.keep()
+        score_BJ = self.score(noise_BJ, log_p_BJ, temperature)
+        safe_BJ = known_BJ
+        if self.eta:
+            # Gumbel numbers are uniform ones in disguise: exp(-exp(-g)), here of the neighbour, so that they decide one thing.
+            safe_BJ &= jnp.exp(-jnp.exp(-jnp.roll(noise_BJ, 1, axis=-1))) >= self.eta
+        score_BJ = jnp.where(safe_BJ, jnp.inf, score_BJ)
+        rank = jnp.argsort(jnp.argsort(score_BJ, axis=-1), axis=-1)
+        return rank >= num_hidden if self.eta else known_BJ | (rank >= num_hidden)
+
+    def choose(self, logits_V, gumbel_V, top_k, top_p):
+        """Draw a code from logits; see the function of this name."""
+        return choose(logits_V, gumbel_V, top_k, top_p)
+
+    def counts(self, num_cells: int, steps: int) -> np.ndarray:
+        """Return how many cells stay hidden after each pass, int32 [steps]."""
+        return plan.cosine(num_cells, steps)
+
+    def temperatures(self, steps: int, is_first: jax.Array) -> jax.Array:
+        """Return the temperature of each pass over a group, float32 [steps]; `is_first`: it is the first generated one."""
+        return jnp.zeros(steps, jnp.float32)
 
 
-def reference_keep(
-    noise: Noise, log_p_BJ: jax.Array, known_BJ: jax.Array, target: jax.Array, temperature: jax.Array
-) -> jax.Array:
-    """Return the new known mask as the released code decides it.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Confidence(Sampler, name="confidence"):
+    """The most probable codes are kept: log p + temperature * Gumbel, annealed to 0 within a group (MaskGIT, Lumos-1)."""
 
-    The number of unknown cells follows from how many there are, max(1, min(unknown - 1, target)), and cells that tie
-    with the first kept one are kept. Known cells enter with the largest float32 as their probability.
-    """
-    known_log_p = np.log(np.finfo(np.float32).max)
-    confidence = jnp.where(known_BJ, known_log_p, log_p_BJ) + temperature * noise.keep()
-    unknown_B1 = jnp.sum(~known_BJ, axis=-1, keepdims=True)
-    count_B1 = jnp.maximum(1, jnp.minimum(unknown_B1 - 1, target))
-    cut_B1 = jnp.take_along_axis(jnp.sort(confidence, axis=-1), count_B1, axis=-1)
-    return confidence >= cut_B1
+    temperature: float = 1.0  # of the Gumbel noise in the first pass
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature} must be at least 0")
+
+    def score(self, noise_BJ, log_p_BJ, temperature):
+        return log_p_BJ + temperature * noise_BJ
+
+    def temperatures(self, steps, is_first):
+        return jnp.asarray(self.temperature * (1.0 - np.arange(1, steps + 1) / steps), jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomOrder(Sampler, name="random"):
+    """Cells are kept in random order, whatever their probability (MAR, NOVA)."""
+
+    def score(self, noise_BJ, log_p_BJ, temperature):
+        return noise_BJ
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OneShot(Sampler, name="one_shot"):
+    """All cells are drawn in the first pass; `generate.steps` is 1."""
+
+    def score(self, noise_BJ, log_p_BJ, temperature):
+        return log_p_BJ
+
+    def counts(self, num_cells, steps):
+        return np.zeros(steps, np.int32)

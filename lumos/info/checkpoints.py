@@ -9,7 +9,7 @@ from typing import Any
 from lumos.errors import UserError
 from lumos.info.reading import read_object, reason, size_of
 
-ITEMS = ("params", "opt_state", "ema")
+ITEMS = ("params", "opt_state", "ema", "extra")
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _META = Path("meta") / "metadata"
 Shapes = dict[str, tuple[tuple[int, ...], str]]  # name of an array -> (shape, dtype)

@@ -26,20 +26,17 @@ def is_resolved(path: Path) -> bool:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    from lumos.config import Config
-    from lumos.config_show import fields, resolve
+    from lumos.config_show import changed, load_any
 
     try:
-        config = resolve(str(path), {})
+        config = load_any(str(path), {})
     except UserError as error:
         return {"what": "config that cannot be used", "problems": [reason(error)]}
-    defaults = dict(fields(Config()))
-    changed = {name: value for name, value in fields(config) if value != defaults[name]}
     return {
         "what": f"config of a {config.task} run",
         "name": config.name,
         "task": config.task,
         "next": f"lumos config show {path}",
-        "changed_from_default": changed,
+        "changed_from_default": changed(config),
         "problems": [],
     }

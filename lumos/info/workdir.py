@@ -12,7 +12,7 @@ from lumos.info.config_file import is_resolved
 from lumos.info.reading import read_object, read_tail, reason, sizes_in
 
 _FOLDERS = ("checkpoints", "samples", "dumps", "profile", "tensorboard", "compiled")
-# What a glance at a config wants to see, for both tasks and for each.
+# What a glance at a config wants to see, whatever is trained, and for each objective.
 _SUMMARY = (
     "data.source",
     "data.buckets",
@@ -23,8 +23,8 @@ _SUMMARY = (
 )
 _SUMMARY_OF = {
     "transformer": (
-        "sequence.style sequence.grid model.num_layers model.model_dim model.num_heads model.num_kv_heads model.dtype "
-        "model.param_dtype corruption.level corruption.spatial"
+        "sequence.layout sequence.grid model.num_layers model.model_dim model.num_heads model.num_kv_heads model.dtype "
+        "model.param_dtype corruption.level corruption.cells"
     ).split(),
     "tokenizer": (
         "tokenizer.body tokenizer.quantizer tokenizer.levels tokenizer.composition tokenizer.channels "
@@ -112,13 +112,13 @@ def _state(latest: int | None, num_steps: int | None, resumable: bool) -> str:
 
 def _config(path: Path, problems: list[str]):
     """Return the Config of a workdir; None, with a problem, where it cannot be read."""
-    from lumos import config as config_lib
+    from lumos import config_loading
 
     if not (path / "config.json").is_file():
         problems.append("no config.json: nothing can be done with the weights without it")
         return None
     try:
-        return config_lib.load(str(path / "config.json"))
+        return config_loading.load(str(path / "config.json"))
     except UserError as error:
         problems.append(f"config.json: {str(error).removeprefix(str(path / 'config.json')).strip()}")
         return None

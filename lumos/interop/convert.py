@@ -20,15 +20,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lumos import config as config_lib
-from lumos import sharding
+from lumos import config_loading, sharding
 from lumos.checkpoint import Checkpointer, read_config
 from lumos.config import Config
 from lumos.errors import UserError
+from lumos.generation.guidance import TextGuidance
+from lumos.generation.released import Released
 from lumos.interop import cosmos, lumos1, lumos1_config, lumos1_prompt, lumos1_tokens
+from lumos.layouts import make_layout
 from lumos.model.definition import Definition
 from lumos.model.transformer import make_definition
-from lumos.sequence.layout import make_layout
+from lumos.sequence.lumos1 import Lumos1
 from lumos.tokenizers import pretrained
 from lumos.training.state import TrainState
 
@@ -70,7 +72,7 @@ def _from_lumos1(source: Path, workdir: Path, options: Options, overrides: dict[
     _check_new(workdir)
     # All devices share the weights, so that a model larger than one of them can be converted too.
     mesh_fields = {name: value for name, value in overrides.items() if name.startswith("mesh.")}
-    mesh = sharding.make_mesh(config_lib.override(Config(), mesh_fields).mesh) if jax.device_count() > 1 else None
+    mesh = sharding.make_mesh(config_loading.override(Config(), mesh_fields).mesh) if jax.device_count() > 1 else None
     model = lumos1.load(source, dtype=options.dtype or "float32", mesh=mesh, **_load_ids(options))
     text = Path(options.text) if options.text else source / "tokenizer.json"
     workdir.mkdir(parents=True, exist_ok=True)
@@ -78,7 +80,7 @@ def _from_lumos1(source: Path, workdir: Path, options: Options, overrides: dict[
         shutil.copy(text, workdir / "tokenizer.json")
     elif options.text:
         raise UserError(f"--text={text}: no such file")
-    config = config_lib.override(_lumos1_config(model, workdir, options), overrides)
+    config = config_loading.override(_lumos1_config(model, workdir, options), overrides)
     _save(workdir, config, model.params)
     (workdir / _OFFICIAL).write_text(json.dumps(dict(model.spec.official), indent=1) + "\n")
     unused = f"; not used: {', '.join(model.ignored[:3])} ..." if model.ignored else ""
@@ -87,32 +89,35 @@ def _from_lumos1(source: Path, workdir: Path, options: Options, overrides: dict[
 
 def _lumos1_config(model: lumos1.Lumos1, workdir: Path, options: Options) -> Config:
     """Describe a run that continues a released model: its stage-2 settings, its sampler."""
-    c, v = config_lib.Config(), model.spec.vocabulary
+    c, v = Config(), model.spec.vocabulary
     replace = dataclasses.replace
     text = workdir / "tokenizer.json"
     return replace(
         c,
         name="lumos1",
         tokenizer_workdir=str(Path(options.tokenizer).absolute()) if options.tokenizer else "",
-        data=replace(c.data, source="tokens", buckets=((25, 256, 448),)),
+        data=replace(c.data, source="tokens"),
         text=replace(c.text, model=str(text.absolute()) if text.exists() else "", template=lumos1_prompt.TEMPLATE),
         tokenizer=cosmos.CONFIGS["dv4x8x8"],
         sequence=replace(
             c.sequence,
-            style="lumos1",
+            layout=Lumos1(
+                size_unit=model.spec.size_unit,
+                visual_start=v.visual_start,
+                number_zero=v.number_zero,
+                special_tokens=lumos1_config.special_ids(v),
+            ),
             text_length=256,
             grid=(7, 32, 56),
-            size_unit=model.spec.size_unit,
-            visual_start=v.visual_start,
-            number_zero=v.number_zero,
-            special_tokens=lumos1_config.special_ids(v),
         ),
         model=model.spec.config,
         loss=replace(c.loss, chunk=4096),
         optimizer=replace(
             c.optimizer, learning_rate=2.5e-5, schedule="constant", weight_decay=0.1, clip_norm=4.0, ema_decay=0.0
         ),
-        generate=replace(c.generate, steps=50, guidance=15.0, history_ratio=0.7, fps=12.0, mode="reference"),
+        generate=replace(
+            c.generate, steps=50, sampler=Released(), guidance=TextGuidance(scale=15.0), history_ratio=0.7, fps=12.0
+        ),
     )
 
 
@@ -120,8 +125,9 @@ def _from_cosmos(source: Path, workdir: Path, options: Options, overrides: dict[
     _check_new(workdir)
     tokenizer = cosmos.load(source)
     workdir.mkdir(parents=True, exist_ok=True)
-    config = dataclasses.replace(config_lib.Config(), name="cosmos", task="tokenizer", tokenizer=tokenizer.config)
-    config = config_lib.override(config, overrides)
+    data = dataclasses.replace(Config().data, buckets=((17, 64, 64),))
+    config = dataclasses.replace(Config(), name="cosmos", task="tokenizer", data=data, tokenizer=tokenizer.config)
+    config = config_loading.override(config, overrides)
     _save(workdir, config, {"vae": tokenizer.params})
     unused = f"; {len(tokenizer.ignored)} tensors that the network never runs are left out" if tokenizer.ignored else ""
     return f"{workdir}: {tokenizer.definition.num_params:,} parameters{unused}"
@@ -129,7 +135,7 @@ def _from_cosmos(source: Path, workdir: Path, options: Options, overrides: dict[
 
 def _from_workdir(workdir: Path, target: Path, options: Options, overrides: dict[str, Any]) -> str:
     read_config(workdir)
-    config = config_lib.load(str(workdir / "config.json"), overrides)
+    config = config_loading.load(str(workdir / "config.json"), overrides)
     if config.task == "tokenizer":
         if not config.tokenizer.outer_norm or config.tokenizer.temporal_window:
             raise UserError(
@@ -137,14 +143,14 @@ def _from_workdir(workdir: Path, target: Path, options: Options, overrides: dict
             )
         cosmos.CosmosTokenizer(config.tokenizer, pretrained.load(workdir).params).save(target)
         return f"{target}: model.safetensors with the official Cosmos names"
-    if config.sequence.style != "lumos1":
-        raise UserError(f"{workdir}: only runs in the lumos1 sequence style have an official form")
+    if config.sequence.layout.name != "lumos1":
+        raise UserError(f"{workdir}: only runs with the layout 'lumos1' have an official form")
     vocabulary = make_layout(config).vocabulary
     definition = make_definition(config.model, vocabulary)
     kept = workdir / _OFFICIAL
     official = json.loads(kept.read_text()) if kept.exists() else {}
     official |= lumos1_config.official_config(config.model, vocabulary)
-    spec = lumos1.Spec(config.model, vocabulary, config.sequence.size_unit, official, {}, ())
+    spec = lumos1.Spec(config.model, vocabulary, config.sequence.layout.size_unit, official, {}, ())
     lumos1.Lumos1(_restore(workdir, definition), spec).save(target, dtype=options.dtype or None)
     return f"{target}: config.json and safetensors with the official Lumos-1 names"
 

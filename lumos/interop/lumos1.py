@@ -25,16 +25,19 @@ import numpy as np
 from lumos import sharding
 from lumos.config import GenerateConfig, ModelConfig
 from lumos.errors import UserError
-from lumos.generation.decode import Decoder
-from lumos.generation.sampler import row_keys
+from lumos.generation.engine import Engine
+from lumos.generation.guidance import TextGuidance
+from lumos.generation.released import Released
+from lumos.generation.sampler import Confidence, row_keys
 from lumos.interop import lumos1_config, lumos1_prompt, lumos1_weights, safetensors_files
+from lumos.interop.lumos1_parse import Parsed, parse
+from lumos.model.cross_entropy import linear_cross_entropy
 from lumos.model.definition import Definition
 from lumos.model.transformer import make_definition
-from lumos.sequence import layout as layout_lib
-from lumos.sequence.layout import Positions
-from lumos.sequence.parse import Parsed, parse
+from lumos.sequence import lumos1 as lumos1_layout
+from lumos.sequence.rule import StageCausal
+from lumos.sequence.tokens import Positions
 from lumos.sequence.vocabulary import Vocabulary
-from lumos.training.losses import linear_cross_entropy
 
 _CHUNK = 1024  # positions whose logits exist at once
 _ROUND = 256  # the number of labelled positions is rounded up to this: fewer shapes to compile
@@ -146,7 +149,7 @@ class Lumos1:
           history_ratio: share of a finished frame that is masked before it enters the cache.
           temperature: of the Gumbel noise on the confidence.
           given_frames: codes (or token ids) of the first latent frames, [T', H, W] or [B, T', H, W].
-          mode: "reference" repeats the released code decision by decision (see `lumos.generation.decode`); "paper" is
+          mode: "reference" repeats the released code decision by decision (see `lumos.generation.released`); "paper" is
             the method as published: temperature annealed within every frame, history mask on given frames too.
           seed: of the first clip's random numbers; clip i has seed + i.
           noise: replaces them: noise(generated frame, step) -> uniform numbers ([B, H W, codebook], [B, H W]) for the
@@ -154,9 +157,11 @@ class Lumos1:
 
         A 1-D prompt gives 1-D ids. Each shape of prompt, grid and settings compiles one program.
         """
+        if mode not in _SAMPLERS:
+            raise UserError(f"mode={mode!r}; allowed: {', '.join(_SAMPLERS)}")
         settings = GenerateConfig(
-            steps=steps, guidance=float(guidance), temperature=float(temperature), history_ratio=float(history_ratio),
-            mode=mode, fps=float(fps),
+            steps=steps, guidance=TextGuidance(scale=float(guidance)), history_ratio=float(history_ratio),
+            sampler=_SAMPLERS[mode](temperature=float(temperature)), fps=float(fps),
         )  # fmt: skip
         prompt = lumos1_prompt.read(prompt_ids, given_frames, size, self.spec.vocabulary, self.spec.size_unit)
         fps, duration = prompt.fps or fps, prompt.duration or duration
@@ -241,14 +246,21 @@ def load(
     return Lumos1(params, Spec(config, vocabulary, unit, official, dtypes, tuple(ignored)))
 
 
+_SAMPLERS = {"reference": Released, "paper": Confidence}
+
+
 @functools.lru_cache(maxsize=16)
 def _program(
     spec: Spec, num_text: int, grid, fps: int, duration: int, settings: GenerateConfig, num_given: int, uniform
 ):
-    """Return the layout of a generated sequence and the program that decodes it."""
-    layout = layout_lib.lumos1(spec.vocabulary, num_text, grid, fps=fps, duration=duration, size_unit=spec.size_unit)
-    decoder = Decoder(spec.definition, layout, settings, _CHUNK, uniform=uniform)
-    return layout, jax.jit(lambda *arguments: decoder(*arguments, num_given))
+    """Return the layout of a generated sequence and the program that decodes it. Raises UserError."""
+    unit = spec.size_unit
+    try:
+        layout = lumos1_layout.build(spec.vocabulary, num_text, grid, fps=fps, duration=duration, size_unit=unit)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    engine = Engine(spec.definition, layout, settings, StageCausal(), chunk=_CHUNK, uniform=uniform)
+    return layout, jax.jit(lambda *arguments: engine.decode(*arguments, num_given))
 
 
 def _as_batch(ids) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lumos.config import ModelConfig
 from lumos.errors import UserError
-from lumos.sequence.layout import H_SCALE
+from lumos.sequence.tokens import H_SCALE
 from lumos.sequence.vocabulary import RELEASED_SPECIAL, Vocabulary, lumos1
 
 # Official field -> ours, where the value carries over as it is.

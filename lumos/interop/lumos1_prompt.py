@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from lumos.errors import UserError
-from lumos.sequence.layout import T_SCALE
+from lumos.sequence.tokens import T_SCALE
 from lumos.sequence.vocabulary import Vocabulary
 
 # What the models were trained to follow; the caption stands after a line break and a space.

@@ -1,13 +1,15 @@
 """Attention over key ranges: `attend` picks the kernel, `dense` is the oracle, `flash` the portable fast path.
 
 `flash` is blockwise attention with an online softmax and a recomputing backward pass (Dao et al., FlashAttention),
-written in XLA with a custom VJP: memory is O(L), and key blocks outside the range of a query block are skipped.
+written in XLA with a custom VJP: memory is O(L), and key blocks outside the ranges of a query block are skipped. A bias
+that depends on the key alone is added to the logits, and has a gradient.
 On a TPU whole sequences run the splash kernel (lumos/model/splash.py). On a mesh every device computes its own rows,
 heads and queries; keys and values are gathered over the context axis.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -17,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lumos import sharding
 from lumos.model import splash
-from lumos.sequence.attention import KeyRange
+from lumos.sequence.key_ranges import KeyRanges
 from lumos.sequence.storage import in_order
 
 _BLOCK = 512  # queries and keys per block
@@ -26,8 +28,8 @@ _NEVER = -1e30  # logit of an invisible key; finite, so that rows without keys s
 _LEAST = -1e29  # subtracted from a logit in place of less: exp(_NEVER - _LEAST) is 0, so no second mask is needed
 
 
-def attend(q_BQNA: jax.Array, k_BSKA: jax.Array, v_BSKA: jax.Array, keys: KeyRange, kernel: str = "auto") -> jax.Array:
-    """Return softmax(q k^T / sqrt(A)) v over the visible keys of each query, [B, Q, N, A].
+def attend(q_BQNA: jax.Array, k_BSKA: jax.Array, v_BSKA: jax.Array, keys: KeyRanges, kernel: str = "auto") -> jax.Array:
+    """Return softmax(q k^T / sqrt(A) + bias) v over the visible keys of each query, [B, Q, N, A].
 
     Query head n uses kv head n // (N / K). A query that sees no key returns zeros (with the splash kernel: a finite
     value without meaning, in rows and positions that nothing reads).
@@ -36,45 +38,82 @@ def attend(q_BQNA: jax.Array, k_BSKA: jax.Array, v_BSKA: jax.Array, keys: KeyRan
     sharding.check_divides("config.model.num_kv_heads", k_BSKA.shape[2], "kv_heads")
     batch = sharding.axis_of(q_BQNA.shape[0], "batch")
     length = sharding.axis_of(q_BQNA.shape[1], "length") if q_BQNA.shape[1] == k_BSKA.shape[1] else None
-    # Decoding has no static ranges: there "splash" runs the flash kernel.
-    use_splash = (
-        splash.serves(k_BSKA.shape, keys) if kernel == "auto" else kernel == "splash" and keys.static is not None
+    # Where the queries are the tokens of the keys, blocks of queries have tight bounds in the order of the keys. Of
+    # a split sequence each device keeps the queries that it has.
+    is_whole = q_BQNA.shape[1] == k_BSKA.shape[1] and sharding.shards(length) == 1
+    query_order = keys.order_S if is_whole else None
+    # Decoding has no static ranges, splash knows no bias, and with queries in another order than keys nearly every block
+    # is visible in part, which splash would store: there "splash" runs the flash kernel.
+    can_splash = splash.can_run(keys) and (keys.order_S is None or is_whole)
+    use_splash = can_splash and (kernel == "splash" or kernel == "auto" and splash.serves(k_BSKA.shape))
+    schedule, schedule_specs = (
+        splash.make_schedule(q_BQNA, k_BSKA, keys.static, query_order, length) if use_splash else (None, None)
     )
-    schedule, schedule_specs = splash.make_schedule(q_BQNA, k_BSKA, keys, length) if use_splash else (None, None)
 
-    def local(q, k, v, start, end, schedule):
+    def local(q, k, v, start, end, bias, first, schedule):
         k, v = (in_order(sharding.all_gather(x, length, 1), keys.num_chunks, 1) for x in (k, v))
-        if use_splash:
-            return splash.attend(q, k, v, start, schedule)
-        return dense(q, k, v, KeyRange(start, end)) if kernel == "dense" else _flash(q, k, v, start, end)
+        bias = None if bias is None else in_order(bias, keys.num_chunks, 1)
+        if kernel == "dense":
+            return dense(q, k, v, KeyRanges(start, end, bias, static=keys.static))
+        k, v, bias = (_permute(x, keys.order_S) for x in (k, v, bias))
+        q = _permute(q, query_order)
+        if query_order is not None:
+            start, end = start[..., query_order], end[..., query_order]
+        out = splash.attend(q, k, v, first, schedule) if use_splash else _flash(q, k, v, start, end, bias)
+        return _permute(out, None if query_order is None else np.argsort(query_order))
 
-    def row_axis(x):  # of a range array, whose first axis may be 1
-        return batch if x.shape[0] > 1 else None
+    def row_axis(rows):  # the axis of rows, of which an array may have one for all
+        return batch if rows > 1 else None
 
     q_axes, kv_axes = (batch, length, "heads", None), (batch, length, "kv_heads", None)
-    range_axes = tuple((row_axis(x), length) for x in (keys.start_BQ, keys.end_BQ))
-    attend_local = sharding.per_device(local, (q_axes, kv_axes, kv_axes, *range_axes, schedule_specs), q_axes)
-    return attend_local(q_BQNA, k_BSKA, v_BSKA, keys.start_BQ, keys.end_BQ, schedule)
+    range_axes = tuple((None, row_axis(x.shape[1]), length) for x in (keys.start_RBQ, keys.end_RBQ))
+    bias_axes = None if keys.bias_BS is None else (row_axis(keys.bias_BS.shape[0]), None)
+    first_axes = None if keys.first_B is None else (batch,)
+    in_axes = (q_axes, kv_axes, kv_axes, *range_axes, bias_axes, first_axes, schedule_specs)
+    return sharding.per_device(local, in_axes, q_axes)(
+        q_BQNA, k_BSKA, v_BSKA, keys.start_RBQ, keys.end_RBQ, keys.bias_BS, keys.first_B, schedule
+    )
 
 
-def dense(q_BQNA, k_BSKA, v_BSKA, keys: KeyRange) -> jax.Array:
-    """The definition with a full mask, for tests."""
+def dense(q_BQNA, k_BSKA, v_BSKA, keys: KeyRanges) -> jax.Array:
+    """The definition with a full mask over keys in natural order, for tests."""
     q_BKGQA, scale = _group(q_BQNA, k_BSKA.shape[2])
     logits = jnp.einsum("bkgqa,bska->bkgqs", q_BKGQA, k_BSKA, preferred_element_type=jnp.float32) * scale
     mask = keys.dense(k_BSKA.shape[1])[:, None, None]
+    if keys.bias_BS is not None:
+        bias = keys.bias_BS[:, None, None, None]
+        logits, mask = logits + bias, mask & (bias > _LEAST)
     weights = jax.nn.softmax(jnp.where(mask, logits, _NEVER), axis=-1) * mask
     return _ungroup(jnp.einsum("bkgqs,bska->bkgqa", weights.astype(v_BSKA.dtype), v_BSKA))
 
 
-def attend_two(q_BQNA, first: tuple, second: tuple) -> jax.Array:
-    """Attend over two key sets as if they were one: (k, v, KeyRange) of the cache and of the current tokens.
+def attend_parts(q_BQNA: jax.Array, parts: list[tuple[jax.Array, jax.Array, KeyRanges]]) -> jax.Array:
+    """Attend over several key sets (k, v, KeyRanges) as if they were one, such as the cache and the current tokens.
 
-    Forward only (decoding). The two partial softmaxes are merged through their log-sum-exp, so the cache is never copied;
+    Forward only (decoding). The partial softmaxes are merged through their log-sum-exp, so the cache is never copied;
     in float32, so that the sum is rounded once.
     """
-    parts = [_flash_forward(q_BQNA, k, v, keys.start_BQ, keys.end_BQ, jnp.float32) for k, v, keys in (first, second)]
-    lse = jnp.logaddexp(parts[0][1], parts[1][1])
-    return sum(out * jnp.exp(part_lse - lse)[..., None] for out, part_lse in parts).astype(q_BQNA.dtype)
+    parts = [(*(_permute(x, keys.order_S) for x in (k, v)), keys) for k, v, keys in parts]
+    done = [
+        _flash_forward(q_BQNA, k, v, keys.start_RBQ, keys.end_RBQ, _permute(keys.bias_BS, keys.order_S), jnp.float32)
+        for k, v, keys in parts
+    ]
+    lse = functools.reduce(jnp.logaddexp, [part_lse for _, part_lse in done])
+    return sum(out * jnp.exp(part_lse - lse)[..., None] for out, part_lse in done).astype(q_BQNA.dtype)
+
+
+def _permute(x: jax.Array | None, order: np.ndarray | None) -> jax.Array | None:
+    """Bring the second axis into an order, if there is one."""
+    return x if x is None or order is None else _take(x, order)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _take(x: jax.Array, order: np.ndarray) -> jax.Array:
+    return jnp.take(x, order, axis=1, mode="clip", unique_indices=True)
+
+
+# The gradient is a gather too; JAX would derive a scatter, which is slow.
+_take.defvjp(lambda x, order: (_take(x, order), None), lambda order, _, dx: (_take(dx, np.argsort(order)),))
 
 
 def _group(q_BQNA: jax.Array, num_kv_heads: int) -> tuple[jax.Array, float]:
@@ -110,9 +149,9 @@ def _block_size(length: int, most: int) -> int:
 
 
 class _Blocks:
-    """Blocked operands of one call: queries [nq, B, K, G, bq, A], keys [B, K, nk * bk, A], ranges [nq, B|1, bq]."""
+    """Blocked operands of one call: queries [nq, B, K, G, bq, A], keys [B, K, nk * bk, A], ranges [nq, R, B|1, bq]."""
 
-    def __init__(self, q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ):
+    def __init__(self, q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS):
         self.num_queries, self.num_keys = q_BQNA.shape[1], k_BSKA.shape[1]
         most_queries, most_keys = _most_per_block(q_BQNA.shape[0] * q_BQNA.shape[2])
         self.bq, self.bk = _block_size(self.num_queries, most_queries), _block_size(self.num_keys, most_keys)
@@ -121,10 +160,11 @@ class _Blocks:
         self.k = _pad(k_BSKA, 1, self.bk).transpose(0, 2, 1, 3)
         self.v = _pad(v_BSKA, 1, self.bk).transpose(0, 2, 1, 3)
         self.nk = self.k.shape[2] // self.bk
-        shape = (max(start_BQ.shape[0], end_BQ.shape[0]), self.num_queries)
-        # Padded queries get the empty range [0, 0).
-        self.start = self._split_range(jnp.broadcast_to(start_BQ, shape))
-        self.end = self._split_range(jnp.minimum(jnp.broadcast_to(end_BQ, shape), self.num_keys))
+        self.bias = None if bias_BS is None else _pad(bias_BS, 1, self.bk)
+        shape = (len(start_RBQ), max(start_RBQ.shape[1], end_RBQ.shape[1]), self.num_queries)
+        # Padded queries get empty ranges [0, 0).
+        self.start = self._split_range(jnp.broadcast_to(start_RBQ, shape))
+        self.end = self._split_range(jnp.minimum(jnp.broadcast_to(end_RBQ, shape), self.num_keys))
 
     def split_queries(self, x_BKGQ_):
         b, k, g, q, *rest = x_BKGQ_.shape
@@ -136,19 +176,19 @@ class _Blocks:
         return x.reshape(b, k, g, n * bq, *rest)[:, :, :, : self.num_queries]
 
     def _split_range(self, x):
-        x = _pad(x, 1, self.bq)
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, self.bq), 1, 0)
+        x = _pad(x, 2, self.bq)
+        return jnp.moveaxis(x.reshape(*x.shape[:2], -1, self.bq), 2, 0)
 
-    def bounds(self, start, end):
-        """Return the first and one past the last key block that any query of a query block sees."""
-        last = (jnp.max(end) + self.bk - 1) // self.bk
+    def _bounds(self, start, end):
+        """Return the first and one past the last key block that any query of a query block sees in one range."""
+        last = (jnp.max(jnp.where(end > start, end, 0)) + self.bk - 1) // self.bk
         first = jnp.min(jnp.where(end > start, start, self.num_keys)) // self.bk
         return first, jnp.maximum(last, first)
 
-    def key_block(self, x_BKSA, j):
+    def key_block(self, x, j, axis=2):
         if self.nk == 1:
-            return x_BKSA
-        return jax.lax.dynamic_slice_in_dim(x_BKSA, j * self.bk, self.bk, axis=2)
+            return x
+        return jax.lax.dynamic_slice_in_dim(x, j * self.bk, self.bk, axis)
 
     def key_gradient_shape(self, x_BKSA):
         b, k, _, a = x_BKSA.shape
@@ -158,15 +198,39 @@ class _Blocks:
         n, b, k, a, bk = x.shape
         return x.transpose(1, 0, 4, 2, 3).reshape(b, n * bk, k, a)[:, : self.num_keys]
 
-    def loop(self, bounds, body, init):
-        """Run `body(j, carry)` over key blocks; one block needs no loop."""
-        return body(0, init) if self.nk == 1 else jax.lax.fori_loop(*bounds, body, init)
+    def zero_bias_gradient(self):
+        return None if self.bias is None else jnp.zeros((self.nk, self.bias.shape[0], self.bk))
 
-    def logits(self, q, k, start, end, j):
+    def add_bias_gradient(self, dbias, ds, j):
+        if dbias is None:
+            return None
+        rows = (0,) if self.bias.shape[0] == 1 else ()
+        return dbias.at[j].add(ds.sum((*rows, 1, 2, 3)).reshape(dbias.shape[1:]))
+
+    def join_bias_gradient(self, dbias):
+        if dbias is None:
+            return None
+        return dbias.transpose(1, 0, 2).reshape(self.bias.shape)[:, : self.num_keys]
+
+    def loop(self, start, end, body, carry):
+        """Run `body(ranges, j, carry)` over the key blocks of one range after the other; starts and ends are [R, B|1, bq].
+
+        Keys are seen once, as the ranges of a query are disjoint. One block alone is run once, for all of them.
+        """
+        ranges = list(zip(start, end))
+        if self.nk == 1:
+            return body(ranges, 0, carry)
+        for one in ranges:
+            carry = jax.lax.fori_loop(*self._bounds(*one), functools.partial(body, [one]), carry)
+        return carry
+
+    def logits(self, q, k, ranges, j):
         s = jnp.einsum("bkgqa,bksa->bkgqs", q, k, preferred_element_type=jnp.float32) * self.scale
+        if self.bias is not None:
+            s = s + self.key_block(self.bias, j, axis=1)[:, None, None, None]
         key = j * self.bk + jnp.arange(self.bk)
-        seen = (key >= start[..., None]) & (key < end[..., None])
-        return jnp.where(seen[:, None, None], s, _NEVER)
+        seen = [(key >= start[..., None]) & (key < end[..., None]) for start, end in ranges]
+        return jnp.where(functools.reduce(jnp.logical_or, seen)[:, None, None], s, _NEVER)
 
     def map_queries(self, body, *arrays):
         """Map over query blocks; one block needs no loop."""
@@ -175,14 +239,14 @@ class _Blocks:
         return jax.lax.map(lambda slices: body(*slices), arrays)
 
 
-def _flash_forward(q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ, dtype=None):
+def _flash_forward(q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS=None, dtype=None):
     """Return the output [B, Q, N, A] (in the dtype of q by default) and log-sum-exp [B, Q, N] (-1e30 where nothing is visible)."""
-    blocks = _Blocks(q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ)
+    blocks = _Blocks(q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS)
 
     def one(q, start, end):
-        def body(j, carry):
+        def body(ranges, j, carry):
             out, total, peak = carry
-            s = blocks.logits(q, blocks.key_block(blocks.k, j), start, end, j)
+            s = blocks.logits(q, blocks.key_block(blocks.k, j), ranges, j)
             new_peak = jnp.maximum(peak, s.max(-1))
             p = jnp.exp(s - new_peak[..., None])
             keep = jnp.exp(peak - new_peak)
@@ -193,7 +257,7 @@ def _flash_forward(q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ, dtype=None):
             return out, total * keep + p.sum(-1), new_peak
 
         init = (jnp.zeros(q.shape, jnp.float32), jnp.zeros(q.shape[:-1]), jnp.full(q.shape[:-1], _LEAST))
-        out, total, peak = blocks.loop(blocks.bounds(start, end), body, init)
+        out, total, peak = blocks.loop(start, end, body, init)
         lse = jnp.where(total > 0, peak + jnp.log(jnp.maximum(total, 1e-37)), _NEVER)
         return (out / jnp.maximum(total, 1e-37)[..., None]).astype(dtype or q.dtype), lse
 
@@ -202,18 +266,18 @@ def _flash_forward(q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ, dtype=None):
 
 
 @jax.custom_vjp
-def _flash(q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ):
-    return _flash_forward(q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ)[0]
+def _flash(q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS):
+    return _flash_forward(q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS)[0]
 
 
-def _flash_fwd(q, k, v, start, end):
-    out, lse = (checkpoint_name(x, splash.RESIDUALS) for x in _flash_forward(q, k, v, start, end))
-    return out, (q, k, v, start, end, out, lse)
+def _flash_fwd(*operands):
+    out, lse = (checkpoint_name(x, splash.RESIDUALS) for x in _flash_forward(*operands))
+    return out, (*operands, out, lse)
 
 
 def _flash_bwd(saved, dout_BQNA):
-    q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ, out_BQNA, lse_BQN = saved
-    blocks = _Blocks(q_BQNA, k_BSKA, v_BSKA, start_BQ, end_BQ)
+    q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS, out_BQNA, lse_BQN = saved
+    blocks = _Blocks(q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS)
     kv_heads = k_BSKA.shape[2]
 
     def split(x_BQN_):
@@ -226,33 +290,36 @@ def _flash_bwd(saved, dout_BQNA):
     def one(carry, slices):
         q, start, end, dout, delta, lse = slices
 
-        def body(j, carry):
-            dq, dk, dv = carry
+        def body(ranges, j, carry):
+            dq, dk, dv, dbias = carry
             k, v = blocks.key_block(blocks.k, j), blocks.key_block(blocks.v, j)
-            s = blocks.logits(q, k, start, end, j)
+            s = blocks.logits(q, k, ranges, j)
             p = jnp.exp(s - lse[..., None])
             dp = jnp.einsum("bkgqa,bksa->bkgqs", dout, v, preferred_element_type=jnp.float32)
-            ds = (p * (dp - delta[..., None]) * blocks.scale).astype(q.dtype)
+            ds = p * (dp - delta[..., None])
+            dbias = blocks.add_bias_gradient(dbias, ds, j)
+            ds = (ds * blocks.scale).astype(q.dtype)
             dq = dq + jnp.einsum("bkgqs,bksa->bkgqa", ds, k, preferred_element_type=jnp.float32)
             # Keys come last in their gradients: the other way round these two matmuls take twice as long on a CPU.
             dk_j = jnp.einsum("bkgqs,bkgqa->bkas", ds, q, preferred_element_type=jnp.float32)
             dv_j = jnp.einsum("bkgqs,bkgqa->bkas", p.astype(q.dtype), dout, preferred_element_type=jnp.float32)
-            return dq, dk.at[j].add(dk_j), dv.at[j].add(dv_j)
+            return dq, dk.at[j].add(dk_j), dv.at[j].add(dv_j), dbias
 
-        dq, dk, dv = blocks.loop(blocks.bounds(start, end), body, (jnp.zeros(q.shape, jnp.float32), *carry))
-        return (dk, dv), dq
+        dq, *sums = blocks.loop(start, end, body, (jnp.zeros(q.shape, jnp.float32), *carry))
+        return tuple(sums), dq
 
     zeros = tuple(jnp.zeros(blocks.key_gradient_shape(x), jnp.float32) for x in (blocks.k, blocks.v))
+    zeros = (*zeros, blocks.zero_bias_gradient())
     slices = (blocks.q, blocks.start, blocks.end, dout, delta, lse)
     if blocks.q.shape[0] == 1:
-        (dk, dv), dq = one(zeros, tuple(a[0] for a in slices))
+        (dk, dv, dbias), dq = one(zeros, tuple(a[0] for a in slices))
         dq = dq[None]
     else:
-        (dk, dv), dq = jax.lax.scan(one, zeros, slices)
+        (dk, dv, dbias), dq = jax.lax.scan(one, zeros, slices)
     dq = _ungroup(blocks.join_queries(dq)).astype(q_BQNA.dtype)
     dk, dv = (blocks.join_key_gradient(x).astype(k_BSKA.dtype) for x in (dk, dv))
-    none = np.zeros(start_BQ.shape, jax.dtypes.float0), np.zeros(end_BQ.shape, jax.dtypes.float0)
-    return dq, dk, dv, *none
+    none = np.zeros(start_RBQ.shape, jax.dtypes.float0), np.zeros(end_RBQ.shape, jax.dtypes.float0)
+    return dq, dk, dv, *none, blocks.join_bias_gradient(dbias)
 
 
 _flash.defvjp(_flash_fwd, _flash_bwd)

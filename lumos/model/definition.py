@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 Params = dict[str, Any]
@@ -40,21 +41,39 @@ def scan(
     call: Callable,
     carry: Any,
     *per_layer: Any,
+    turns: int = 1,
     remat: Callable | None = None,
     unroll: bool = False,
 ) -> Any:
-    """Run `carry, out = call(layer, carry, *per_layer_slices)` over the layers of a stacked module.
+    """Run `carry, out = call(layer, carry, turn, *per_layer_slices)` over the layers of a stacked module.
 
-    `remat` wraps the layer body (a `jax.checkpoint` with a policy); `unroll` compiles every layer on its own. Returns the
-    last carry and the stacked outs.
+    Layer i has turn i % `turns`, a Python integer: layers that take turns may differ in what they compute. `remat` wraps the
+    layer body (a `jax.checkpoint` with a policy); `unroll` compiles every layer on its own. Returns the last carry and the
+    stacked outs.
     """
     graph, params = nnx.split(stacked)
 
-    def body(carry, slices):
-        layer_params, *rest = slices
-        return call(nnx.merge(graph, layer_params), carry, *rest)
+    def body_of(turn):
+        def body(carry, slices):
+            layer_params, *rest = slices
+            return call(nnx.merge(graph, layer_params), carry, turn, *rest)
 
-    return jax.lax.scan(remat(body) if remat else body, carry, (params, *per_layer), unroll=unroll)
+        return remat(body) if remat else body
+
+    if turns == 1:
+        return jax.lax.scan(body_of(0), carry, (params, *per_layer), unroll=unroll)
+    bodies = [body_of(turn) for turn in range(turns)]
+
+    def all_turns(carry, slices):
+        outs = []
+        for turn, body in enumerate(bodies):
+            carry, out = body(carry, jax.tree.map(lambda x, turn=turn: x[turn], slices))
+            outs.append(out)
+        return carry, jax.tree.map(lambda *x: jnp.stack(x), *outs)
+
+    split = jax.tree.map(lambda x: x.reshape(-1, turns, *x.shape[1:]), (params, *per_layer))
+    carry, outs = jax.lax.scan(all_turns, carry, split, unroll=unroll)
+    return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outs)
 
 
 class Definition:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lumos.config import ModelConfig
 from lumos.model import attention, rope
 from lumos.model.definition import param
 from lumos.model.precision import matmul_in
 from lumos.model.remat import keep
-from lumos.sequence.attention import KeyRange
+from lumos.sequence.key_ranges import KeyRanges
+
+if TYPE_CHECKING:
+    from lumos.config import ModelConfig
 
 
 @jax.custom_vjp
@@ -109,8 +113,8 @@ class Attention(nnx.Module):
         if c.qk_norm != "none":
             self.q_norm, self.k_norm = _qk_norm(c), _qk_norm(c)
 
-    def __call__(self, x_BQD, cos, sin, keys: KeyRange, past=None):
-        """Attend among the given tokens, and over `past` = (rotated k, v, KeyRange) if there is a cache.
+    def __call__(self, x_BQD, cos, sin, keys: KeyRanges, past=None):
+        """Attend among the given tokens, and over `past` = (rotated k, v, KeyRanges) if there is a cache.
 
         Returns the output and the tokens' own (k, v) before rotation, which is what a cache stores.
         """
@@ -125,7 +129,7 @@ class Attention(nnx.Module):
         if past is None:
             out = attention.attend(q, k_rotated, v, keys, c.attention)
         else:
-            out = attention.attend_two(q, past, (k_rotated, v, keys))
+            out = attention.attend_parts(q, [past, (k_rotated, v, keys)])
         return keep(self.o_proj(out.reshape(batch, length, -1)), "out"), (k, v)
 
 

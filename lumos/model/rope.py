@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos.sequence.layout import Positions
+from lumos.sequence.tokens import Positions
 
 _T, _H, _W, _TEXT = 0, 1, 2, 3
 # MM-RoPE spreads every axis over the whole frequency range: in each group of 16 channels t takes 4, h and w take 6.

@@ -1,8 +1,9 @@
 """Splash attention (the Pallas TPU kernel that ships with JAX) with a mask computed from key ranges.
 
-The kernel decides at compile time which blocks to visit, so ranges must be static (`KeyRange.static`). It compares
-numbers instead of reading a mask: a query carries the last key it sees, and key k is visible if it is not later. Keys
-before a row's first visible one (padding, dropped text) form a segment of their own.
+The kernel decides at compile time which blocks to visit, so ranges must be static (`KeyRanges.static`). Where all queries
+see one range from the first key on, it compares numbers instead of reading a mask: a query carries the last key it sees,
+and key k is visible if it is not later. For other ranges it reads the blocks that are visible in part, each kind stored
+once. Keys before a row's first visible one (padding, dropped text) form a segment of their own.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as infos
 
 from lumos import sharding
-from lumos.sequence.attention import KeyRange
+from lumos.sequence.key_ranges import KeyRanges, StaticRanges
 
 MULTIPLE = 512  # lengths that the kernel is fed with are multiples of this, or of LANES when short
 LANES = 128
@@ -22,9 +24,14 @@ LANES = 128
 RESIDUALS = "attention"
 
 
-def serves(k_shape: tuple[int, ...], keys: KeyRange) -> bool:
-    """Whether the kernel is the right one here: on a TPU, for whole sequences with static ranges of a fitting length."""
-    return sharding.platform() == "tpu" and keys.static is not None and k_shape[1] % LANES == 0
+def can_run(keys: KeyRanges) -> bool:
+    """Whether the kernel can compute this at all: it needs static ranges (of whole sequences), and adds nothing to logits."""
+    return keys.static is not None and keys.bias_BS is None
+
+
+def serves(k_shape: tuple[int, ...]) -> bool:
+    """Whether the kernel is the right one if it can run: on a TPU, for sequences of a fitting length."""
+    return sharding.platform() == "tpu" and k_shape[1] % LANES == 0
 
 
 def length_multiple(length: int, shards: int = 1) -> int:
@@ -41,13 +48,15 @@ def padding(length: int, shards: int = 1) -> int:
     return MULTIPLE // 2 if length > 16 * shards * MULTIPLE else max(LANES, MULTIPLE // (2 * shards))
 
 
-def make_schedule(q_BQNA, k_BSKA, keys: KeyRange, length: str | None):
-    """Return the kernel with its block schedule, and how the schedule is split over devices."""
+def make_schedule(q_BQNA, k_BSKA, static: StaticRanges, query_order: np.ndarray | None, length: str | None):
+    """Return the kernel with its block schedule for queries in `query_order`, and how the schedule is split over devices."""
     shards = sharding.shards(length)
     num_queries = q_BQNA.shape[1] // shards
     mask_shape = (q_BQNA.shape[1], k_BSKA.shape[1])
     sizes = _block_sizes(num_queries, k_BSKA.shape[1])
-    mask = _RangeMask(mask_shape, keys.static.end_Q)
+    start_RQ, end_RQ = (x if query_order is None else x[:, query_order] for x in (static.start_RQ, static.end_RQ))
+    mask_class = _RangesMask if len(start_RQ) > 1 or start_RQ.any() else _EndMask
+    mask = mask_class(mask_shape, start_RQ, end_RQ, is_split=shards > 1)
     kernel = kernels.make_splash_mqa(
         masks.MultiHeadMask([mask] * (q_BQNA.shape[2] // k_BSKA.shape[2])),
         block_sizes=sizes,
@@ -56,20 +65,32 @@ def make_schedule(q_BQNA, k_BSKA, keys: KeyRange, length: str | None):
         residual_checkpoint_name=RESIDUALS,
         interpret=sharding.platform() == "cpu",
     )
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return kernel, None
-    split = sharding.spec((None, length))
-    return kernel, kernel.manual_sharding_spec(jax.sharding.NamedSharding(mesh, split))
+    return kernel, None if jax.sharding.get_abstract_mesh().empty else _split_schedule(kernel, length)
 
 
-def attend(q_BQNA, k_BSKA, v_BSKA, start_BQ, schedule) -> jax.Array:
-    """Run the kernel on one device's queries over all keys; grouped queries share the keys of their group."""
+def _split_schedule(kernel, length: str | None):
+    """Return how the arrays of a schedule are split over devices.
+
+    The kernel's own `manual_sharding_spec` takes for granted that forward and backward pass have the same arrays; of a pass
+    whose larger blocks are visible in part, when those of the other are not, it does not know some.
+    """
+    blocks = sharding.spec((None, length))
+    specs = infos.MaskInfo(blocks, blocks, blocks, sharding.spec(()), sharding.spec((length,)))
+
+    def split(info):
+        return info and infos.MaskInfo(*(None if x is None else axes for x, axes in zip(info, specs)))
+
+    passes, options = kernel.tree_flatten()
+    return kernel.tree_unflatten(options, [split(info) for info in passes])
+
+
+def attend(q_BQNA, k_BSKA, v_BSKA, first_B, schedule) -> jax.Array:
+    """Run the kernel on one device's queries over all keys from `first_B` on; grouped queries share the keys of their group."""
     batch, num_queries, heads, dim = q_BQNA.shape
     kv_heads = k_BSKA.shape[2]
     q_BKGQA = (q_BQNA * dim**-0.5).reshape(batch, num_queries, kv_heads, -1, dim).transpose(0, 2, 3, 1, 4)
     k_BKSA, v_BKSA = k_BSKA.transpose(0, 2, 1, 3), v_BSKA.transpose(0, 2, 1, 3)
-    first_B1 = jnp.broadcast_to(start_BQ[:, :1], (batch, 1))
+    first_B1 = jnp.zeros((batch, 1), jnp.int32) if first_B is None else first_B[:, None]
     hidden_BS = jnp.arange(k_BSKA.shape[1])[None] < first_B1
     segments = kernels.SegmentIds(
         q=jnp.ones((batch, num_queries), jnp.int32), kv=jnp.where(hidden_BS, 0, 1).astype(jnp.int32)
@@ -117,28 +138,75 @@ class _Constant:
         return self._value
 
 
-class _RangeMask(masks._ComputableMask):
-    """Key k is visible to query q if k < end[q]."""
+class _InPart(np.ndarray):
+    """A block that passes for one visible in part, even if it is wholly visible."""
 
-    def __init__(self, shape: tuple[int, int], end_Q: np.ndarray):
-        super().__init__(shape, lambda last, key: last >= key)
-        self.q_sequence = (end_Q - 1).astype(np.int32)
+    def all(self):
+        return np.False_
+
+
+class _RangesMask(masks.Mask):
+    """Key k is visible to query q if start[r, q] <= k < end[r, q] for some r; a block is built when it is asked for.
+
+    The library cannot split a mask over devices in which no block is visible in part: if `is_split`, the block of the
+    first query that sees a key passes for one.
+    """
+
+    def __init__(self, shape: tuple[int, int], start_RQ: np.ndarray, end_RQ: np.ndarray, is_split: bool):
+        self._shape = shape
+        self._start_RQ, self._end_RQ = start_RQ, end_RQ
+        self._limits = {}
+        self._pair = None
+        if is_split:
+            query, r = np.argwhere((start_RQ < end_RQ).T)[0]
+            self._pair = query, start_RQ[r, query]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._shape
 
     def __getitem__(self, index):
         queries, keys = index
-        last = self.q_sequence[queries]
-        if last.max() < keys.start:
+        seen_by_some, seen_by_all = self._seen(queries)
+        if all(keys.stop <= first or end <= keys.start for first, end in seen_by_some):
             return _Constant(False)
-        if last.min() >= keys.stop - 1:
+        passes_for_part = self._pair and all(part.start <= at < part.stop for at, part in zip(self._pair, index))
+        if not passes_for_part and any(first <= keys.start and keys.stop <= end for first, end in seen_by_all):
             return _Constant(True)
-        return super().__getitem__(index)
+        key = np.arange(keys.start, keys.stop, dtype=np.int32)
+        block = np.zeros((queries.stop - queries.start, len(key)), bool)
+        for start, end in zip(self._start_RQ[:, queries, None], self._end_RQ[:, queries, None]):
+            block |= (key >= start) & (key < end)
+        return block.view(_InPart) if passes_for_part else block
+
+    def _seen(self, queries: slice):
+        """Return two bounds for each range: of the keys that some of the queries see, and of those that all see."""
+        at = queries.start, queries.stop
+        if at not in self._limits:
+            start, end = self._start_RQ[:, queries], self._end_RQ[:, queries]
+            is_empty = start >= end
+            some = np.where(is_empty, self.shape[1], start).min(1), np.where(is_empty, 0, end).max(1)
+            every = start.max(1), end.min(1)
+            self._limits[at] = [np.stack(bounds, axis=1).tolist() for bounds in (some, every)]
+        return self._limits[at]
+
+    def _key(self):
+        return self.shape, self._pair, self._start_RQ.tobytes(), self._end_RQ.tobytes()
 
     def __eq__(self, other):
-        return (
-            isinstance(other, _RangeMask)
-            and self.shape == other.shape
-            and np.array_equal(self.q_sequence, other.q_sequence)
-        )
+        return type(other) is type(self) and self._key() == other._key()
 
     def __hash__(self):
-        return hash((self.shape, self.q_sequence.tobytes()))
+        return hash(self._key())
+
+
+class _EndMask(_RangesMask):
+    """One range a query, from the first key on: the kernel compares `q_sequence` with keys and reads no mask."""
+
+    def __init__(self, shape: tuple[int, int], start_RQ: np.ndarray, end_RQ: np.ndarray, is_split: bool):
+        super().__init__(shape, start_RQ, end_RQ, is_split)
+        self.q_sequence = (end_RQ[0] - 1).astype(np.int32)
+
+    @staticmethod
+    def mask_function(last, key):
+        return last >= key

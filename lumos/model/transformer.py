@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +11,21 @@ import numpy as np
 from flax import nnx
 
 from lumos import sharding
-from lumos.config import ModelConfig
 from lumos.errors import UserError
 from lumos.model import remat, rope, splash
 from lumos.model.definition import Definition, param, scan, stack
-from lumos.model.layers import Block, Linear, RMSNorm
-from lumos.sequence.attention import KeyRange
-from lumos.sequence.layout import Positions
+from lumos.model.layers import Block, RMSNorm
+from lumos.sequence.key_ranges import KeyRanges
 from lumos.sequence.storage import Storage
+from lumos.sequence.tokens import Positions
 from lumos.sequence.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from lumos.config import ModelConfig
+
+
+# What each token sees, in every layer, or in layers that take turns (`sequence.rule.Rule.layers`).
+Keys = KeyRanges | tuple[KeyRanges, ...]
 
 
 class Past(NamedTuple):
@@ -27,41 +33,68 @@ class Past(NamedTuple):
 
     k: jax.Array
     v: jax.Array
-    keys: KeyRange
+    keys: Keys
 
 
 class Transformer(nnx.Module):
     def __init__(self, config: ModelConfig, vocabulary: Vocabulary, rngs: nnx.Rngs):
-        self.config, self._vocabulary, vocab_size = config, vocabulary, vocabulary.size
+        self.config, self.vocabulary, vocab_size = config, vocabulary, vocabulary.size
         c = config
         table = c.init_std * jax.random.normal(rngs.params(), (vocab_size, c.model_dim))
         self.embed_tokens = param(table.astype(c.param_dtype), ("vocab", "embed"))
         self.layers = stack(lambda r: Block(c, r), c.num_layers, rngs)
         self.norm = RMSNorm(c.model_dim, "embed", c)
-        self.lm_head = Linear(rngs, (c.model_dim, vocab_size), ("embed", "vocab"), c)
+        self.lm_head = c.head.build(c, vocab_size, vocabulary.visual_size, rngs)
         if c.code_levels:
             # Zero at the start: the shared digits only add to what the tables say.
             self.digit_embed = param(jnp.zeros((sum(c.code_levels), c.model_dim), c.param_dtype), (None, "embed"))
             self.digit_head = param(jnp.zeros((c.model_dim, sum(c.code_levels)), c.param_dtype), ("embed", None))
+        if c.level_embedding:  # zero at the start too
+            self.level_embed = param(jnp.zeros((_LEVEL_FEATURES, c.model_dim), c.param_dtype), (None, "embed"))
 
-    def __call__(self, ids_BQ: jax.Array, positions: Positions, keys: KeyRange, past: Past | None = None):
-        """Return final hidden states [B, Q, D] and own (k, v) before rotation, each [layers, B, Q, K, A]."""
+    def __call__(
+        self,
+        ids_BQ: jax.Array,
+        positions: Positions,
+        keys: Keys,
+        past: Past | None = None,
+        *,
+        level_BQ: jax.Array | None = None,
+        added_BQD: jax.Array | None = None,
+    ):
+        """Return final hidden states [B, Q, D] and own (k, v) before rotation, each [layers, B, Q, K, A].
+
+        Args:
+          level_BQ: float32, the share of each token's frame that is hidden; read with `model.level_embedding`.
+          added_BQD: added to the embeddings of the tokens (conditions of each frame, such as actions).
+        """
         c = self.config
         cos, sin = rope.mm_rope(positions, c.head_dim, c.rope_theta, c.rope)
-        x_BQD = sharding.constrain(embed(self._table(), ids_BQ), ("batch", "length", None))
+        x_BQD = embed(self._table(), ids_BQ)
+        if c.level_embedding:
+            if level_BQ is None:
+                raise ValueError("config.model.level_embedding needs the level of every token")
+            x_BQD = x_BQD + (_level_features(level_BQ) @ self.level_embed[...]).astype(x_BQD.dtype)
+        if added_BQD is not None:
+            x_BQD = x_BQD + added_BQD.astype(x_BQD.dtype)
+        x_BQD = sharding.constrain(x_BQD, ("batch", "length", None))
         past_kv = () if past is None else (past.k, past.v)
+        turns = keys if isinstance(keys, tuple) else (keys,)
+        past_turns = () if past is None else past.keys if isinstance(past.keys, tuple) else (past.keys,)
 
-        def layer(block, x_BQD, *past_layer):
-            past_of_layer = (*past_layer, past.keys) if past_layer else None
-            x_BQD, own_kv = block(x_BQD, cos, sin, keys, past_of_layer)
+        def layer(block, x_BQD, turn, *past_layer):
+            past_of_layer = (*past_layer, past_turns[turn]) if past_layer else None
+            x_BQD, own_kv = block(x_BQD, cos, sin, turns[turn], past_of_layer)
             return sharding.constrain(x_BQD, ("batch", "length", None)), own_kv
 
-        x_BQD, own_kv = scan(self.layers, layer, x_BQD, *past_kv, remat=remat.wrap(c.remat), unroll=not c.scan_layers)
+        x_BQD, own_kv = scan(
+            self.layers, layer, x_BQD, *past_kv, turns=len(turns), remat=remat.wrap(c.remat), unroll=not c.scan_layers
+        )
         return self.norm(x_BQD), own_kv
 
-    def hidden(self, ids_BL: jax.Array, positions: Positions, keys: KeyRange) -> jax.Array:
+    def hidden(self, ids_BL: jax.Array, positions: Positions, keys: Keys, **conditions) -> jax.Array:
         """Return final hidden states of whole sequences, [B, L, D]; K and V are not kept."""
-        return self(ids_BL, positions, keys)[0]
+        return self(ids_BL, positions, keys, **conditions)[0]
 
     def storage(self, length: int) -> Storage:
         """Return how sequences of a length lie in memory on the current mesh and platform."""
@@ -83,13 +116,22 @@ class Transformer(nnx.Module):
 
     def _digits(self) -> np.ndarray:
         """Return which digits each token id has, 0/1 float32 [V, sum of levels]; zero rows outside the codebook."""
-        v, levels = self._vocabulary, self.config.code_levels
+        v, levels = self.vocabulary, self.config.code_levels
         digits = np.zeros((v.size, sum(levels)), np.float32)
         code, offset = np.arange(v.visual_size), 0
         for level in levels:
             digits[v.visual_start + np.arange(v.visual_size), offset + code % level] = 1
             code, offset = code // level, offset + level
         return digits
+
+
+_LEVEL_FEATURES = 16
+
+
+def _level_features(level_BQ: jax.Array) -> jax.Array:
+    """Return sines and cosines of a level in [0, 1], float32 [B, Q, features]."""
+    angle = level_BQ[..., None] * jnp.pi * 2.0 ** jnp.arange(_LEVEL_FEATURES // 2)
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
 def embed(table_VD: jax.Array, ids_BL: jax.Array) -> jax.Array:
@@ -119,6 +161,10 @@ def embed(table_VD: jax.Array, ids_BL: jax.Array) -> jax.Array:
 def make_definition(config: ModelConfig, vocabulary: Vocabulary) -> Definition:
     """Describe the transformer for a vocabulary."""
     remat.saved_names(config.remat)  # refuses unknown policies now
+    try:
+        config.head.check(vocabulary.visual_size)
+    except ValueError as error:
+        raise UserError(f"config.model.{error}") from error
     if config.code_levels and math.prod(config.code_levels) != vocabulary.visual_size:
         raise UserError(
             f"config.model.code_levels={config.code_levels} has {math.prod(config.code_levels)} codes, but the vocabulary has "

@@ -20,9 +20,9 @@ from lumos.chips import Topology
 from lumos.config import Config
 from lumos.errors import UserError
 from lumos.planning import hlo
+from lumos.training.from_config import make_objective, make_objective_optimizer
 from lumos.training.state import abstract_state
 from lumos.training.step import make_train_step
-from lumos.training.tasks import make_task, make_task_optimizer
 
 # Collectives in one piece: otherwise the compiler cuts them into steps of matmuls, which no count would show.
 _OPTIONS = {
@@ -68,23 +68,27 @@ def devices(topology: Topology) -> list:
 
 def compile_train(config: Config, mesh: Mesh) -> Compiled:
     """Compile the train step of a resolved config (transformer or tokenizer)."""
-    task = make_task(config)
-    optimizer = make_task_optimizer(task, config)
+    objective = make_objective(config)
+    optimizer = make_objective_optimizer(objective, config)
     state = abstract_state(
-        task.definition, optimizer, mesh, ema=config.optimizer.ema_decay > 0, offload=config.optimizer.offload
+        objective.definition,
+        optimizer,
+        mesh,
+        ema=config.optimizer.ema_decay > 0,
+        offload=config.optimizer.offload,
+        extra=objective.extra_state(),
     )
-    step = make_train_step(task, optimizer, config, mesh)
+    step = make_train_step(objective, optimizer, config, mesh)
     return _compile(mesh, step, state, _abstract_batch(config, mesh))
 
 
 def compile_generate(config: Config, mesh: Mesh) -> Compiled:
     """Compile the whole decoding program of one batch (`evaluate.batch_size` rows) on replicated rows."""
-    from lumos.generation.decode import Decoder
-    from lumos.sequence.layout import make_layout
-    from lumos.training.transformer_task import TransformerTask
+    from lumos.training.transformer_objective import TransformerObjective
+    from lumos.videos.generator import make_engine
 
-    definition = TransformerTask(config).definition
-    decoder = Decoder(definition, make_layout(config), config.generate, config.loss.chunk)
+    definition = TransformerObjective(config).definition
+    engine = make_engine(config, definition)
     places = sharding.param_shardings(mesh, definition.axes, definition.abstract)
     dtype = jnp.dtype(config.model.dtype)  # weights are loaded in compute precision
     params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), definition.abstract, places)
@@ -93,7 +97,7 @@ def compile_generate(config: Config, mesh: Mesh) -> Compiled:
         ("text", (rows, length)), ("text_length", (rows,)), ("given", (rows, *config.sequence.grid)))}  # fmt: skip
 
     def run(params, text, text_length, given, seed):
-        return decoder(params, text, text_length, given, jax.random.key(seed), 0)
+        return engine.decode(params, text, text_length, given, jax.random.key(seed), 0)
 
     return _compile(mesh, jax.jit(run), params, *ints.values(), jax.ShapeDtypeStruct((), jnp.int32))
 

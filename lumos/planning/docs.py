@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lumos import config as config_lib
+from lumos import config_loading
 from lumos.chips import GIB, parse_topology
 from lumos.planning import calibration, estimate
 
 _KEEP = "save:query,key,value,attention,out,gate,up"
-_LONG = {"sequence.grid": "(50, 32, 56)", "data.buckets": "((197, 256, 448),)"}  # 89,600 codes
+_LONG = {"sequence.grid": "(50, 32, 56)"}  # 89,600 codes
 # Shipped large configs with the settings that --search finds, tidied to common mesh shapes.
 PLANS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("lumos_500m.py", "v5e:16x16", {"mesh.replica": "16", "mesh.fsdp": "16", "data.batch_size": "256", "model.remat": _KEEP}),
@@ -33,7 +33,7 @@ COMPILED = json.loads((Path(__file__).parent / "compiled.json").read_text())
 
 def estimate_of(spec: str, topology: str, overrides: dict[str, str]) -> estimate.Estimate:
     """Estimate a train step from strings, as the command does."""
-    config = estimate.resolve(config_lib.load(spec, overrides))
+    config = estimate.fill_vocabulary_sizes(config_loading.load(spec, overrides))
     return estimate.estimate_train(config, parse_topology(topology))
 
 
@@ -56,7 +56,7 @@ def _plans():
     yield "|---|---|---|---|---|---|---|---|"
     for name, topology, overrides in PLANS:
         guess, chip = estimate_of(f"configs/{name}", topology, overrides), parse_topology(topology).chip
-        config = estimate.resolve(config_lib.load(f"configs/{name}", overrides))
+        config = estimate.fill_vocabulary_sizes(config_loading.load(f"configs/{name}", overrides))
         settings = " ".join(f"{k}={v}" for k, v in overrides.items())
         roof, tokens = guess.roofline, estimate.make_layout(config).length
         yield (

@@ -14,15 +14,16 @@ from lumos.chips import Topology
 from lumos.config import Config, ModelConfig
 from lumos.data.text import TextTokenizer
 from lumos.errors import UserError
+from lumos.layouts import make_layout
+from lumos.model import flops
 from lumos.model.transformer import make_definition
 from lumos.planning import workload
 from lumos.planning.calibration import efficiency_of
 from lumos.planning.memory import Memory, abstract_mesh, local_bytes, train_memory
 from lumos.planning.roofline import Roofline, communication, matrix_fill, roofline
-from lumos.sequence.layout import Layout, make_layout
-from lumos.training import flops
+from lumos.sequence.layout import Layout
+from lumos.training.from_config import make_objective_optimizer
 from lumos.training.state import abstract_state
-from lumos.training.tasks import make_task_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Estimate:
     collectives: dict[str, float]  # bytes per device and step, by kind
 
 
-def resolve(config: Config) -> Config:
+def fill_vocabulary_sizes(config: Config) -> Config:
     """Fill in vocabulary sizes without looking at data."""
     model = config.model
     text = model.text_vocab or TextTokenizer(config.text.model).vocab_size
@@ -62,14 +63,14 @@ def estimate_tokenizer(config: Config, topology: Topology) -> Estimate:
 
     What norms and nonlinearities make of those results is fused into what reads it (docs/plans.md has the compiled peak).
     """
-    from lumos.tokenizers.task import TokenizerTask
+    from lumos.tokenizers.objective import TokenizerObjective
 
     sizes = mesh_sizes(config, topology)
     rows = config.data.batch_size / (sizes["replica"] * sizes["fsdp"])
-    task = TokenizerTask(config)
-    optimizer = make_task_optimizer(task, config)
+    objective = TokenizerObjective(config)
+    optimizer = make_objective_optimizer(objective, config)
     state = abstract_state(
-        task.definition,
+        objective.definition,
         optimizer,
         abstract_mesh(sizes),
         ema=config.optimizer.ema_decay > 0,
@@ -77,14 +78,14 @@ def estimate_tokenizer(config: Config, topology: Topology) -> Estimate:
     )
     params = local_bytes(state.params)
     clip = jax.ShapeDtypeStruct((1, *config.data.buckets[0], 3), jnp.float32)
-    reconstruct = lambda p, video: task.vae.bind(p).reconstruct(video)[0]
-    kept = rows / config.train.accumulation * flops.count_matmul_outputs(reconstruct, task.vae.abstract, clip)
+    reconstruct = lambda p, video: objective.vae.bind(p).reconstruct(video)[0]
+    kept = rows / config.train.accumulation * flops.count_matmul_outputs(reconstruct, objective.vae.abstract, clip)
     size = jnp.dtype(config.tokenizer.dtype).itemsize
     memory = Memory(
         params=params, optimizer=local_bytes(state.opt_state), ema=local_bytes(state.ema),
         batch=rows * math.prod(clip.shape), activations=size * kept, temporaries=params,
     )  # fmt: skip
-    work = task.flops_per_step()
+    work = objective.flops_per_step()
     efficiency, chip = efficiency_of(topology), topology.chip
     # Each activation is written and read about six times by norms, nonlinearities and their gradients.
     hbm = 12 * size * kept * config.train.accumulation / chip.hbm_rate
@@ -96,9 +97,9 @@ def estimate_tokenizer(config: Config, topology: Topology) -> Estimate:
 
 
 def estimate_generate(config: Config, topology: Topology) -> Estimate:
-    """Estimate decoding of one batch of `evaluate.batch_size` rows: every frame runs `generate.steps` + 1 passes."""
+    """Estimate decoding of one batch of `evaluate.batch_size` rows: every group runs `generate.steps` + 1 passes."""
     sizes = mesh_sizes(config, topology)
-    model, layout, chip = config.model, make_layout(config), topology.chip
+    model, layout, chip = config.model, make_layout(config, copies=1), topology.chip
     definition, efficiency = _definition(model, layout), efficiency_of(topology)
     size = jnp.dtype(model.dtype).itemsize
     places = sharding.param_shardings(abstract_mesh(sizes), definition.axes, definition.abstract)
@@ -106,12 +107,12 @@ def estimate_generate(config: Config, topology: Topology) -> Estimate:
         math.prod(s.shard_shape(x.shape)) for x, s in zip(jax.tree.leaves(definition.abstract), jax.tree.leaves(places))
     )
     params = size * sum(shards)
-    rows = config.evaluate.batch_size * (2 if config.generate.guidance != 1 else 1)
+    rows = config.evaluate.batch_size * len(config.generate.guidance.branches())
     groups = math.gcd(rows, sizes["replica"] * sizes["fsdp"])
     cache = 2 * size * model.num_layers * rows / groups * layout.length * model.num_kv_heads * model.head_dim
     head = size * model.model_dim * layout.vocabulary.visual_size
-    work_rows = rows / groups * layout.frame_length
-    passes = layout.grid[0] * (config.generate.steps + 1)
+    work_rows = rows / groups * max(map(len, layout.groups))
+    passes = len(layout.groups) * (config.generate.steps + 1)
     memory = Memory(
         params=params, optimizer=0, ema=0, batch=4 * rows * layout.length, activations=2.5 * cache,
         temporaries=head + work_rows * size * (3 * model.mlp_dim + 6 * model.model_dim) + 8 * config.loss.chunk * layout.vocabulary.visual_size,

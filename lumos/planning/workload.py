@@ -9,8 +9,8 @@ import numpy as np
 from lumos.config import Config
 from lumos.model.remat import offloaded_names, saved_names
 from lumos.model.splash import block_sizes, is_fused, padding
-from lumos.sequence.attention import count_pairs, range_end
 from lumos.sequence.layout import Layout
+from lumos.sequence.rule import Rule, compile_rule, count_pairs
 from lumos.sequence.storage import Storage
 
 
@@ -106,17 +106,28 @@ class Workload:
 def from_config(config: Config, layout: Layout, mesh: dict[str, int], *, tpu: bool) -> Workload:
     """Describe the train step of a resolved config."""
     model = config.model
-    end = range_end(layout.group)
     length = Storage(layout.length, mesh["context"], padding(layout.length, mesh["context"]) if tpu else 1).num_slots
     q, kv, kv_backward = block_sizes(length // mesh["context"], length) if tpu else (128, 128, 128)
-    last = np.maximum.reduceat(end, np.arange(0, layout.length, q))  # one past the last key of each block of queries
-    pairs = [float((-(-last // block) * block * q).sum()) for block in (kv, kv_backward)]
+    rule = config.sequence.attention
+    pairs = [_block_pairs(layout, rule, q, block) for block in (kv, kv_backward)]
     return Workload(
         num_layers=model.num_layers, model_dim=model.model_dim, mlp_dim=model.mlp_dim, num_heads=model.num_heads,
         num_kv_heads=model.num_kv_heads, head_dim=model.head_dim, vocab_size=layout.vocabulary.size,
         head_size=layout.vocabulary.visual_size, head_positions=len(layout.visual_index), length=length,
         num_tokens=layout.length,
-        pairs=count_pairs(layout), computed_pairs=pairs[0], backward_pairs=pairs[1],
+        pairs=count_pairs(layout, rule), computed_pairs=pairs[0], backward_pairs=pairs[1],
         batch_size=config.data.batch_size, kept=saved_names(model.remat), offloaded=offloaded_names(model.remat),
         accumulation=config.train.accumulation, backward_matmuls=5 if not tpu or is_fused(length) else 7, **mesh,
     )  # fmt: skip
+
+
+def _block_pairs(layout: Layout, rule: Rule, q: int, kv: int) -> float:
+    """Return how many (query, key) pairs lie in the blocks that are computed, averaged over the rule's layers."""
+    total, first = 0.0, np.arange(0, layout.length, q)
+    for of_layer in rule.layers():
+        ranges = compile_rule(of_layer, layout.tokens, layout.tokens)
+        for start, end in zip(ranges.start_RQ, ranges.end_RQ):
+            low = np.minimum.reduceat(np.where(end > start, start, layout.length), first) // kv
+            high = -(-np.maximum.reduceat(end, first) // kv)  # one past the last block of keys of each block of queries
+            total += float((np.maximum(high - low, 0) * kv * q).sum())
+    return total / len(rule.layers())

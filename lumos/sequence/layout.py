@@ -1,83 +1,84 @@
-"""Slot 1, the sequence layout: prompt + video grid -> one flat sequence, and back.
+"""Slot 1, the layout: prompt + video grid (+ streams) -> one flat sequence, and back.
 
-A layout is static: NumPy int arrays built once. Text is right-aligned against the video (padding on the left),
-so the video starts at the same index in every row whatever the caption's length; rotary attention sees only
-position differences, so shifting a whole row by its padding changes nothing. Dropping the text of a row
-(classifier-free guidance) is then the choice of a later first visible key, not another sequence.
+A layout is static: NumPy int arrays built once. Text is right-aligned against the video (padding on the left), so the
+video starts at the same index in every row whatever the caption's length; rotary attention sees only position
+differences, so shifting a whole row by its padding changes nothing. Dropping the text of a row (classifier-free guidance)
+is then the choice of a later first visible key, not another sequence.
 
-    compact   [text x P] [T frames of H*W codes]
-    lumos1    [text x P] sep video_start duration fps {image_start h w (W codes, new_line) x H image_end} x T video_end sep
-              (released weights; Lumos-1 section 3.1)
+The cells of the video are stored in the order in which they are generated (`Arrangement`): whoever is generated together
+lies together, and the keys that a token sees are a few ranges. Where a cell stands in the video says its entry in the
+table of tokens alone.
+
+    compact     [text x P] [start] [cells, sorted by stage]         two copies: [text x P] [clean cells] [noisy cells]
+                blocks after single cells: [text x P] [start] [cell x k] [start x (k-1)] [block of k] [block of k] ...
+    lumos1      [text x P] sep video_start duration fps {image_start h w (W codes, new_line) x H image_end} x T video_end sep
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos.config import Config
-from lumos.errors import UserError
-from lumos.sequence import vocabulary
+from lumos.sequence.tokens import CODE, MARKER, START, STREAM, TEXT, Positions, Tokens, coordinates, make_tokens
 from lumos.sequence.vocabulary import Vocabulary
 
-# Pixel-scale factors of MM-RoPE positions: a latent cell spans 4 frames x 8 rows x 8 columns (Lumos-1 section 3.2).
-T_SCALE, H_SCALE, W_SCALE = 4, 8, 8
-
-
-class Positions(NamedTuple):
-    """Rotary coordinates per token, int32 [L] or [B, L]: 1-D index, then t, h, w where is_content is true."""
-
-    text: np.ndarray
-    t: np.ndarray
-    h: np.ndarray
-    w: np.ndarray
-    is_content: np.ndarray
-
-    def at(self, index) -> Positions:
-        """Return the positions of the tokens `index` selects on the last axis."""
-        return Positions(*(a[..., index] for a in self))
+Grid = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Layout:
-    """One static sequence shape. Arrays are int32 [L] unless noted.
-
-    group: tokens of one group see each other; everything else is causal in sequence index.
-    frame: latent frame of a token, -1 outside frames.
-    """
+    """One static sequence shape. Arrays are int32."""
 
     vocabulary: Vocabulary
-    grid: tuple[int, int, int]
+    grid: Grid
     num_text: int  # text slots, at the start
     drop_to: int  # first index that stays visible when the text is dropped
-    template: np.ndarray  # ids of markers, 0 at text and visual slots
-    group: np.ndarray
-    frame: np.ndarray
-    positions: Positions
-    visual_index: np.ndarray  # [T*H*W] sequence index of each grid cell, raster order
+    template: np.ndarray  # [L] ids of markers, 0 at text and codes
+    tokens: Tokens  # [L] each
+    visual_index: np.ndarray  # [T*H*W] sequence index of each cell in raster order: of the noisy one, with two copies
     content_index: np.ndarray  # [T, cells] what corruption may mask in a frame (codes, and new_lines in lumos1)
-    frame_start: np.ndarray  # [T] first index of each frame block
-    frame_length: int
+    clean_index: np.ndarray | None = None  # [T*H*W] the clean cells, with two copies
+    stream_index: tuple[np.ndarray, ...] = ()  # [T, tokens] of each stream
 
     @property
     def length(self) -> int:
         return len(self.template)
 
+    @cached_property
+    def offset(self) -> int:
+        """Index of the first cell, where the axes of the video begin."""
+        return int(self.tokens.index[self.tokens.kind == CODE].min())
+
+    @cached_property
+    def positions(self) -> Positions:
+        """Rotary coordinates, [L] each."""
+        return Positions(*(np.asarray(a, np.int32) for a in coordinates(self.tokens, self.offset)))
+
+    @cached_property
+    def groups(self) -> tuple[np.ndarray, ...]:
+        """Sequence indices of each group of tokens that are generated together, in order."""
+        group = self.tokens.group
+        return tuple(np.flatnonzero(group == g).astype(np.int32) for g in range(group.max() + 1))
+
     @property
     def prefix_length(self) -> int:
-        """Number of tokens before the first frame block."""
-        return int(self.frame_start[0])
+        """Number of tokens before the first group."""
+        return int(self.groups[0][0])
 
-    def assemble(self, text_BP: jax.Array, tokens_BTHW: jax.Array) -> jax.Array:
-        """Return token ids [B, L] from text ids (right-aligned) and visual codes in [0, codebook)."""
+    def assemble(self, text_BP: jax.Array, tokens_BTHW: jax.Array, streams: tuple[jax.Array, ...] = ()) -> jax.Array:
+        """Return token ids [B, L] from text ids (right-aligned), codes in [0, codebook), and codes [B, T, tokens] of streams."""
         batch = tokens_BTHW.shape[0]
         ids_BL = jnp.broadcast_to(jnp.asarray(self.template), (batch, self.length))
         ids_BL = ids_BL.at[:, : self.num_text].set(text_BP)
         codes = tokens_BTHW.reshape(batch, -1) + self.vocabulary.visual_start
+        for index, first, stream in zip(self.stream_index, self.vocabulary.stream_starts, streams, strict=True):
+            ids_BL = ids_BL.at[:, index.reshape(-1)].set(stream.reshape(batch, -1) + first)
+        if self.clean_index is not None:
+            ids_BL = ids_BL.at[:, self.clean_index].set(codes)
         return ids_BL.at[:, self.visual_index].set(codes)
 
     def codes(self, ids_BL: jax.Array) -> jax.Array:
@@ -85,120 +86,122 @@ class Layout:
         codes = ids_BL[:, self.visual_index] - self.vocabulary.visual_start
         return codes.reshape(-1, *self.grid)
 
+    def stream_codes(self, ids_BL: jax.Array) -> tuple[jax.Array, ...]:
+        """Return the codes [B, T, tokens] of each stream of assembled sequences."""
+        return tuple(ids_BL[:, i] - first for i, first in zip(self.stream_index, self.vocabulary.stream_starts))
+
     def first_key(self, text_length_B: jax.Array, dropped_B: jax.Array | None = None) -> jax.Array:
         """Return the index of the first visible key per row, int32 [B]: after the padding, or after a dropped text."""
         first = self.num_text - text_length_B
         return first if dropped_B is None else jnp.where(dropped_B, self.drop_to, first)
 
 
-def compact(ids: Vocabulary, num_text: int, grid: tuple[int, int, int]) -> Layout:
-    """Build the compact layout: codes only, no markers."""
-    num_frames, rows, columns = grid
-    cells = rows * columns
-    t, y, x = np.indices(grid).reshape(3, -1)
-    frame = np.concatenate([np.full(num_text, -1), t])
-    return _build(
-        ids, grid, num_text, drop_to=num_text, template=np.zeros(num_text + num_frames * cells),
-        frame=frame, is_code=frame >= 0, is_content=frame >= 0,
-        y=np.concatenate([np.zeros(num_text), y]), x=np.concatenate([np.zeros(num_text), x]),
-    )  # fmt: skip
-
-
-def lumos1(
-    ids: Vocabulary, num_text: int, grid: tuple[int, int, int], *, fps: int, duration: int, size_unit: int = 4
+def build(
+    ids: Vocabulary,
+    num_text: int,
+    stage_THW: np.ndarray,
+    *,
+    copies: int = 1,
+    start: str = "none",
+    streams: tuple[int, ...] = (),
 ) -> Layout:
-    """Build the layout of the released models. Sizes are written in units of `size_unit` latent cells."""
-    v, (num_frames, rows, columns) = ids, grid
-    if rows % size_unit or columns % size_unit:
-        raise UserError(f"grid {grid}: rows and columns must be multiples of {size_unit} in the lumos1 style")
-    markers = [v.mask, v.separator, v.image_start, v.image_end, v.new_line, v.video_start, v.video_end]
-    numbers = [v.number_zero + number for number in (rows // size_unit, columns // size_unit, duration, fps)]
-    if (
-        len(set(markers)) < 7
-        or set(markers) & set(numbers)
-        or not 0 <= min(markers + numbers) <= max(markers + numbers) < v.visual_start
-    ):
-        raise UserError(
-            f"markers {markers} (config.sequence.special_tokens) and number tokens {numbers} (number_zero + size, duration, fps) must be "
-            f"different ids below config.sequence.visual_start={v.visual_start}"
-        )
-    row = [0] * columns + [v.new_line]
-    block = [v.image_start, v.number_zero + rows // size_unit, v.number_zero + columns // size_unit]
-    block += row * rows + [v.image_end]
-    head = [0] * num_text + [v.separator, v.video_start, v.number_zero + duration, v.number_zero + fps]
-    template = np.array(head + block * num_frames + [v.video_end, v.separator])
-    cell_y, cell_x = np.indices((rows, columns + 1)).reshape(2, -1)
-    in_block = np.zeros(len(block), bool)
-    in_block[3:-1] = True
+    """Build a layout of cells in the order of their stages.
 
-    def spread(values):  # per content token of a frame -> per token of the sequence
-        one = np.zeros(len(block))
-        one[in_block] = values
-        return np.concatenate([np.zeros(len(head)), np.tile(one, num_frames), np.zeros(2)])
+    Args:
+      stage_THW: any increasing integers; cells of one stage are generated together and see each other.
+      copies: 2 = a clean copy, then a noisy one that sees the clean cells of earlier stages and its own stage.
+      start: "none"; "one": one start token; "token": one, and the cells of the first stage follow one by one; "block": one
+        for each cell of the first stage. With the last two, single cells before the first stage of k cells end with k - 1
+        start tokens: each cell of that stage is predicted from a token of its own (PAR, arXiv 2412.15119 section 3.2).
+      streams: tokens in each frame of the streams beside the video; they come before the first stage of their frame.
+    """
+    grid = stage_THW.shape
+    num_cells, cells_per_frame = stage_THW.size, grid[1] * grid[2]
+    t, y, x = np.indices(grid).reshape(3, -1)
+    raster = np.arange(num_cells)
+    stage = 2 * np.unique(stage_THW.reshape(-1), return_inverse=True)[1].reshape(-1)  # room for streams in between
+    order = np.lexsort((raster, stage))
+    first = order[: np.sum(stage == 0)]
+    if start == "token":
+        stage = stage + 2 * (len(first) - 1)
+        stage[first] = 2 * np.arange(len(first))
+    num_start = {"none": 0, "one": 1, "token": 1, "block": len(first)}[start]
+    base, per_frame = num_text + num_start, sum(streams) + cells_per_frame
 
-    frame = np.repeat([-1, *range(num_frames), -1], [len(head), *[len(block)] * num_frames, 2])
-    is_content = spread(np.ones(rows * (columns + 1))).astype(bool)
-    is_code = spread(cell_x < columns).astype(bool)
-    return _build(
-        v, grid, num_text, drop_to=num_text + 1, template=template, frame=frame, is_code=is_code,
-        is_content=is_content, y=spread(cell_y), x=spread(cell_x),
-    )  # fmt: skip
+    parts = [dict(kind=np.full(num_text, TEXT), index=np.arange(num_text), stage=np.arange(num_text) - num_text - 2)]
+    if start in ("one", "token"):
+        parts.append(dict(kind=np.array([MARKER]), index=np.array([num_text]), stage=np.array([-2])))
+    elif start == "block":
+        parts.append(_starts(num_text, -2, y[first], x[first]))
+    in_frame = raster - t * cells_per_frame
+    cells = dict(kind=np.full(num_cells, CODE), stage=stage, t=t, y=y, x=x)
+    cells["index"] = base + t * per_frame + sum(streams) + in_frame
+    rows = [cells]
+    for stream, num in enumerate(streams):
+        frame, place = np.indices((grid[0], num)).reshape(2, -1)
+        start_of_frame = stage.reshape(grid[0], -1).min(axis=1)
+        rows.append(
+            dict(
+                kind=np.full(len(frame), STREAM), stage=start_of_frame[frame] - 1, t=frame, y=np.full(len(frame), -1 - stream), x=place,
+                index=base + frame * per_frame + sum(streams[:stream]) + place, stream=np.full(len(frame), 1 + stream),
+            )
+        )  # fmt: skip
+    stages, sizes = np.unique(stage, return_counts=True)
+    if start in ("token", "block") and sizes[0] == 1 < sizes.max():
+        block = stages[np.argmax(sizes > 1)]
+        slots = np.flatnonzero(stage == block)[1:]
+        rows.append(_starts(base + grid[0] * per_frame, block - 1, y[slots], x[slots]))
+    video = _join(rows)
+    stored = np.lexsort((video["index"], video["stage"]))
+    parts.append({name: values[stored] for name, values in video.items()})
+    if copies == 2:  # of the cells alone
+        parts.append({name: values[order] for name, values in cells.items()})
+    table = _join(parts)
+    length = len(table["kind"])
+    is_cell = table["kind"] == CODE
+    is_copy = np.arange(length) >= length - (copies - 1) * num_cells
+    copy = is_copy.astype(np.int32)
+    group = np.full(length, -1)
+    group[is_cell] = np.unique(table["stage"][is_cell], return_inverse=True)[1]
+    # Copies are known by their copy number: groups are those of what is generated.
+    group[is_cell & is_copy] = -1
+    tokens = make_tokens(**table, copy=copy, group=group)
+    template = np.zeros(length, np.int32)
+    template[np.isin(tokens.kind, (MARKER, START))] = ids.start
 
+    def where(mask):  # sequence index of each token of the mask, in natural order
+        index = np.flatnonzero(mask)
+        return index[np.argsort(tokens.index[index], kind="stable")].astype(np.int32)
 
-def _build(ids, grid, num_text, *, drop_to, template, frame, is_code, is_content, y, x) -> Layout:
-    index = np.arange(len(template))
-    offset = int(index[is_content][0])
-
-    def scaled(values, scale):
-        return np.where(is_content, values * scale + offset, index).astype(np.int32)
-
-    starts = np.array([np.argmax(frame == f) for f in range(grid[0])], np.int32)
+    predicted = where(is_cell & (is_copy if copies == 2 else ~is_copy))
     return Layout(
         vocabulary=ids,
-        grid=tuple(grid),
+        grid=grid,
         num_text=num_text,
-        drop_to=drop_to,
-        template=template.astype(np.int32),
-        # Unique negative groups make everything outside frames causal.
-        group=np.where(frame >= 0, frame, -1 - index).astype(np.int32),
-        frame=frame.astype(np.int32),
-        positions=Positions(
-            text=index.astype(np.int32),
-            t=scaled(frame, T_SCALE),
-            h=scaled(y, H_SCALE),
-            w=scaled(x, W_SCALE),
-            is_content=is_content.astype(np.int32),
+        drop_to=num_text,
+        template=template,
+        tokens=tokens,
+        visual_index=predicted,
+        content_index=predicted.reshape(grid[0], -1),
+        clean_index=where(is_cell & ~is_copy) if copies == 2 else None,
+        stream_index=tuple(
+            where((tokens.stream == 1 + i) & ~is_copy).reshape(grid[0], -1) for i in range(len(streams))
         ),
-        visual_index=index[is_code].astype(np.int32),
-        content_index=index[is_content].reshape(grid[0], -1).astype(np.int32),
-        frame_start=starts,
-        frame_length=int((frame == 0).sum()),
     )
 
 
-def make_layout(config: Config, grid: tuple[int, int, int] | None = None) -> Layout:
-    """Build the layout of a run (of another grid, if given). `model.text_vocab` and `visual_vocab` must be resolved."""
-    c, grid = config.sequence, tuple(grid or config.sequence.grid)
-    if not config.model.visual_vocab or not (config.model.text_vocab or c.style == "lumos1"):
-        raise ValueError("model.text_vocab and model.visual_vocab must be resolved before a layout is built")
-    if c.style == "lumos1":
-        special = dict(zip(vocabulary.RELEASED_SPECIAL, c.special_tokens)) or vocabulary.RELEASED_SPECIAL
-        v = vocabulary.lumos1(config.model.visual_vocab, c.visual_start, c.number_zero, special)
-        fps, duration = timing(config, grid[0])
-        return lumos1(v, c.text_length, grid, fps=fps, duration=duration, size_unit=c.size_unit)
-    return compact(vocabulary.compact(config.model.text_vocab, config.model.visual_vocab), c.text_length, grid)
+def _starts(index: int, stage: int, y: np.ndarray, x: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the start tokens of cells, at their rows and columns."""
+    num = len(y)
+    index = index + np.arange(num)
+    return dict(kind=np.full(num, START), index=index, stage=np.full(num, stage), t=np.full(num, -1), y=y, x=x)
 
 
-def timing(config: Config, num_frames: int) -> tuple[int, int]:
-    """Return the frames per second and the seconds that the lumos1 style writes for a clip of so many latent frames.
-
-    A single frame is an image: both are 1, as in the released data. `sequence.duration` is that of `sequence.grid`; other
-    lengths last as long as their frames, in whole seconds.
-    """
-    c = config.sequence
-    if num_frames == 1:
-        return 1, 1
-    if num_frames == c.grid[0] and c.duration:
-        return c.fps, c.duration
-    frames = 1 + (num_frames - 1) * config.tokenizer.temporal_compression
-    return c.fps, max(1, round(frames / c.fps))
+def _join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Concatenate tables; what a part does not have is 0, and -1 for the frame."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    fill = {"t": -1}
+    return {
+        name: np.concatenate([part.get(name, np.full(len(part["kind"]), fill.get(name, 0))) for part in parts])
+        for name in names
+    }

@@ -25,16 +25,27 @@ class Vocabulary:
     video_start: int = -1
     video_end: int = -1
     number_zero: int = -1  # the id of number token 0 (sizes, duration, fps)
+    start: int = -1  # what stands before the first codes where codes are predicted from earlier ones
+    stream_starts: tuple[int, ...] = ()  # the id of code 0 of each stream beside the video
 
     @property
     def visual_end(self) -> int:
         return self.visual_start + self.visual_size
 
 
-def compact(text_size: int, visual_size: int) -> Vocabulary:
-    """Text ids first, then the mask token, then the visual codes."""
-    size = -(-(text_size + 1 + visual_size) // _ROUND) * _ROUND
-    return Vocabulary(size=size, visual_start=text_size + 1, visual_size=visual_size, pad=0, mask=text_size)
+def compact(text_size: int, visual_size: int, *, start: bool = False, streams: tuple[int, ...] = ()) -> Vocabulary:
+    """Text ids first, then the mask token, the visual codes, a start token if there is one, and the codes of streams.
+
+    `streams` are the codebook sizes of the streams beside the video.
+    """
+    visual_start = text_size + 1
+    end = visual_start + visual_size + start
+    starts = tuple(end + sum(streams[:i]) for i in range(len(streams)))
+    size = -(-(end + sum(streams)) // _ROUND) * _ROUND
+    return Vocabulary(
+        size=size, visual_start=visual_start, visual_size=visual_size, pad=0, mask=text_size,
+        start=end - 1 if start else -1, stream_starts=starts,
+    )  # fmt: skip
 
 
 # Marker ids of the released Lumos-1 models, in the order of config.sequence.special_tokens.

@@ -16,15 +16,14 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from lumos import config as config_lib
-from lumos import sharding
+from lumos import config_loading, sharding
 from lumos.checkpoint import Checkpointer, read_config
-from lumos.data.pipeline import make_pipeline
 from lumos.errors import UserError
+from lumos.training.batches import open_split
+from lumos.training.from_config import make_objective, make_objective_optimizer
 from lumos.training.initialize import initial_state
 from lumos.training.state import create_state
 from lumos.training.step import make_train_step
-from lumos.training.tasks import make_task, make_task_optimizer
 
 _log = logging.getLogger(__name__)
 
@@ -78,24 +77,15 @@ def replay(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{folder} is not the dump of a step: {error}") from error
     if dump["processes"] != jax.process_count():
         raise UserError(f"{folder} was written by {dump['processes']} processes; these are {jax.process_count()}")
-    config = config_lib.parse(read_config(folder))
-    mesh, task = sharding.make_mesh(config.mesh), make_task(config)
-    optimizer = make_task_optimizer(task, config)
+    config = config_loading.parse(read_config(folder))
+    mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        state = _state_before(folder, dump, config, task, optimizer, mesh)
-        step = make_train_step(task, optimizer, config, mesh)
-        index, count = sharding.batch_part(mesh)
-        pipeline = make_pipeline(
-            config,
-            config.data.split,
-            process_index=index,
-            process_count=count,
-            # Batches follow each other from the checkpoint on, wherever a rewind has moved their beginning to.
-            start_step=dump["batch_number"] - (dump["step"] - (dump["from_step"] or 0)),
-            saved={"data_plan": dump.get("data_plan")},
-            divisor=sharding.num_batch_shards(mesh) * config.train.accumulation,
-        )
-        with pipeline:
+        objective, optimizer, state = _before(folder, dump, config, mesh)
+        step = make_train_step(objective, optimizer, config, mesh)
+        # Batches follow each other from the checkpoint on, wherever a rewind has moved their beginning to.
+        first = dump["batch_number"] - (dump["step"] - (dump["from_step"] or 0))
+        begin = {"data_step": first, "data_plan": dump.get("data_plan")}
+        with open_split(config, mesh, config.data.split, begin) as pipeline:
             for batch in pipeline:
                 if pipeline.step > dump["batch_number"]:
                     break
@@ -113,13 +103,22 @@ def replay(folder: str | Path) -> dict[str, Any]:
     }
 
 
-def _state_before(folder: Path, dump: dict, config, task, optimizer, mesh):
-    """Return the state of the checkpoint in the dump, or the initial one."""
+def _before(folder: Path, dump: dict, config, mesh):
+    """Return the objective, the optimizer, and the state of the checkpoint in the dump, or the initial one."""
     if dump["from_step"] is None:
+        objective = make_objective(config)
+        optimizer = make_objective_optimizer(objective, config)
         kinds = {"ema": config.optimizer.ema_decay > 0, "offload": config.optimizer.offload}
-        return create_state(task.definition, optimizer, mesh, seed=config.seed, **kinds)
+        extra = objective.extra_state()
+        return (
+            objective,
+            optimizer,
+            create_state(objective.definition, optimizer, mesh, seed=config.seed, **kinds, extra=extra),
+        )
     checkpointer = Checkpointer(folder, read_only=True)
     try:
-        return initial_state(config, task.definition, optimizer, mesh, checkpointer)[0]
+        objective = make_objective(config, checkpointer.read_facts())
+        optimizer = make_objective_optimizer(objective, config)
+        return objective, optimizer, initial_state(config, objective, optimizer, mesh, checkpointer)[0]
     finally:
         checkpointer.close()

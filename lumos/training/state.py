@@ -13,19 +13,25 @@ from jax.sharding import Mesh
 
 from lumos import sharding
 from lumos.model.definition import Definition
+from lumos.objective import ExtraState
 
 _INITIALISATION = 2**32 - 1  # tells the random numbers of initialisation from those of steps
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("step", "params", "opt_state", "ema"), meta_fields=())
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("step", "params", "opt_state", "ema", "extra"), meta_fields=()
+)
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """step: int32 scalar, finished updates. ema: like params in float32, or None. Random keys are fold_in(seed, step)."""
+    """step: int32 scalar, finished updates. ema: like params in float32, or None. extra: see `objective.ExtraState`, or None.
+    Random keys are fold_in(seed, step).
+    """
 
     step: jax.Array
     params: Any
     opt_state: Any
     ema: Any
+    extra: Any = None
 
     @property
     def eval_params(self) -> Any:
@@ -38,8 +44,14 @@ class TrainState:
 
 
 def state_shardings(
-    definition: Definition, optimizer: optax.GradientTransformation, mesh: Mesh, *, ema: bool, offload: bool = False
-):
+    definition: Definition,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    ema: bool,
+    offload: bool = False,
+    extra: ExtraState | None = None,
+) -> TrainState:
     """Return the sharding of every leaf: moments and EMA lie as their parameter does, scalars are replicated.
 
     Factored moments (Adafactor) miss an axis of their parameter and are split along the axes that are left. With
@@ -65,7 +77,8 @@ def state_shardings(
     opt_state = jax.tree_util.tree_map_with_path(place_of, jax.eval_shape(optimizer.init, definition.abstract))
     if offload:
         opt_state = jax.tree.map(sharding.on_host, opt_state)
-    return TrainState(step=everywhere, params=params, opt_state=opt_state, ema=params if ema else None)
+    places = sharding.param_shardings(mesh, extra.axes, extra.abstract) if extra else None
+    return TrainState(step=everywhere, params=params, opt_state=opt_state, ema=params if ema else None, extra=places)
 
 
 def _reduced(mesh: Mesh, shape, place, reduced_shape):
@@ -89,8 +102,12 @@ def create_state(
     ema: bool,
     offload: bool = False,
     params: Any = None,
+    extra: ExtraState | None = None,
 ) -> TrainState:
-    """Initialise the state inside jit, straight into its shards; around `params`, where they are given (fine-tuning)."""
+    """Initialise the state inside jit, straight into its shards; around `params`, where they are given (fine-tuning).
+
+    The extra state starts outside: it may be read from files.
+    """
 
     def init(params):
         if params is None:
@@ -102,7 +119,10 @@ def create_state(
 
     with jax.set_mesh(mesh):
         places = state_shardings(definition, optimizer, mesh, ema=ema, offload=offload)
-        return jax.jit(init, out_shardings=places, donate_argnums=0)(params)
+        state = jax.jit(init, out_shardings=places, donate_argnums=0)(params)
+        if extra is None:
+            return state
+        return dataclasses.replace(state, extra=extra.start(sharding.param_shardings(mesh, extra.axes, extra.abstract)))
 
 
 def start_average(params: Any) -> Any:
@@ -114,13 +134,22 @@ def start_average(params: Any) -> Any:
     return jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
 
 
-def abstract_state(definition: Definition, optimizer, mesh: Mesh, *, ema: bool, offload: bool = False) -> TrainState:
+def abstract_state(
+    definition: Definition,
+    optimizer,
+    mesh: Mesh,
+    *,
+    ema: bool,
+    offload: bool = False,
+    extra: ExtraState | None = None,
+) -> TrainState:
     """Return shapes, dtypes and shardings of the state without allocating it (for restoring)."""
     shapes = jax.eval_shape(
-        lambda params: TrainState(
-            jnp.zeros((), jnp.int32), params, optimizer.init(params), start_average(params) if ema else None
+        lambda params, extra: TrainState(
+            jnp.zeros((), jnp.int32), params, optimizer.init(params), start_average(params) if ema else None, extra
         ),
         definition.abstract,
+        extra.abstract if extra else None,
     )
-    places = state_shardings(definition, optimizer, mesh, ema=ema, offload=offload)
+    places = state_shardings(definition, optimizer, mesh, ema=ema, offload=offload, extra=extra)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)

@@ -1,0 +1,59 @@
+"""The sampler of the released Lumos-1 code, decision by decision, with its departures from the paper.
+
+The temperature shrinks cumulatively over passes and frames, so that only the first frame sees noise; probabilities are
+float32 numbers that saturate and tie; given frames keep all their tokens; a history ratio of 0 still masks one cell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lumos.generation.sampler import Noise, Sampler, argmax, at
+
+_SMALLEST = 1e-20  # it takes logarithms of no less
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Released(Sampler, name="released"):
+    """The released Lumos-1 sampler, quirks included."""
+
+    temperature: float = 1.0  # of the Gumbel noise in the first pass of the first frame
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.eta:
+            raise ValueError("eta must be 0: the released sampler keeps what it has kept")
+
+    def temperatures(self, steps, is_first):
+        shrinking = self.temperature * np.cumprod(1.0 - np.arange(1, steps + 1) / steps)
+        return jnp.asarray(shrinking, jnp.float32) * is_first
+
+    def counts(self, num_cells, steps):
+        """Return floor(N cos(pi/2 (s+1)/S)) of each pass in float32: where it aims.
+
+        Single precision decides it: at two thirds of the steps 2 N cos is just below N.
+        """
+        ratio = (np.arange(1, steps + 1) / steps).astype(np.float32)
+        cosines = np.cos(ratio * np.float32(math.pi) * np.float32(0.5))
+        return np.floor(np.float32(num_cells) * cosines).astype(np.int32)
+
+    def __call__(self, noise: Noise, log_p_BJ, known_BJ, num_hidden, temperature):
+        """The number of hidden cells follows from how many there are, max(1, min(hidden - 1, target)), and cells that tie with
+        the first kept one are kept. Known cells enter with the largest float32 as their probability."""
+        known_log_p = np.log(np.finfo(np.float32).max)
+        confidence = jnp.where(known_BJ, known_log_p, log_p_BJ) + temperature * noise.keep()
+        hidden_B1 = jnp.sum(~known_BJ, axis=-1, keepdims=True)
+        count_B1 = jnp.maximum(1, jnp.minimum(hidden_B1 - 1, num_hidden))
+        cut_B1 = jnp.take_along_axis(jnp.sort(confidence, axis=-1), count_B1, axis=-1)
+        return confidence >= cut_B1
+
+    def choose(self, logits_V, gumbel_V, top_k, top_p):
+        """As `sampler.choose`, through float32 probabilities: argmax(p / E), log(max(p, 1e-20)). Saturated ones tie."""
+        p = jax.nn.softmax(logits_V, axis=-1)
+        codes = argmax(p * jnp.exp(gumbel_V))
+        return codes, jnp.log(jnp.maximum(at(p, codes), _SMALLEST))

@@ -1,0 +1,260 @@
+"""The transformer as a training objective: assemble, corrupt, predict. What each of these means, the slots of the config say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lumos.config import Config
+from lumos.layouts import make_layout
+from lumos.model import flops, transformer
+from lumos.model.cross_entropy import CrossEntropy, linear_cross_entropy
+from lumos.model.heads import gather_arms
+from lumos.objective import Loss, Objective
+from lumos.sequence import targets
+from lumos.sequence.corruption import Corrupted, choose
+from lumos.sequence.key_ranges import KeyRanges
+from lumos.sequence.layout import Layout
+from lumos.sequence.rule import layout_ranges
+from lumos.sequence.targets import Targets
+from lumos.sequence.tokens import Positions
+from lumos.training.distillation import Teacher, linear_kl
+
+_KERNEL = 3  # tells the random numbers of a kernel from those of the masks
+
+
+class _Run(NamedTuple):
+    """A forward pass: hidden states in the slots of the sequence's storage, the bound model, the true ids [B, L]."""
+
+    hidden_BLD: jax.Array
+    model: transformer.Transformer
+    ids_BL: jax.Array
+
+
+class TransformerObjective(Objective):
+    """Prediction of visual codes given text and other codes, and optionally next-token loss on the text."""
+
+    def __init__(self, config: Config, facts: Mapping[str, Any] | None = None):
+        self.config = config
+        self.layout = make_layout(config)  # of sequence.grid; batches of other buckets get their own
+        self.definition = transformer.make_definition(config.model, self.layout.vocabulary)
+        self._max_frames = max(frames for frames, _, _ in (config.sequence.grid, *config.data.buckets))
+        self._generator = None
+        saved = (facts or {}).get("teacher")
+        self._teacher = Teacher(config, self.layout.vocabulary, saved) if config.loss.teacher else None
+
+    @property
+    def facts(self):
+        return {"teacher": self._teacher.facts} if self._teacher else {}
+
+    def extra_state(self):
+        return self._teacher and self._teacher.extra_state()
+
+    def loss(self, params, batch, key, step=0, extra=None, totals=None):
+        """Return the loss, weighted by the number of predicted codes. Batch: tokens [B,T,H,W], text [B,P], text_length [B].
+
+        `totals` are the `weights` of all microbatches of the step; by default this batch is the only one.
+        """
+        c, layout = self.config, self._layout_of(batch["tokens"].shape[1:])
+        totals = totals or self.weights(batch, key)
+        drawn, dropped_B = self._corruption(layout, batch, key)
+        run = self._forward(layout, self.definition, params, batch, drawn, dropped_B, jax.random.fold_in(key, _KERNEL))
+        weights_BJ, counts_BJ = self._weights(layout, drawn)
+        ce = self._cross_entropy(layout, run, weights_BJ)
+        total = ce.loss.sum()
+        metrics = {"nll": ce.nll.sum(), "accuracy": ce.correct.sum()}
+        if c.loss.text_weight:
+            text_nll = self._text_nll(layout, run, self._text_seen(layout, batch, dropped_B))
+            # The step divides by the visual weight: its mean loss is mean visual + text_weight * mean text.
+            metrics["text_nll"] = text_nll / jnp.maximum(totals["text"], 1) * totals["visual"]
+            total = total + c.loss.text_weight * metrics["text_nll"]
+        if self._teacher:
+            stop = jax.lax.stop_gradient
+            teacher = self._forward(
+                layout, self._teacher.definition, stop(extra["teacher"]), batch, drawn, dropped_B,
+                jax.random.fold_in(key, _KERNEL),
+            )  # fmt: skip
+            metrics["teacher_kl"] = self._teacher_kl(layout, run, teacher, weights_BJ)
+            total = total + c.loss.teacher_weight * metrics["teacher_kl"]
+        return Loss(total, counts_BJ.sum(), metrics, extra)
+
+    def weights(self, batch, key):
+        """Return how many codes and text tokens the loss of a batch averages over; nothing where codes are all it has."""
+        if not self.config.loss.text_weight:
+            return {}
+        layout = self._layout_of(batch["tokens"].shape[1:])
+        drawn, dropped_B = self._corruption(layout, batch, key)
+        counts = {"visual": self._weights(layout, drawn)[1], "text": self._text_seen(layout, batch, dropped_B)}
+        return {name: count.sum().astype(jnp.float32) for name, count in counts.items()}
+
+    def _corruption(self, layout, batch, key):
+        """Draw what is hidden, and which rows lose their text, bool [B]."""
+        c, batch_size = self.config.corruption, batch["tokens"].shape[0]
+        mask_key, drop_key = jax.random.split(key)
+        drawn = c.draw(mask_key, batch_size, *layout.content_index.shape)
+        return drawn, c.drop_text(drop_key, batch_size)
+
+    def _layout_of(self, grid):
+        return self.layout if grid == self.layout.grid else make_layout(self.config, grid)
+
+    def _forward(self, layout, definition, params, batch, drawn: Corrupted, dropped_B, kernel_key=None) -> _Run:
+        model, c = definition.bind(params), self.config
+        streams = tuple(batch[f"stream_{i}"] for i in range(len(layout.stream_index)))
+        ids_BL = layout.assemble(batch["text"], batch["tokens"], streams)
+        flat = drawn.mask_BTC.reshape(ids_BL.shape[0], -1)
+        mask_BL = jnp.zeros(ids_BL.shape, bool).at[:, layout.content_index.reshape(-1)].set(flat)
+        inputs_BL = c.corruption.kernel(kernel_key, ids_BL, mask_BL, layout.vocabulary)
+        storage = model.storage(layout.length)
+        first_B = layout.first_key(batch["text_length"], dropped_B)
+        positions = Positions(*(storage.put(a) for a in layout.positions))
+        level = {}
+        if c.model.level_embedding:
+            share_BTC = jnp.broadcast_to(drawn.ratio_BT[..., None], drawn.mask_BTC.shape).reshape(flat.shape)
+            level_BL = jnp.zeros(ids_BL.shape).at[:, layout.content_index.reshape(-1)].set(share_BTC)
+            level = {"level_BQ": storage.put(level_BL)}
+        keys = self._keys(layout, first_B, storage)
+        return _Run(model.hidden(storage.put(inputs_BL), positions, keys, **level), model, ids_BL)
+
+    def _keys(self, layout: Layout, first_B, storage):
+        """Return what every token sees, for each turn of the layers."""
+
+        def of(rule):
+            bias_L = rule.bias(layout.tokens)
+            bias = None if bias_L is None else jnp.asarray(storage.put(np.asarray(bias_L, np.float32)))[None]
+            return KeyRanges.of(layout_ranges(layout, rule, storage), first_B, bias, storage.num_chunks)
+
+        return tuple(of(rule) for rule in self.config.sequence.attention.layers())
+
+    def _weights(self, layout: Layout, drawn: Corrupted):
+        """Return what each code's prediction weighs and counts, float32 [B, J], codes in raster order."""
+        c, (num_frames, *_) = self.config.loss, layout.grid
+        is_code = np.isin(layout.content_index, layout.visual_index)[0]
+        codes = lambda x_BTC: x_BTC[..., is_code].reshape(x_BTC.shape[0], -1)
+        per_cell = lambda x_BT: codes(jnp.broadcast_to(x_BT[..., None], drawn.mask_BTC.shape))
+        weights_BJ, counts_BJ = c.weights(codes(drawn.mask_BTC), per_cell(drawn.ratio_BT))
+        if self.config.corruption.segments:
+            predicted_BJ = per_cell(drawn.predicted_BT)
+            weights_BJ, counts_BJ = weights_BJ * predicted_BJ, counts_BJ * predicted_BJ
+        if c.frame_weights:
+            share_J = np.repeat(np.array(c.frame_weights[:num_frames], np.float32), layout.grid[1] * layout.grid[2])
+            weights_BJ, counts_BJ = weights_BJ * share_J, counts_BJ * share_J
+        return weights_BJ, counts_BJ
+
+    def _cross_entropy(self, layout: Layout, run: _Run, weights_BJ) -> CrossEntropy:
+        """Return the losses of all codes: in the slots of the storage, or [B, J] where several positions predict a code."""
+        where, options = self.config.sequence.targets(layout), self.config.loss
+        codes_BL = run.ids_BL - layout.vocabulary.visual_start
+        features, labels, weights = self._place(layout, run, where, codes_BL, weights_BJ)
+        return self.config.model.head.loss(
+            run.model, features, labels, weights,
+            chunk=options.chunk, label_smoothing=options.label_smoothing, z_loss=options.z_loss,
+        )  # fmt: skip
+
+    def _place(self, layout: Layout, run: _Run, where: Targets, codes_BL, weights_BJ):
+        """Return features, labels and weights of the predictions, each where its features are."""
+        if where.source.shape[1] > 1:
+            head, storage = self.config.model.head, run.model.storage(layout.length)
+            arms_BLND = storage.take(head.arms(run.model, run.hidden_BLD), axis=1)
+            return gather_arms(arms_BLND, where.source), codes_BL[:, where.target], weights_BJ
+        storage, source = run.model.storage(layout.length), where.source[:, 0]
+        labels_BL = jnp.zeros_like(codes_BL).at[:, source].set(codes_BL[:, where.target])
+        weights_BL = jnp.zeros(codes_BL.shape).at[:, source].set(weights_BJ)
+        return run.hidden_BLD, storage.put(labels_BL), storage.put(weights_BL, fill=0)
+
+    def _of_codes(self, layout: Layout, run: _Run, values):
+        """Return values of `_cross_entropy` for each code in raster order, [B, J]."""
+        where = self.config.sequence.targets(layout)
+        if where.source.shape[1] > 1:
+            return values
+        return run.model.storage(layout.length).take(values)[:, where.source[:, 0]]
+
+    def _teacher_kl(self, layout: Layout, run: _Run, teacher: _Run, weights_BJ):
+        """Return the summed KL to the teacher, which sees the same corrupted sequence, over the predicted codes."""
+        c, where = self.config.loss, self.config.sequence.targets(layout)
+        codes_BL = run.ids_BL - layout.vocabulary.visual_start
+        features, _, weights = self._place(layout, run, where, codes_BL, weights_BJ)
+        teacher_features, *_ = self._place(layout, teacher, where, codes_BL, weights_BJ)
+        factors = [self.config.model.head.factors(run.model), self._teacher.model.head.factors(teacher.model)]
+        return sum(
+            linear_kl(
+                features, ours.matrix_FV, teacher_features, its.matrix_FV, weights,
+                chunk=c.chunk, temperature=c.teacher_temperature,
+            ).sum()
+            for ours, its in zip(*factors, strict=True)
+        )  # fmt: skip
+
+    def _text_seen(self, layout, batch, dropped_B):
+        """Return which text targets have a loss: those of tokens behind the padding, in rows that keep their text."""
+        first_B = layout.num_text - batch["text_length"]
+        return (targets.text(layout).source[None, :, 0] >= first_B[:, None]) & ~dropped_B[:, None]
+
+    def _text_nll(self, layout, run: _Run, seen_BJ):
+        where, storage, ids_BL = targets.text(layout), run.model.storage(layout.length), run.ids_BL
+        source = where.source[:, 0]
+        ce = linear_cross_entropy(
+            run.hidden_BLD,
+            run.model.head(0, layout.vocabulary.size),
+            storage.put(jnp.zeros_like(ids_BL).at[:, source].set(ids_BL[:, where.target])),
+            storage.put(jnp.zeros(ids_BL.shape).at[:, source].set(seen_BJ.astype(jnp.float32)), fill=0),
+            chunk=self.config.loss.chunk,
+        )
+        return ce.loss.sum()
+
+    def evaluate_batch(self, params, batch):
+        """Return sums per frame, the same for every run of a kind.
+
+        Where hidden tokens predict themselves, AR-DF tubes at evaluate.mask_ratio are hidden; elsewhere every code is
+        predicted from clean ones.
+        """
+        layout = self._layout_of(batch["tokens"].shape[1:])
+        num_frames, num_cells = layout.content_index.shape
+        batch_size = batch["tokens"].shape[0]
+        in_place = self.config.sequence.targets.name == "in_place"
+        ratio = self.config.evaluate.mask_ratio if in_place else 0.0
+        u = jax.random.uniform(jax.random.key(0), (batch_size, 1, num_cells))
+        mask_BTC = jnp.broadcast_to(choose(u, jnp.full((batch_size, 1), ratio)), (batch_size, num_frames, num_cells))
+        drawn = Corrupted(mask_BTC, jnp.full((batch_size, num_frames), ratio), jnp.ones((batch_size, num_frames), bool))
+        run = self._forward(layout, self.definition, params, batch, drawn, None, jax.random.key(_KERNEL))
+        is_code = np.isin(layout.content_index, layout.visual_index)[0]
+        weights_BJ = mask_BTC[..., is_code].reshape(batch_size, -1).astype(jnp.float32) if in_place else None
+        weights_BJ = jnp.ones((batch_size, len(layout.visual_index))) if weights_BJ is None else weights_BJ
+        ce = self._cross_entropy(layout, run, weights_BJ)
+
+        def per_frame(x_BJ):  # of the longest bucket: batches of all buckets add up
+            sums = x_BJ.reshape(batch_size, num_frames, -1).sum((0, 2))
+            return jnp.pad(sums, (0, self._max_frames - num_frames))
+
+        return {
+            "nll": per_frame(self._of_codes(layout, run, ce.nll)),
+            "correct": per_frame(self._of_codes(layout, run, ce.correct)),
+            "count": per_frame(weights_BJ),
+        }
+
+    def summarize(self, sums):
+        nll, correct, count = (sums[name] for name in ("nll", "correct", "count"))
+        return {
+            "nll": float(nll.sum() / count.sum()),
+            "accuracy": float(correct.sum() / count.sum()),
+            "frame_nll": [float(x) for x in nll[count > 0] / count[count > 0]],
+        }
+
+    def samples(self, params, batch):
+        """Generate videos for the captions of a batch, decoded by the run's tokenizer."""
+        if self._generator is None:
+            from lumos.videos.generator import Generator
+
+            self._generator = Generator(self.config, self.definition, params)
+        generator, generator.params = self._generator, params  # compiled once for all samples of a run
+        captions = [generator.text.decode(ids) for ids in batch["text"]]
+        return generator.generate(captions, seed=self.config.seed).videos, captions
+
+    def flops_per_step(self, shape=()):
+        """Forward + backward = 3 forwards, and 1 of a teacher; recomputation (remat) is not counted."""
+        rows, *grid = shape or (self.config.data.batch_size, *self.layout.grid)
+        layout, rule = self._layout_of(tuple(grid)), self.config.sequence.attention
+        forward = lambda model: flops.forward_flops(model, layout, rule, layout.vocabulary.visual_size)
+        return rows * (3 * forward(self.config.model) + (forward(self._teacher.model) if self._teacher else 0))
