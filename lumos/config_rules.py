@@ -165,6 +165,10 @@ def _check_method(config: Config) -> None:
         )
     if config.model.code_levels and config.model.head.name != "categorical":
         raise UserError("config.model.code_levels shares parts of the head 'categorical'; set it to () with others")
+    if g.sampler.name == "one_shot" and g.steps != 1:
+        raise UserError(
+            f"config.generate.steps={g.steps} must be 1 with the sampler 'one_shot', which draws all codes in one pass"
+        )
     if g.sampler.name == "released" and (g.top_k or g.top_p < 1):
         raise UserError(
             "config.generate.top_k must be 0 and top_p 1 with the sampler 'released', which draws from all codes"

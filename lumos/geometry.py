@@ -11,9 +11,13 @@ def token_shape(config: TokenizerConfig, frames: int, height: int, width: int) -
     check_clip_shape(frames, height, width, config)
     if config.body == "holistic":
         return 1, 1, config.num_queries * config.parts
+    return token_grid(config, latent_shape(config, frames, height, width))
+
+
+def latent_shape(config: TokenizerConfig, frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """Return latent (T, H, W) of a clip in pixels: the first frame stands alone in time."""
     space = config.spatial_compression
-    cells = 1 + (frames - 1) // config.temporal_compression, height // space, width // space
-    return token_grid(config, cells)
+    return 1 + (frames - 1) // config.temporal_compression, height // space, width // space
 
 
 def token_grid(config: TokenizerConfig, cells: tuple[int, int, int]) -> tuple[int, int, int]:

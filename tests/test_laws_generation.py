@@ -421,6 +421,23 @@ def test_a_recache_has_the_sink_too(streams):
     assert sorted(set(frame_S[frame_S < 99].tolist())) == [-1, 0, 4, 5]
 
 
+def test_a_recache_counts_frames_as_they_were_made():
+    """The bias of a decay goes by frame numbers, also behind a gap; distances of a window rule are refused there."""
+    for attention in (slot("causal", decay=0.2), slot("window", width=2)):
+        config, objective, params, batch = run = setup(sequence__attention=attention)
+        settings = dataclasses.replace(config.generate, cache=Window(width=3, sink=1))
+        stream = start(Session(make_engine(config, objective.definition, settings=settings), params), run)
+        list(stream.frames(6))
+        if attention.name == "window":
+            with pytest.raises(UserError, match="sink apart from the window cannot be computed again"):
+                stream.recache()
+        else:
+            view, numbers = stream._engine.view, (jnp.array([0, 4, 5]), jnp.zeros(3, jnp.int32))
+            tokens, _ = view.prefix(3, numbers)
+            bias = np.asarray(view.prefix_keys(tokens, 3, jnp.zeros(1, jnp.int32))[0].bias_BS)[0]
+            np.testing.assert_allclose(bias[-48:].reshape(3, 16)[:, 0], [0, 0.8, 1.0], rtol=1e-6)
+
+
 def test_switching_keeps_recomputes_or_forgets(streams):
     run, session = streams
     cache = Window(width=3, sink=1)

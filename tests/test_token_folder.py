@@ -14,11 +14,11 @@ from test_video import frame_numbers, numbered_video
 
 from lumos.config import DataConfig, ShapesConfig, TokenizerConfig
 from lumos.data import moving_shapes, sources
-from lumos.data.buckets import latent_shape
 from lumos.data.index import index
 from lumos.data.records import RecordSource, RecordWriter
 from lumos.data.video_writer import write_video
 from lumos.errors import UserError
+from lumos.geometry import latent_shape
 from lumos.tokenizers.tokenize import read_manifest, tokenize
 
 
@@ -33,7 +33,7 @@ class FakeTokenizer:
         self.num_calls = 0
 
     def token_shape(self, *shape):
-        return latent_shape(shape, self.config)
+        return latent_shape(self.config, *shape)
 
     def encode(self, video_BFYX3):
         self.num_calls += 1

@@ -14,6 +14,7 @@ import numpy as np
 
 from lumos.config import DataConfig, TokenizerConfig
 from lumos.errors import UserError, warn_once
+from lumos.geometry import latent_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ def plan_buckets(
     check_given(data)
     shapes = [(1, height, width) if images else (frames, height, width) for frames, height, width in data.buckets]
     shapes, of_tokens = list(dict.fromkeys(shapes)), data.source == "tokens"
-    latent = lambda shape: tuple(shape) if of_tokens else latent_shape(shape, tokenizer)
+    latent = lambda shape: tuple(shape) if of_tokens else latent_shape(tokenizer, *shape)
     budget = data.batch_size * math.prod(latent(data.buckets[0]))
     buckets = []
     for shape in shapes:
@@ -83,13 +84,6 @@ def _key(grid: tuple[int, int, int], tokenizer: TokenizerConfig) -> tuple[int, i
     frames, rows, columns = grid
     time, space = tokenizer.temporal_compression, tokenizer.spatial_compression
     return 1 + (frames - 1) * time, rows * space, columns * space
-
-
-def latent_shape(shape: tuple[int, int, int], tokenizer: TokenizerConfig) -> tuple[int, int, int]:
-    """Return latent (T, H, W) of a clip of (frames, height, width): the first frame stands alone in time."""
-    frames, height, width = shape
-    time, space = tokenizer.temporal_compression, tokenizer.spatial_compression
-    return 1 + (frames - 1) // time, height // space, width // space
 
 
 def assign(frames: int, height: int, width: int, buckets: Sequence[Bucket]) -> int | None:

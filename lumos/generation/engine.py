@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos.errors import UserError
-from lumos.generation import guidance, sampler
+from lumos.generation import guidance, released, sampler
 from lumos.generation.cache import Cache
 from lumos.generation.groups import Groups
 from lumos.generation.plan import history_mask
@@ -65,7 +65,7 @@ class Engine:
     chunk: int = 1024
     num_codes: int = 0  # of the codebook; 0 = as many as the vocabulary has
     undo: int = 0  # frames that a bounded cache keeps beside those that are seen, so that they can be taken back
-    # Recorded uniform numbers instead of random ones: see sampler.recorded.
+    # Recorded uniform numbers instead of random ones: see released.recorded.
     uniform: Callable[[int, int], tuple[np.ndarray, np.ndarray]] | None = None
 
     def __post_init__(self):
@@ -124,7 +124,7 @@ class Engine:
     def _history_N(self) -> np.ndarray:
         """Which tokens of a finished group are hidden before it is written, bool [N]."""
         hidden, content = np.zeros(self.groups.size, bool), self.groups.content
-        always = self.settings.sampler.name == "released"
+        always = self.settings.sampler.always_masks
         hidden[content] = history_mask(len(content), self.settings.history_ratio, always=always)
         return hidden
 
@@ -170,13 +170,12 @@ class Engine:
         view, model, length = self.view, self.definition.bind(params), int(self.groups.starts[num_groups])
         tokens, now = view.prefix(num_groups, numbers)
         hidden_Q = np.zeros(length, bool)
-        # The released sampler keeps given frames whole.
-        if num_groups and self.in_place and self.groups.is_uniform and self.settings.sampler.name != "released":
+        if num_groups and self.in_place and self.groups.is_uniform and self.settings.sampler.masks_given:
             hidden_Q[self.layout.prefix_length :] = np.tile(self._history_N, num_groups)
         ids_BQ = jnp.where(jnp.asarray(hidden_Q), self.layout.vocabulary.mask, ids_BL[:, :length])
         level_Q = jnp.where(tokens.group >= 0, self.settings.history_ratio if self.in_place else 0.0, 0.0)
         hidden_RQD, kv = model(
-            view.rows(ids_BQ), view.place(tokens, first_R, tokens, True, now), view.prefix_keys(num_groups, first_R),
+            view.rows(ids_BQ), view.place(tokens, first_R, tokens, True, now), view.prefix_keys(tokens, num_groups, first_R),
             **view.level(model, level_Q[None], len(first_R)),
         )  # fmt: skip
         spare = view.num_slots - length
@@ -358,7 +357,7 @@ class Engine:
         num_cells = len(self.groups.cells)
         if self.uniform is not None:
             shape = (len(state.keys_B), num_cells, self.num_codes or self.layout.vocabulary.visual_size)
-            return sampler.recorded(self.uniform, shape, state.group - state.first, pass_W[0])
+            return released.recorded(self.uniform, shape, state.group - state.first, pass_W[0])
         fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
         keys_BW = jax.vmap(jax.vmap(jax.random.fold_in), (0, None))(fold_in(state.keys_B, groups_W), pass_W)
         return sampler.seeded(keys_BW, num_cells)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ class Released(Sampler, name="released"):
     """The released Lumos-1 sampler, quirks included."""
 
     temperature: float = 1.0  # of the Gumbel noise in the first pass of the first frame
+
+    masks_given, always_masks = False, True
 
     def __post_init__(self):
         super().__post_init__()
@@ -57,3 +60,27 @@ class Released(Sampler, name="released"):
         p = jax.nn.softmax(logits_V, axis=-1)
         codes = argmax(p * jnp.exp(gumbel_V))
         return codes, jnp.log(jnp.maximum(at(p, codes), _SMALLEST))
+
+
+def recorded(
+    uniform: Callable[[int, int], tuple[np.ndarray, np.ndarray]], shape: tuple[int, int, int], frame, step
+) -> Noise:
+    """Return the noise of recorded uniform numbers, fetched from the host at each step.
+
+    `uniform(frame, step)` returns ([B, J, V] for the draw of the codes, [B, J] for the confidence), in (0, 1]; frame
+    counts generated frames. Code v of a cell is drawn with E = -log(u_v): argmax(p_v / E_v).
+    """
+
+    def host(frame, step):
+        parts = uniform(int(frame), int(step))
+        parts = [np.broadcast_to(np.asarray(part, np.float64), size) for part, size in zip(parts, (shape, shape[:2]))]
+        clip = lambda x: np.maximum(x, _SMALLEST)
+        return tuple((-np.log(clip(-np.log(clip(part))))).astype(np.float32) for part in parts)
+
+    out = tuple(jax.ShapeDtypeStruct(size, jnp.float32) for size in (shape, shape[:2]))
+    draw, keep = jax.pure_callback(host, out, frame, step)
+    # The last chunk of cells may reach past the frame: its surplus is never used.
+    padded = lambda cells: jnp.pad(draw, ((0, 0), (0, -shape[1] % cells), (0, 0)))
+    return Noise(
+        lambda start, cells, codes, factor=0: jax.lax.dynamic_slice_in_dim(padded(cells), start, cells, 1), lambda: keep
+    )

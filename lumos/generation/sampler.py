@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,6 @@ import numpy as np
 
 from lumos.generation import plan
 from lumos.slots import Slot
-
-_SMALLEST = 1e-20  # the released code takes logarithms of no less
 
 
 class Noise(NamedTuple):
@@ -49,30 +47,6 @@ def seeded(keys_BW: jax.Array, num_cells: int) -> Noise:
 
     gumbel = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (num_cells,))))
     return Noise(draw, lambda: gumbel(keep_BW).reshape(len(keys_BW), -1))
-
-
-def recorded(
-    uniform: Callable[[int, int], tuple[np.ndarray, np.ndarray]], shape: tuple[int, int, int], frame, step
-) -> Noise:
-    """Return the noise of recorded uniform numbers, fetched from the host at each step.
-
-    `uniform(frame, step)` returns ([B, J, V] for the draw of the codes, [B, J] for the confidence), in (0, 1]; frame
-    counts generated frames. Code v of a cell is drawn with E = -log(u_v): argmax(p_v / E_v).
-    """
-
-    def host(frame, step):
-        parts = uniform(int(frame), int(step))
-        parts = [np.broadcast_to(np.asarray(part, np.float64), size) for part, size in zip(parts, (shape, shape[:2]))]
-        clip = lambda x: np.maximum(x, _SMALLEST)
-        return tuple((-np.log(clip(-np.log(clip(part))))).astype(np.float32) for part in parts)
-
-    out = tuple(jax.ShapeDtypeStruct(size, jnp.float32) for size in (shape, shape[:2]))
-    draw, keep = jax.pure_callback(host, out, frame, step)
-    # The last chunk of cells may reach past the frame: its surplus is never used.
-    padded = lambda cells: jnp.pad(draw, ((0, 0), (0, -shape[1] % cells), (0, 0)))
-    return Noise(
-        lambda start, cells, codes, factor=0: jax.lax.dynamic_slice_in_dim(padded(cells), start, cells, 1), lambda: keep
-    )
 
 
 def choose(logits_V: jax.Array, gumbel_V: jax.Array, top_k: int = 0, top_p: float = 1.0) -> tuple[jax.Array, jax.Array]:
@@ -121,6 +95,9 @@ class Sampler(Slot):
     # Share of the known cells that compete again in every pass: 0 = what is kept stays (MaskGIT), 1 = everything is chosen
     # anew, the discrete counterpart of predicting x0 and adding noise again.
     eta: float = 0.0
+
+    masks_given: ClassVar[bool] = True  # whether the history mask hides parts of given frames too
+    always_masks: ClassVar[bool] = False  # whether a history ratio of 0 hides a cell all the same
 
     def __post_init__(self):
         if not 0 <= self.eta <= 1:

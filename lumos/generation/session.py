@@ -21,6 +21,7 @@ from lumos import sharding
 from lumos.errors import UserError
 from lumos.generation.engine import Engine, State
 from lumos.generation.policy import keep_index
+from lumos.sequence import rule
 
 SWITCHES = ("keep", "recache", "flush")
 
@@ -51,7 +52,7 @@ class Session:
         num_given = 0 if given_BTHW is None else given_BTHW.shape[1]
         fits = num_given <= min(grid[0], self._engine.view.history_frames)
         if not fits and not self._engine.view.bounded:
-            raise UserError(f"{num_given} given latent frames; this session takes at most {grid[0]}")
+            raise UserError(f"{num_given} given latent frames; its layout has room for {grid[0]}")
         codes = np.zeros((batch, *grid), np.int32)
         if fits and num_given:
             codes[:, :num_given] = given_BTHW
@@ -104,6 +105,8 @@ class Session:
         """
         if how not in SWITCHES:
             raise UserError(f"switch how={how!r}; allowed: {', '.join(SWITCHES)}")
+        if last < 0:
+            raise UserError(f"switch last={last} must be at least 0 frames")
         self._refuse_in_flight("a prompt is switched")
         self._text = jnp.asarray(text_BP), jnp.asarray(text_length_B)
         if how == "recache":
@@ -123,6 +126,15 @@ class Session:
         frame, engine = self.frame, self._engine
         seen = np.asarray(engine.settings.cache.sees(jnp.arange(frame), jnp.int32(frame)))
         frames = np.flatnonzero(seen).tolist()
+        if (
+            frames
+            and frames[-1] - frames[0] >= len(frames)
+            and any(isinstance(r, rule.Window) for r in engine.rule.layers())
+        ):
+            raise UserError(
+                "a sink apart from the window cannot be computed again under config.sequence.attention='window', which counts the frames "
+                "between them; use a cache without a sink, or attention='causal'"
+            )
         if len(frames) > engine.layout.grid[0]:
             raise UserError(f"{len(frames)} frames are seen, but the session's layout has {engine.layout.grid[0]}")
         batch, grid = len(self._text[0]), engine.layout.grid

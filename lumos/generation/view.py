@@ -140,11 +140,12 @@ class View:
         dropped_B = jnp.full_like(first_B, self.layout.drop_to)
         return jnp.concatenate([dropped_B if "text" in branch.drop else first_B for branch in self.branches])
 
-    def prefix_keys(self, num_groups: int, first_R) -> tuple[KeyRanges, ...]:
-        """Return what the tokens of a prefix see of each other, for each turn of the layers."""
-        tokens = self.layout.tokens.at(slice(0, int(self.groups.starts[num_groups])))
+    def prefix_keys(self, tokens: Tokens, num_groups: int, first_R) -> tuple[KeyRanges, ...]:
+        """Return what the `tokens` of a prefix see of each other, for each turn of the layers."""
+        alike = self.layout.tokens.at(slice(0, int(self.groups.starts[num_groups])))
         return tuple(
-            _keys(compile_rule(rule, tokens, tokens), first_R, rule.bias(tokens)) for rule in self.rule.layers()
+            _keys(compile_rule(rule, alike, alike), first_R, rule.bias(self._in_frames(tokens)))
+            for rule in self.rule.layers()
         )
 
     def own_keys(self, tokens: Tokens, first: jax.Array, width: int, num_rows: int) -> tuple[KeyRanges, ...]:

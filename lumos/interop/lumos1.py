@@ -153,7 +153,7 @@ class Lumos1:
             the method as published: temperature annealed within every frame, history mask on given frames too.
           seed: of the first clip's random numbers; clip i has seed + i.
           noise: replaces them: noise(generated frame, step) -> uniform numbers ([B, H W, codebook], [B, H W]) for the
-            draw of the codes and for the confidence (see `lumos.generation.sampler.recorded`).
+            draw of the codes and for the confidence (see `lumos.generation.released.recorded`).
 
         A 1-D prompt gives 1-D ids. Each shape of prompt, grid and settings compiles one program.
         """

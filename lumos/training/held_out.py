@@ -21,7 +21,7 @@ class HeldOut:
     """Evaluates and samples one run. Every process calls it; process 0 writes the files."""
 
     def __init__(self, config: Config, workdir: Path, mesh: Mesh, objective: Objective):
-        self._config, self._workdir, self._mesh, self._task = config, workdir, mesh, objective
+        self._config, self._workdir, self._mesh, self._objective = config, workdir, mesh, objective
         self._evaluate_batch = jax.jit(objective.evaluate_batch)
 
     def open(self):
@@ -35,7 +35,7 @@ class HeldOut:
             for _, batch in zip(range(self._config.train.eval_batches), pipeline):
                 part = self._evaluate_batch(params, sharding.put_batch(self._mesh, batch))
                 sums = part if sums is None else jax.tree.map(lambda a, b: a + b, sums, part)
-        return self._task.summarize(jax.tree.map(np.asarray, jax.device_get(sums)))
+        return self._objective.summarize(jax.tree.map(np.asarray, jax.device_get(sums)))
 
     def sample(self, params: Any, step: int) -> None:
         """Write `num_samples` samples as MP4, and one contact sheet, to the folder of this step."""
@@ -43,7 +43,7 @@ class HeldOut:
         with self.open() as pipeline:
             batch, fps = next(pipeline), pipeline.video_fps
         rows = sharding.from_first_process({name: value[:num] for name, value in batch.items()})
-        videos, captions = self._task.samples(params, rows)
+        videos, captions = self._objective.samples(params, rows)
         if jax.process_index():
             return
         folder = self.samples(step)

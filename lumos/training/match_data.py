@@ -72,18 +72,17 @@ def grids_of(manifest: dict[str, Any]) -> list[tuple[int, int, int]]:
 
 def _settings(manifest: dict[str, Any]) -> TokenizerConfig | None:
     """Return the settings of the tokenizer behind tokens; None where their manifest does not say them."""
-    known, found = (
-        {field.name for field in dataclasses.fields(TokenizerConfig)},
-        (manifest.get("tokenizer") or {}).get("config"),
-    )
+    found = (manifest.get("tokenizer") or {}).get("config")
+    known = {field.name for field in dataclasses.fields(TokenizerConfig)}
     return found and from_dict(TokenizerConfig, {n: v for n, v in found.items() if n in known}, "tokenizer")
 
 
 def match_data(config: Config) -> Config:
     """Return the config with what its text model and its tokens decide: vocabulary sizes, rate, grids, tokenizer settings.
 
-    Raises UserError if a transformer shall train on something else than tokens, they do not fill the grid, they were made by another tokenizer than the one in `tokenizer_workdir`, samples are wanted without a tokenizer, or the
-    clips behind the tokens have several rates, or another than `sequence.fps` where that is written into sequences.
+    Raises UserError if a transformer shall train on something else than tokens, they do not fill the grid, they were made by
+    another tokenizer than the one in `tokenizer_workdir`, samples are wanted without a tokenizer, or the clips behind the
+    tokens have several rates, or another than `sequence.fps` where that is written into sequences.
     """
     if config.task != "transformer":
         return config

@@ -112,7 +112,7 @@ class TransformerObjective(Objective):
         first_B = layout.first_key(batch["text_length"], dropped_B)
         positions = Positions(*(storage.put(a) for a in layout.positions))
         level = {}
-        if c.model.level_embedding:
+        if model.config.level_embedding:  # of the student, or of a teacher
             share_BTC = jnp.broadcast_to(drawn.ratio_BT[..., None], drawn.mask_BTC.shape).reshape(flat.shape)
             level_BL = jnp.zeros(ids_BL.shape).at[:, layout.content_index.reshape(-1)].set(share_BTC)
             level = {"level_BQ": storage.put(level_BL)}
