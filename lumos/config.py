@@ -10,18 +10,40 @@ from pathlib import Path
 from typing import Any
 
 from lumos import config_rules
+from lumos.generation.compress import Compress  # noqa: F401  (a member of CachePolicy)
 from lumos.generation.guidance import Guidance, TextGuidance
+from lumos.generation.jacobi import Jacobi  # noqa: F401  (a member of Sampler)
+from lumos.generation.jumps import Jumps  # noqa: F401  (a member of Sampler)
+from lumos.generation.next_scale import NextScale  # noqa: F401  (a member of Sampler)
+from lumos.generation.noise import NoiseRule, Own
+from lumos.generation.orders import Halton  # noqa: F401  (Halton and Entropy, members of Sampler)
 from lumos.generation.plan import OneByOne, Plan
 from lumos.generation.policy import CachePolicy, FullCache
 from lumos.generation.positions import Absolute, PositionRule
 from lumos.generation.released import Released  # noqa: F401  (a member of Sampler)
+from lumos.generation.retrieve import Retrieve  # noqa: F401  (a member of CachePolicy)
+from lumos.generation.rollouts import NoRollout, Rollout
 from lumos.generation.sampler import Confidence, Sampler
+from lumos.generation.search import NoSearch, Search
+from lumos.generation.shots import Shots  # noqa: F401  (a member of CachePolicy)
+from lumos.generation.stitched import Stitched  # noqa: F401  (a member of Plan)
+from lumos.generation.storage import AsComputed, CacheStorage
+from lumos.generation.time_travel import TimeTravel  # noqa: F401  (a member of Sampler)
+from lumos.model.axis_heads import Axes  # noqa: F401  (a member of Head)
+from lumos.model.continuous_heads import Flow, Mixture  # noqa: F401  (members of Head)
+from lumos.model.copy_head import Copy  # noqa: F401  (a member of Head)
 from lumos.model.heads import Categorical, Head
+from lumos.model.mixer import Mixer, Softmax
 from lumos.sequence.arrangement import Arrangement, Compact
+from lumos.sequence.codebooks import Layers, Parts  # noqa: F401  (members of Arrangement)
 from lumos.sequence.corruption import CorruptionConfig
+from lumos.sequence.frame_order import FrameOrder, InTime
+from lumos.sequence.gated import GatedWindow  # noqa: F401  (a member of Rule)
 from lumos.sequence.lumos1 import Lumos1  # noqa: F401  (a member of Arrangement)
+from lumos.sequence.metric import Metric  # noqa: F401  (a member of Kernel)
 from lumos.sequence.rule import Rule, StageCausal
 from lumos.sequence.targets import InPlace, LossWeights, Masked, TargetRule
+from lumos.sequence.upsampled import Upsampled  # noqa: F401  (a member of Kernel)
 from lumos.sharding import MeshConfig
 from lumos.typed_values import to_dict
 
@@ -155,6 +177,7 @@ class SequenceConfig:
 
     layout: Arrangement = Compact()  # in which order, and in which groups, the cells of a video are generated
     attention: Rule = StageCausal()  # who sees whom
+    order: FrameOrder = InTime()  # which frames have which ranks of the layout, in training
     targets: TargetRule = InPlace()  # which position predicts which token
     # 2 = a clean copy of the video, and a noisy one that is predicted and sees clean earlier groups (ACDiT)
     copies: int = 1
@@ -179,6 +202,7 @@ class ModelConfig:
     head_dim: int = 64  # multiple of 32; at least 64 keeps low frequencies for time in MM-RoPE
     text_vocab: int = 0  # 0 = size of the sentencepiece model
     visual_vocab: int = 0  # 0 = codebook of the tokenizer
+    mixer: Mixer = Softmax()  # how layers gather from what their tokens see
     head: Head = Categorical()  # how codes are predicted
     level_embedding: bool = False  # adds the share of a token's frame that is hidden to its input
     # FSQ levels of the codebook: codes that share a digit then share part of their embedding and head; () = off
@@ -239,6 +263,7 @@ class TrainConfig:
     """How long a run is, and what it does on its way."""
 
     num_steps: int = 1000  # updates in all
+    rollout: Rollout = NoRollout()  # videos that the model makes itself, to learn from (transformer)
     accumulation: int = 1  # microbatches per step; equal to one large batch (exceptions: docs/method.md)
     log_every: int = 20  # steps between lines of metrics
     eval_every: int = 500  # steps between evaluations
@@ -260,12 +285,15 @@ class GenerateConfig:
     plan: Plan = OneByOne()  # which groups are worked on together, and when each begins
     steps: int = 16  # passes over each group of hidden tokens
     sampler: Sampler = Confidence()  # which drawn codes are kept after each pass
+    noise: NoiseRule = Own()  # which groups draw with the same random numbers
     guidance: Guidance = TextGuidance()  # branches whose logits are combined
     top_k: int = 0  # codes that may be drawn; 0 = all
     top_p: float = 1.0  # share of the probability that may be drawn; 1 = all
     history_ratio: float = 0.7  # share of a finished group that is masked again before it enters the cache
     cache: CachePolicy = FullCache()  # which finished frames are kept
+    storage: CacheStorage = AsComputed()  # in which form their keys and values are kept
     positions: PositionRule = Absolute()  # where kept frames stand
+    search: Search = NoSearch()  # candidates that are generated together, of which the best one stays
     fps: float = 0.0  # of given and written videos; 0 = that of the data, which a transformer run saves in its config
 
 

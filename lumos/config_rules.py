@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lumos import training_rules
 from lumos.errors import UserError, short, suggest
 
 if TYPE_CHECKING:
@@ -129,11 +130,16 @@ def _check_method(config: Config) -> None:
     c, g = config.sequence, config.generate
     if any(c.grid):
         _check_grid(config)
-    turns = len(c.attention.layers())
+    training_rules.check(config)
+    try:
+        config.model.mixer.check(c.attention)
+    except ValueError as error:
+        raise UserError(f"config.model.mixer={config.model.mixer.name!r}: {error}") from error
+    turns = math.lcm(len(c.attention.layers()), len(config.model.mixer.kinds))
     if config.model.num_layers % turns:
         raise UserError(
             f"config.model.num_layers={config.model.num_layers} must be a multiple of {turns}: layers take turns with "
-            f"config.sequence.attention={c.attention.name!r}"
+            f"config.sequence.attention={c.attention.name!r} and config.model.mixer={config.model.mixer.name!r}"
         )
     in_place = c.targets.name == "in_place"
     if c.copies not in (1, 2) or (c.copies == 2 and not in_place):
@@ -165,9 +171,15 @@ def _check_method(config: Config) -> None:
         )
     if config.model.code_levels and config.model.head.name != "categorical":
         raise UserError("config.model.code_levels shares parts of the head 'categorical'; set it to () with others")
-    if g.sampler.name == "one_shot" and g.steps != 1:
+    if g.sampler.name in ("one_shot", "next_scale") and g.steps != 1:
         raise UserError(
-            f"config.generate.steps={g.steps} must be 1 with the sampler 'one_shot', which draws all codes in one pass"
+            f"config.generate.steps={g.steps} must be 1 with the sampler {g.sampler.name!r}, which draws all codes in one pass"
+        )
+    if in_place and config.corruption.kernel.name not in g.sampler.kernels:
+        raise UserError(
+            f"config.generate.sampler={g.sampler.name!r} shows the model what config.corruption.kernel={config.corruption.kernel.name!r} "
+            f"never showed it: the sampler goes with kernel {' or '.join(map(repr, g.sampler.kernels))}; 'jumps' goes with 'replace' and "
+            "'metric', 'next_scale' with 'upsampled'"
         )
     if g.sampler.name == "released" and (g.top_k or g.top_p < 1):
         raise UserError(
@@ -186,6 +198,7 @@ def _check_grid(config: Config) -> None:
         c.layout.check(c.grid)
     except ValueError as error:
         raise UserError(f"config.sequence.layout={c.layout.name!r}: {error}") from error
+    training_rules.check_grid(config)
     if c.attention.name == "full" and c.layout.name != "lumos1" and len(np.unique(c.layout.stages(c.grid))) > 1:
         raise UserError(
             f"config.sequence.attention='full' sees later groups, which generation has not made: use config.sequence.layout="

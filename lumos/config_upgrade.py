@@ -22,6 +22,9 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _corruption(c: dict[str, Any]) -> None:
+    fields = {name: c.pop(name) for name in ("segments", "past_drop", "future_drop") if name in c}
+    if fields.get("segments"):  # () meant none, whatever the others were
+        c.setdefault("given", {"name": "segments", "sizes": fields.pop("segments"), **fields})
     if not isinstance(c.get("level"), str):
         return
     level, floor = c.pop("level"), c.pop("floor", 0.7)

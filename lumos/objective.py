@@ -30,6 +30,16 @@ class ExtraState(NamedTuple):
     axes: dict[str, Any]  # the same tree of logical axes, a tuple for each array
     start: Callable[[dict[str, Any]], dict[str, Any]]  # shardings, a tree like `abstract` -> the first value, so placed
 
+    @staticmethod
+    def join(*states: ExtraState | None) -> ExtraState | None:
+        """Return the parts of several states as one."""
+        states = [state for state in states if state]
+        if len(states) < 2:
+            return states[0] if states else None
+        merge = lambda parts: {name: part for each in parts for name, part in each.items()}
+        start = lambda places: merge(s.start({name: places[name] for name in s.abstract}) for s in states)
+        return ExtraState(merge(s.abstract for s in states), merge(s.axes for s in states), start)
+
 
 class Objective:
     """What is trained, and how. Subclasses set `definition` and define `loss` and what else they need.

@@ -11,10 +11,11 @@ import numpy as np
 from lumos.generation import guidance, sampler
 from lumos.generation.plan import history_mask
 from lumos.layouts import make_layout
-from lumos.model.heads import gather_arms
+from lumos.model.heads import Context, gather_arms
 from lumos.sequence.key_ranges import KeyRanges
 from lumos.sequence.rule import layout_ranges
 from lumos.sequence.tokens import CODE, Positions
+from lumos.sequence.upsampled import coarser
 
 
 class Recompute:
@@ -36,16 +37,17 @@ class Recompute:
 
     def __call__(self, params, text_BP, text_length_B, given_BTHW, keys_B, num_given: int):
         """Return the codes of a whole clip, int32 [B, T, H, W]; the first `num_given` latent frames are those given."""
-        c, layout, num = self.settings, self.layout, len(self.cells)
+        c, layout, num, self.num_given = self.settings, self.layout, len(self.cells), num_given
         if not keys_B.ndim:
             keys_B = jnp.stack([jax.random.fold_in(keys_B, row) for row in range(len(text_BP))])
         kept, dropped = layout.first_key(jnp.asarray(text_length_B)), jnp.full(len(text_BP), layout.drop_to)
         first_R = jnp.concatenate([dropped if "text" in branch.drop else kept for branch in self.branches])
         ids_BL = layout.assemble(jnp.asarray(text_BP), jnp.asarray(given_BTHW))
-        first = sum(bool((layout.tokens.t[cells] < num_given).all()) for cells in self.cells)
+        is_given = [bool((layout.tokens.t[cells] < num_given).all()) for cells in self.cells]
+        first = [*is_given, False].index(False)
         known_BL, log_p_BL = jnp.ones(ids_BL.shape, bool), jnp.zeros(ids_BL.shape)
         for cells in self.cells[first:]:
-            known_BL = known_BL.at[:, cells].set(False)
+            known_BL = known_BL.at[:, cells].set(layout.tokens.t[cells] < num_given)
         forgotten_L = np.zeros(layout.length, bool)
         if c.sampler.name != "released":  # it keeps given frames whole
             for group, forgotten in zip(layout.groups[:first], self.forgotten):
@@ -53,18 +55,27 @@ class Recompute:
         rounds = c.plan.rounds(c.steps, num) if self.in_place else ([[0]], [[0]])
         for g in range(first, num):
             for passes_W in rounds[0] if g == first else rounds[1]:
-                inputs_BL = jnp.where(known_BL & ~forgotten_L, ids_BL, layout.vocabulary.mask)
+                inputs_BL = jnp.where(known_BL & ~forgotten_L, ids_BL, self._hidden(ids_BL))
                 inputs_BL = jnp.where(layout.tokens.group < 0, ids_BL, inputs_BL)
                 history_L = (layout.tokens.group >= 0) & (layout.tokens.group < g)
                 hidden = self._features(params, inputs_BL, self._levels(known_BL, g), first_R, history_L)
                 working = [(g + w, int(step)) for w, step in enumerate(passes_W) if step >= 0 and g + w < num]
                 for other, step in working:
-                    drawn = self._draw(params, hidden, self.sources[other], keys_B, other, step)
+                    before = self._before(inputs_BL, other)
+                    drawn = self._draw(params, hidden, self.sources[other], keys_B, other, step, before)
                     ids_BL, known_BL, log_p_BL = self._keep(
                         other, step, other == first, drawn, ids_BL, known_BL, log_p_BL
                     )
             forgotten_L[layout.groups[g][self.forgotten[g]]] = True
         return layout.codes(ids_BL)
+
+    def _hidden(self, ids_BL):
+        """Return the ids that stand for hidden tokens."""
+        if self.settings.sampler.name != "next_scale":
+            return self.layout.vocabulary.mask
+        cells, from_J = self.layout.visual_index, coarser(self.layout)
+        shown_BJ = jnp.where(from_J < 0, self.layout.vocabulary.mask, ids_BL[:, cells[from_J]])
+        return ids_BL.at[:, cells].set(shown_BJ)
 
     def _forgotten(self, group):
         """Return which tokens of a finished group are hidden from later ones, bool [N]."""
@@ -103,7 +114,15 @@ class Recompute:
         hidden_RLD = model.hidden(jnp.tile(inputs_BL, (num, 1)), positions, tuple(keys), **level)
         return model.config.head.arms(model, hidden_RLD)
 
-    def _draw(self, params, hidden_RLND, source_JN, keys_B, g, step):
+    def _before(self, inputs_BL, g):
+        """Return the codes that are seen one frame before group g, a frame, [B, 1, H, W]; nothing for heads that need none."""
+        if not self.config.model.head.reads_before:
+            return None
+        codes = inputs_BL[:, self.cells[g - 1]] - self.layout.vocabulary.visual_start
+        is_code = (codes >= 0) & (codes < self.layout.vocabulary.visual_size) & (g > 0)
+        return jnp.where(is_code, codes, -1).reshape(-1, 1, *self.layout.grid[1:])
+
+    def _draw(self, params, hidden_RLND, source_JN, keys_B, g, step, before_BTHW):
         """Return drawn codes, their log-probabilities and the noise that decides what is kept, [B, J] each."""
         model, c = self.definition.bind(params), self.settings
         fold_in = jax.vmap(jax.random.fold_in, (0, None))
@@ -115,6 +134,7 @@ class Recompute:
         codes, log_p = model.config.head.draw(
             model, features, noise.draw, lambda logits_R: guidance.combine(logits_R, self.branches),
             lambda logits_V, gumbel_V: c.sampler.choose(logits_V, gumbel_V, c.top_k, c.top_p), self.chunk, self.num_codes,
+            Context(before_BTHW),
         )  # fmt: skip
         return codes, log_p, noise.keep()[:, : len(source_JN)]
 
@@ -124,10 +144,11 @@ class Recompute:
         known = known_BL[:, cells]
         codes = jnp.where(known, ids_BL[:, cells], codes + self.layout.vocabulary.visual_start)
         log_p = jnp.where(known, log_p_BL[:, cells], log_p)
-        kept = jnp.ones_like(known)
+        kept, fixed = jnp.ones_like(known), self.layout.tokens.t[cells] < self.num_given
         if self.in_place:
             num_hidden = c.sampler.counts(len(cells), c.steps)[step]
             temperature = c.sampler.temperatures(c.steps, jnp.bool_(is_first))[step]
-            kept = c.sampler(sampler.Noise(None, lambda: gumbel), log_p, known, num_hidden, temperature)
+            order = c.sampler.order(*(axis[cells] for axis in self.layout.tokens[2:5]))
+            kept = c.sampler(sampler.Noise(None, lambda: gumbel), log_p, known, num_hidden, temperature, order) | fixed
         put = lambda x, values: x.at[:, cells].set(values)
         return put(ids_BL, codes), put(known_BL, kept), put(log_p_BL, log_p)

@@ -26,6 +26,7 @@ from lumos.sequence.corruption import (
     Tube,
     Uniform,
 )
+from lumos.sequence.given import Segments
 
 NUM = 40_000
 
@@ -116,7 +117,9 @@ def test_a_share_of_independent_frames_is_clean():
 
 
 def test_segments_are_hidden_whole_and_only_the_current_one_has_a_loss():
-    config = CorruptionConfig(segments=(2, 3, 1), past_drop=0.5, future_drop=0.25, level=Constant(ratio=0.5))
+    config = CorruptionConfig(
+        given=Segments(sizes=(2, 3, 1), past_drop=0.5, future_drop=0.25), level=Constant(ratio=0.5)
+    )
     drawn = jax.tree.map(np.asarray, config.draw(jax.random.key(1), NUM, 6, 4))
     np.testing.assert_array_equal(drawn.predicted_BT, np.tile([0, 0, 1, 1, 1, 0], (NUM, 1)))
     past, future = drawn.mask_BTC[:, :2], drawn.mask_BTC[:, 5:]

@@ -111,7 +111,7 @@ def _assert_close(got, want):
     np.testing.assert_allclose(got, want, atol=1e-5 * max(1.0, float(np.abs(want).max())))
 
 
-@pytest.mark.parametrize("window", [0, 3])
+@pytest.mark.parametrize("window", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_streams_equal_one_pass_over_a_hundred_frames(window):
     config = dataclasses.replace(TINY, temporal_window=window)
     definition, params, stream = random_stream(config)
@@ -151,7 +151,7 @@ def test_a_window_limits_what_attention_sees():
     assert np.abs(narrow[:, 1:] - wide[:, 1:]).max() > 1e-3
 
 
-@pytest.mark.parametrize("spatial, temporal, patch", [(8, 8, 4), (8, 4, 2)])
+@pytest.mark.parametrize("spatial, temporal, patch", [pytest.param(8, 8, 4, marks=pytest.mark.slow), (8, 4, 2)])
 def test_streams_go_through_strides_in_time(spatial, temporal, patch):
     sizes = dict(spatial_compression=spatial, temporal_compression=temporal, patch_size=patch)
     config = dataclasses.replace(TINY, channel_mult=(1, 2, 2), outer_norm=True, **sizes)

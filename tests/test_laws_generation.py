@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from lumos.errors import UserError
+from lumos.generation import keeping
 from lumos.generation.plan import Diagonal, OneByOne
 from lumos.generation.policy import Fifo, FullCache, Window
 from lumos.generation.positions import Absolute, Cyclic, Realigned, Relative
@@ -91,8 +92,8 @@ def through_cache(config, objective, params, batch, **settings):
     def step(state):
         tokens, _, run = engine._open(model, state, state.group[None])
         index = jnp.asarray(groups._index)[groups.row(state.group)]
-        hidden, kv = run(ids[:, index], jnp.zeros((1, groups.size)))
-        cache = engine._make_room(state).write(kv, tokens, groups.num_tokens(state.group))
+        hidden, own = run(ids[:, index], jnp.zeros((1, groups.size)), is_write=True)
+        cache = keeping.write(engine.view, state.cache, own, tokens, state.group, model.config)
         return state._replace(cache=cache, group=state.group + 1), hidden
 
     parts = []

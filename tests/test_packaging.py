@@ -17,7 +17,7 @@ def test_tokenizers_never_becomes_a_top_level_package():
 @pytest.mark.parametrize(
     "first, second", [("lumos.tokenizers.wavelet", "tokenizers"), ("tokenizers", "lumos.tokenizers.wavelet")]
 )
-@pytest.mark.parametrize("folder", [REPO, REPO.parent])
+@pytest.mark.parametrize("folder", [pytest.param(REPO, marks=pytest.mark.slow), REPO.parent])
 def test_both_import_in_either_order(first, second, folder):
     pytest.importorskip("transformers")
     code = (

@@ -1,6 +1,7 @@
 """The recipes of configs/recipes: each loads, trains and generates, and is the method that its paper describes."""
 
 import dataclasses
+import functools
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from tokens import NUM_CODES, one_device, write_tokens  # noqa: F401  (a fixture)
 
 from lumos import config_loading, recipes_docs
@@ -37,12 +39,15 @@ def recipe(name, **overrides):
 def run(tmp_path_factory, one_device):  # noqa: F811
     """Train the smoke variant of a recipe; return its config, parameters and losses. What differs in generation alone shares a run."""
     folder, runs = tmp_path_factory.mktemp("recipes"), {}
-    tokens = write_tokens(folder / "tokens")
+
+    @functools.cache
+    def tokens(grid):
+        return write_tokens(folder / f"tokens {grid}", grid=grid)
 
     def of(name):
         config = recipe(
             name,
-            **{"data.path": str(tokens), "train.num_samples": 0, "train.eval_every": 0},
+            **{"data.path": str(tokens(recipe(name).sequence.grid)), "train.num_samples": 0, "train.eval_every": 0},
             **{"optimizer.name": "sgd", "optimizer.ema_decay": 0.0},  # compiles fastest
         )
         trained = dataclasses.replace(config, name="", generate=recipe("lumos1").generate)
@@ -63,8 +68,9 @@ def run(tmp_path_factory, one_device):  # noqa: F811
 
 def generate(config, params, num_given=0, num_frames=3):
     """Generate two clips of one prompt with seeds 3 and 4; return the given and the generated codes."""
-    engine = make_engine(config, make_objective(config).definition, grid=(num_frames, 4, 4))
-    given = np.random.default_rng(0).integers(0, NUM_CODES, (2, num_frames, 4, 4)).astype(np.int32)
+    grid = (num_frames, *config.sequence.grid[1:])
+    engine = make_engine(config, make_objective(config).definition, grid=grid)
+    given = np.random.default_rng(0).integers(0, NUM_CODES, (2, *grid)).astype(np.int32)
     text = np.full((2, config.sequence.text_length), 7, np.int32)
     program = jax.jit(
         lambda params, given, keys: engine.decode(params, text, jnp.array([3, 3]), given, keys, num_given)
@@ -73,15 +79,33 @@ def generate(config, params, num_given=0, num_frames=3):
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
+def test_the_parts_of_every_recipe_fit_together(name):
+    """The shapes of a training step and of generation; `test_every_recipe_trains_and_generates` computes them."""
+    config = recipe(name)
+    objective = make_objective(config)
+    params, extra = objective.definition.abstract, objective.extra_state()
+    batch = tiny.token_batch(config)
+    loss = jax.eval_shape(objective.loss, params, batch, jax.random.key(0), 0, extra and extra.abstract)
+    assert loss.sum.shape == loss.weight.shape == () and jax.tree.structure(loss.extra) == jax.tree.structure(
+        extra and extra.abstract
+    )
+    engine = make_engine(config, objective.definition)
+    arguments = params, batch["text"], batch["text_length"], batch["tokens"], row_keys(0, len(batch["tokens"]))
+    codes = jax.eval_shape(functools.partial(engine.decode, num_given=0), *arguments)
+    assert codes.shape == (len(batch["tokens"]), *config.sequence.grid)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SYSTEMS)
 def test_every_recipe_trains_and_generates(name, run):
     config, params, losses = run(name)
     assert len(losses) == config.train.num_steps and np.isfinite(losses).all()
-    endless = config.generate.cache.bounded
-    num_frames = 6 if endless else 3  # clips in training have 3
+    trained, endless = config.sequence.grid[0], config.generate.cache.bounded
+    num_frames = 2 * trained if endless else trained
     given, codes = generate(config, params, num_frames=num_frames, num_given=1 if endless else 0)
     np.testing.assert_array_equal(codes[:, :endless], given[:, :endless])
-    assert codes.shape == (2, num_frames, 4, 4) and codes.min() >= 0 and codes.max() < NUM_CODES
-    assert (codes[0, 1:] != codes[1, 1:]).mean() > 0.5  # two seeds
+    assert codes.shape == (2, num_frames, *config.sequence.grid[1:]) and codes.min() >= 0 and codes.max() < NUM_CODES
+    assert (codes[0, -1:] != codes[1, -1:]).mean() > 0.5  # two seeds
 
 
 @pytest.mark.parametrize("name", ["lumos1", "next_token"])
@@ -224,6 +248,115 @@ def test_infinity_rope_keeps_the_first_frame_and_times_inside_the_trained_range(
         assert seen.tolist() == sorted({0, max(now - 1, 0), now})  # the sink, the newest, and itself
         assert time.min() == 0 and time.max() == min(now, 2)
         np.testing.assert_array_equal(np.diff(time[1:]), np.diff(seen[1:]))
+
+
+def test_par_generates_the_same_place_of_all_regions_and_one_region_is_next_token():
+    config, layout, _ = parts("par")
+    assert len(layout.groups) == 4 + (48 - 4) // 4
+    region = lambda index: layout.tokens.y[index] // 2 * 2 + layout.tokens.x[index] // 2
+    source, target = config.sequence.targets(layout)
+    for group in layout.groups[4:]:
+        assert sorted(region(group)) == [0, 1, 2, 3]
+    follows = layout.tokens.kind[source[:, 0]] == CODE
+    after = follows & (layout.tokens.group[target] > 4)
+    np.testing.assert_array_equal(region(source[after, 0]), region(target[after]))
+    one, plain = (
+        recipe(name, **changes)
+        for name, changes in (("par", {"sequence.layout.rows": 1, "sequence.layout.columns": 1}), ("next_token", {}))
+    )
+    tables = [make_layout(c) for c in (one, plain)]
+    jax.tree.map(np.testing.assert_array_equal, *(table.tokens for table in tables))
+    jax.tree.map(np.testing.assert_array_equal, *(c.sequence.targets(table) for c, table in zip((one, plain), tables)))
+    for grid, regions, passes in (((5, 16, 16), 2, 323), ((5, 16, 16), 4, 95), ((1, 16, 16), 2, 67)):  # as published
+        stages = dataclasses.replace(config.sequence.layout, rows=regions, columns=regions).stages(grid)
+        assert stages.max() + 1 == passes
+
+
+def test_axial_layers_see_the_three_lines_through_a_cell():
+    config = recipe("axial")
+    layout = make_layout(config)
+    t, y, x = np.indices((3, 4, 4)).reshape(3, -1)
+    same = lambda a: a[:, None] == a
+    lines = same(y) & same(x) & (t[:, None] >= t), same(t) & same(x), same(t) & same(y)
+    for rule, line in zip(config.sequence.attention.layers(), lines, strict=True):
+        sees_LL = visible(rule, layout.tokens, layout.tokens)
+        np.testing.assert_array_equal(sees_LL[np.ix_(layout.visual_index, layout.visual_index)], line)
+    assert config.model.num_layers % 3 == 0
+
+
+def test_genie_attends_in_space_and_time_and_sees_some_wrong_codes():
+    config = recipe("genie")
+    assert [rule.name for rule in config.sequence.attention.layers()] == ["local", "axial"]
+    _, ratio_BT = draw(config)
+    assert (ratio_BT[:, 0] == 0).all() and np.diff(ratio_BT, axis=1).min() >= 0
+    codes = np.zeros((4096, 48), int)
+    seen = config.corruption.errors(jax.random.key(0), codes, NUM_CODES, 0, {}, None)
+    rate_B = (np.asarray(seen) != codes).mean(1)
+    assert abs(rate_B.mean() - 0.1 * (1 - 1 / NUM_CODES)) < 0.003
+
+
+def test_nova_hides_most_of_each_frame_and_draws_points():
+    config = recipe("nova")
+    mask_BTC, ratio_BT = draw(config)
+    assert ratio_BT.min() >= 0.7 and np.abs(np.corrcoef(ratio_BT.T) - np.eye(3)).max() < 4 / np.sqrt(len(ratio_BT))
+    assert config.model.head.name == "flow" and not config.generate.sampler.reads_log_p
+
+
+def test_art_v_sees_the_first_frame_and_the_one_before():
+    config, layout, sees_LL = parts("art_v")
+    clean, noisy, t = layout.clean_index, layout.visual_index, np.repeat(np.arange(3), 16)
+    late = t == 2
+    np.testing.assert_array_equal(sees_LL[np.ix_(noisy[late], clean)].any(0), (t == 0) | (t == 1))
+    frames = jnp.arange(9)
+    np.testing.assert_array_equal(np.flatnonzero(config.generate.cache.sees(frames, 9)), [0, 8])
+    assert config.model.head.reach == 1 and config.corruption.errors.clean == 0.5
+
+
+def test_hitvideo_generates_coarse_layers_before_fine_ones():
+    config, layout, sees_LL = parts("hitvideo")
+    assert [len(group) for group in layout.groups] == [4, 16] * 3  # 2 x 2 areas of 1 coarse and 4 fine codes
+    coarse, fine = layout.tokens.x[layout.groups[0]] % 5, layout.tokens.x[layout.groups[1]] % 5
+    assert set(coarse) == {0} and set(fine) == {1, 2, 3, 4}
+    noisy = layout.visual_index[
+        np.isin(layout.tokens.x[layout.visual_index] % 5, (1, 2, 3, 4)) & (layout.tokens.t[layout.visual_index] == 0)
+    ]
+    assert sees_LL[np.ix_(noisy, layout.groups[0])].all() and not sees_LL[np.ix_(noisy, layout.groups[1])].any()
+
+
+def test_larp_is_next_token_over_one_row():
+    config, layout, sees_LL = parts("larp")
+    np.testing.assert_array_equal(sees_LL, np.tri(layout.length, dtype=bool))
+    np.testing.assert_array_equal(layout.positions.text, np.arange(layout.length))
+    assert config.model.rope == "1d" and len(layout.groups) == 48
+
+
+def test_g3pt_makes_a_scale_in_one_pass_from_all_coarser_ones():
+    config, layout, sees_LL = parts("g3pt")
+    assert [len(group) for group in layout.groups] == [1, 3, 12] * 3
+    stage = layout.tokens.stage
+    clean, noisy = layout.clean_index, layout.visual_index
+    np.testing.assert_array_equal(sees_LL[np.ix_(noisy, clean)], stage[noisy][:, None] > stage[clean])
+    mask_BTC, _ = draw(config, batch=2)
+    assert mask_BTC.all() and config.generate.steps == 1
+
+
+def test_mcvd_hides_past_and_future_each_in_half_of_the_clips():
+    config = recipe("mcvd")
+    drawn = config.corruption.draw(jax.random.key(0), 4096, 3, 16)
+    hidden_BT = np.asarray(drawn.mask_BTC).all(-1)
+    np.testing.assert_array_equal(drawn.predicted_BT, np.broadcast_to([False, True, False], (4096, 3)))
+    for past, future in np.ndindex(2, 2):  # four tasks, as likely
+        assert abs(np.mean((hidden_BT[:, 0] == past) & (hidden_BT[:, 2] == future)) - 0.25) < 0.03
+
+
+def test_ursa_begins_with_random_codes_and_revises_all_of_them():
+    config = recipe("ursa")
+    sampler = config.generate.sampler
+    assert not sampler.masks and config.corruption.kernel.name in sampler.kernels and config.loss.weights.name == "all"
+    # A jump takes the drawn code with probability 1 / (passes that are left), whatever is known.
+    np.testing.assert_allclose(sampler.temperatures(4, True), [1 / 4, 1 / 3, 1 / 2, 1])
+    taken = sampler.taken(jax.random.gumbel(jax.random.key(0), (20_000,)), None, 0.25)
+    assert abs(float(taken.mean()) - 0.25) < 0.01
 
 
 # Documents ----------------------------------------------------------------------------------------------------------

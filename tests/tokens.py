@@ -13,16 +13,20 @@ from lumos.data.records import RecordWriter
 NUM_CODES = 30
 
 
-def write_tokens(folder, num=64, seed=0):
+def write_tokens(folder, num=64, seed=0, grid=(3, 4, 4), tokenizer=None):
     """Write a finished token folder of two shards for training and one for validation; return it."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("train-00000-of-00002", "train-00001-of-00002", "validation-00000-of-00001"):
         with RecordWriter(folder / f"{name}.array_record") as writer:
             for i in range(num // 2):
-                grid = rng.integers(0, NUM_CODES, (3, 4, 4)).astype(np.uint32)
-                writer.write({"tokens": grid, "caption": f"a red circle {i}", "id": f"{name}/{i}"})
-    manifest = {"grid": [3, 4, 4], "codebook_size": NUM_CODES, "tokenizer": {"fingerprint": "none"}}
+                tokens = rng.integers(0, NUM_CODES, grid).astype(np.uint32)
+                writer.write({"tokens": tokens, "caption": f"a red circle {i}", "id": f"{name}/{i}"})
+    manifest = {
+        "grid": list(grid),
+        "codebook_size": NUM_CODES,
+        "tokenizer": {"fingerprint": "none", **(tokenizer or {})},
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 

@@ -2,7 +2,8 @@
 
 Mechanism:  the whole video is one stage with full attention; one cosine ratio without a floor, drawn over all cells of the clip; every
             pass of generation keeps the most probable codes of the whole clip.
-Not here:   COMMIT (conditions that stand in for [MASK], and its three loss weights), the tasks other than text to video. Text sees
+Not here:   the tasks other than text to video (--config.corruption.given=segments, with --config.loss.weights=commit for the three parts
+            of COMMIT's loss; a causal tokenizer gives the codes of given frames as they are, so these stand for themselves). Text sees
             text alone, so that it is computed once; in the paper the class token sees the video.
 Published:  12 passes, temperature 4.5, label smoothing 1e-4; UCF-101 FVD 159 (B) and 76 (L), BAIR 62, K600 9.9.
 Run:        lumos train --config=configs/recipes/maskgit.py --workdir=maskgit --config.data.path=TOKENS --config.tokenizer_workdir=TOKENIZER

@@ -18,12 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos.errors import UserError
-from lumos.generation import guidance, released, sampler
+from lumos.generation import jacobi, keeping, stitched
 from lumos.generation.cache import Cache
 from lumos.generation.groups import Groups
-from lumos.generation.plan import history_mask
-from lumos.generation.policy import keep_index
-from lumos.generation.sampler import Noise
+from lumos.generation.passes import Cells, Kept, Passes
+from lumos.generation.sampler import keys_of_rows
 from lumos.generation.view import View
 from lumos.model import transformer
 from lumos.model.definition import Definition
@@ -31,10 +30,9 @@ from lumos.model.heads import gather_arms
 from lumos.sequence.layout import Layout
 from lumos.sequence.rule import Rule
 from lumos.sequence.targets import InPlace, TargetRule
-from lumos.sequence.tokens import Tokens
 
 if TYPE_CHECKING:
-    from lumos.config import GenerateConfig
+    from lumos.config import GenerateConfig, ModelConfig
 
 
 class State(NamedTuple):
@@ -46,11 +44,14 @@ class State(NamedTuple):
     first: jax.Array  # the first group that is generated
     group: jax.Array  # the first group in flight
     cut: jax.Array  # latent frames that what comes stands later
-    codes_BWC: jax.Array  # of the W groups in flight
-    known_BWC: jax.Array  # which of these codes are kept
-    log_p_BWC: jax.Array  # their log-probabilities when they were drawn
+    cells: Cells  # of the W groups in flight
+    given: Kept | None  # codes of groups to come, where some of their cells are given
+    newest_BP: jax.Array  # the last finished code in each place of a frame, as the cache has it; -1 = none, or hidden
     # Hidden states of the last tokens, which predict the next group; none where hidden tokens predict themselves.
     features_RND: jax.Array
+    forwards: jax.Array  # how often the model was run since the prefill
+    # With a search: log-probabilities of the codes of all finished groups in each branch, summed, [B] each.
+    log_p: tuple[jax.Array, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,11 +70,22 @@ class Engine:
     uniform: Callable[[int, int], tuple[np.ndarray, np.ndarray]] | None = None
 
     def __post_init__(self):
-        _ = self.view, self.rounds  # what does not go together is refused now, not when it is compiled
+        # What does not go together is refused now, not when it is compiled.
+        self.settings.plan.check(self.groups, self.in_place)
+        _ = self.view, self.passes, self.rounds, self.at_once
+        self.model_config.mixer.check_generation(self.view)
+
+    @cached_property
+    def model_config(self) -> ModelConfig:
+        return self.definition.bind(self.definition.abstract).config
 
     @cached_property
     def view(self) -> View:
         return View(self.layout, self.settings, self.rule, self.undo)
+
+    @cached_property
+    def passes(self) -> Passes:
+        return Passes(self.view, self.settings, self.in_place, self.chunk, self.num_codes, self.uniform)
 
     @property
     def groups(self) -> Groups:
@@ -98,14 +110,9 @@ class Engine:
         return self.rounds[0].shape[1]
 
     @cached_property
-    def _counts(self) -> np.ndarray:
-        """How many cells stay hidden after each pass, int32 [groups, steps]."""
-        count = lambda num: self.settings.sampler.counts(int(num), self.settings.steps)
-        if self.groups.is_uniform:
-            return np.broadcast_to(count(len(self.groups.cells)), (self.groups.num, self.settings.steps))
-        sizes = self.groups.num_codes
-        of_size = {size: count(size) for size in set(sizes.tolist())}
-        return np.stack([of_size[size] for size in sizes.tolist()])
+    def at_once(self) -> int:
+        """Groups that are finished at a time."""
+        return self.settings.sampler.at_once(self.view, self.in_place)
 
     @cached_property
     def _sources(self) -> np.ndarray:
@@ -120,25 +127,18 @@ class Engine:
                 raise ValueError("codes are predicted from tokens further back than a group")
         return table
 
-    @cached_property
-    def _history_N(self) -> np.ndarray:
-        """Which tokens of a finished group are hidden before it is written, bool [N]."""
-        hidden, content = np.zeros(self.groups.size, bool), self.groups.content
-        always = self.settings.sampler.always_masks
-        hidden[content] = history_mask(len(content), self.settings.history_ratio, always=always)
-        return hidden
-
     # Prefill --------------------------------------------------------------------------------------------------------
 
-    def prefill(self, params, text_BP, text_length_B, given_BTHW, keys_B, num_given: int) -> State:
-        """Start with a prompt, and with the first `num_given` latent frames of `given_BTHW` (kept as they are)."""
-        if not keys_B.ndim:
-            keys_B = jax.vmap(jax.random.fold_in, (None, 0))(keys_B, jnp.arange(len(text_BP)))
+    def prefill(self, params, text_BP, text_length_B, given_BTHW, keys_B, num_given: int, kept_BTHW=None) -> State:
+        """Start with a prompt, and with the first `num_given` latent frames of `given_BTHW` (kept as they are), or with its codes
+        where `kept_BTHW` is true."""
+        keys_B = keys_of_rows(keys_B, len(text_BP))
         first_R, first = self.view.first_visible(text_length_B), self.first_group(num_given)
         ids_BL = self.layout.assemble(text_BP, given_BTHW)
         cache, hidden_RQD = self.run_prefix(params, ids_BL, first_R, first)
-        shape = (len(text_BP), self.width, len(self.groups.cells))
         num_features = 0 if self.in_place else self.groups.size
+        newest_BP = self.passes.newest(self.passes.prefix_ids(ids_BL, first), first)
+        given = self.passes.kept(given_BTHW, num_given, kept_BTHW)
         return State(
             cache=cache,
             first_R=first_R,
@@ -146,21 +146,25 @@ class Engine:
             first=jnp.int32(first),
             group=jnp.int32(first),
             cut=jnp.int32(0),
-            codes_BWC=jnp.zeros(shape, jnp.int32),
-            known_BWC=self._begin(jnp.int32(first) + jnp.arange(self.width), shape),
-            log_p_BWC=jnp.zeros(shape, jnp.float32),
+            cells=self.passes.begin(keys_B, jnp.int32(first) + jnp.arange(self.width), newest_BP, given)
+            if self.at_once == 1
+            else jacobi.guess(self, ids_BL, keys_B, first),
+            given=given,
+            newest_BP=newest_BP,
             features_RND=jnp.pad(hidden_RQD, ((0, 0), (num_features, 0), (0, 0)))[:, hidden_RQD.shape[1] :],
+            forwards=jnp.int32(0),
+            log_p=(jnp.zeros(len(text_BP), jnp.float32),) * self.passes.num_noted,
         )
 
     def first_group(self, num_given: int) -> int:
         """Return the group behind so many latent frames."""
         group = self.groups.before_frame(num_given) if num_given else 0
-        if group is None:
+        if group is None and not self.in_place:
             raise UserError(
-                f"{num_given} given latent frames end inside a group of config.sequence.layout: frames can be given where groups follow "
-                "them in time, as in 'compact' with blocks of one frame or less"
+                f"{num_given} given latent frames end inside a group of config.sequence.layout, whose codes are predicted together: frames "
+                "can be given where groups follow them in time, as in 'compact' with blocks of one frame or less"
             )
-        return group
+        return group or 0
 
     def run_prefix(self, params, ids_BL, first_R, num_groups: int, numbers: tuple | None = None):
         """Run the text and the first groups of a sequence. Return the cache behind them and their hidden states [R, Q, D].
@@ -169,12 +173,9 @@ class Engine:
         """
         view, model, length = self.view, self.definition.bind(params), int(self.groups.starts[num_groups])
         tokens, now = view.prefix(num_groups, numbers)
-        hidden_Q = np.zeros(length, bool)
-        if num_groups and self.in_place and self.groups.is_uniform and self.settings.sampler.masks_given:
-            hidden_Q[self.layout.prefix_length :] = np.tile(self._history_N, num_groups)
-        ids_BQ = jnp.where(jnp.asarray(hidden_Q), self.layout.vocabulary.mask, ids_BL[:, :length])
+        ids_BQ = self.passes.prefix_ids(ids_BL, num_groups)
         level_Q = jnp.where(tokens.group >= 0, self.settings.history_ratio if self.in_place else 0.0, 0.0)
-        hidden_RQD, kv = model(
+        hidden_RQD, own = model(
             view.rows(ids_BQ), view.place(tokens, first_R, tokens, True, now), view.prefix_keys(tokens, num_groups, first_R),
             **view.level(model, level_Q[None], len(first_R)),
         )  # fmt: skip
@@ -184,180 +185,168 @@ class Engine:
                 f"{num_groups // max(self.groups.per_frame, 1)} given latent frames do not fit into a cache of {view.history_frames}; give "
                 "fewer, set config.generate.cache to a wider one, or use a session, which keeps the newest"
             )
-        k, v = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, spare), (0, 0), (0, 0))), kv)
-        return Cache(k, v, Tokens(*(jnp.pad(field, (0, spare)) for field in tokens)), jnp.int32(length)), hidden_RQD
+        return keeping.begin(view, own, tokens, spare), hidden_RQD
 
     # Hidden tokens that predict themselves --------------------------------------------------------------------------
 
     def round(self, params, state: State, passes_PW: np.ndarray) -> tuple[State, jax.Array]:
         """Work on the groups in flight, finish the first one and write it. Return its codes, [B, C]."""
+        return self.watched_round(params, state, passes_PW)[:2]
+
+    def watched_round(self, params, state: State, passes_PW: np.ndarray) -> tuple[State, jax.Array, Cells]:
+        """As `round`; return too the cells behind each pass, [P, B, W, C] each."""
         model, c = self.definition.bind(params), self.settings
         groups_W = state.group + jnp.arange(self.width)
-        tokens, template, run = self._open(model, state, groups_W)
-        cells = (jnp.arange(self.width)[:, None] * self.groups.size + self.groups.cells).reshape(-1)
-        counts_WS = jnp.asarray(self._counts)[self.groups.row(groups_W)]
-        temperatures_S = c.sampler.temperatures(c.steps, state.group == state.first)
+        opened = _, template, run = self._open(model, state, groups_W)
+        index = (jnp.arange(self.width)[:, None] * self.groups.size + self.groups.cells).reshape(-1)
         is_full = bool((passes_PW >= 0).all())
 
+        def step(cells, pass_W):
+            now = self.passes.at(state.keys_B, groups_W, jnp.clip(pass_W, 0, c.steps - 1), state.first)
+            level_BQ = jnp.repeat(now.level(cells), self.groups.size, axis=1)
+            known_BWC = cells.known if c.sampler.masks else None
+            begun = (0, self.groups.num_begun(pass_W, state.group, self.view.bounded)) if c.plan.both_ways else None
+            hidden_RQD, _ = run(self._with_codes(template, groups_W, cells.codes, known_BWC), level_BQ, begun=begun)
+            return now.draw(model, hidden_RQD[:, index], cells, state.newest_BP), now
+
         def one(carry, pass_W):
-            codes, known, log_p = carry
-            share_BW = (~known).sum(-1) / known.shape[-1]
-            ids_BQ = self._with_codes(template, groups_W, codes, known)
-            features = run(ids_BQ, jnp.repeat(share_BW, self.groups.size, axis=1))[0][:, cells]
-            step_W = jnp.maximum(pass_W, 0)
-            noise = self._noise(state, groups_W, step_W)
-            drawn, drawn_log_p = self._draw(model, features, noise)
-            new_codes = jnp.where(known, codes, drawn.reshape(codes.shape))
-            new_log_p = jnp.where(known, log_p, drawn_log_p.reshape(codes.shape))
-            gumbel_BWC, num_W = noise.keep().reshape(codes.shape), counts_WS[jnp.arange(self.width), step_W]
-            keep = jax.vmap(self._keep, in_axes=(1, 1, 1, 0, 0), out_axes=1)
-            new_known = keep(gumbel_BWC, new_log_p, known, num_W, temperatures_S[step_W])
-            new_known |= self._begin(groups_W, codes.shape)
-            new = (new_codes, new_known, new_log_p)
-            if is_full:
-                return new, None
-            works_W1 = (pass_W >= 0)[:, None]
-            return jax.tree.map(lambda new, old: jnp.where(works_W1, new, old), new, carry), None
+            cells, forwards = carry
+            new, now = step(cells, pass_W)
+            new, more = c.sampler.look_ahead(step, now, cells, new, pass_W, c.steps)
+            new = new if is_full else new.where((pass_W >= 0)[:, None], cells)
+            return (new, forwards + 1 + more), new
 
-        carry = (state.codes_BWC, state.known_BWC, state.log_p_BWC)
-        (codes, known, log_p), _ = jax.lax.scan(one, carry, jnp.asarray(passes_PW))
-        if self.width > 1:
-            tokens, template, run = self._open(model, state, state.group[None])
-        history_BN = self._with_codes(template, state.group[None], codes[:, :1])
-        history_BN = jnp.where(jnp.asarray(self._history_N), self.layout.vocabulary.mask, history_BN)
-        _, kv = run(history_BN, jnp.full((1, self.groups.size), c.history_ratio))
-        joins = self._begin((state.group + self.width)[None], (*codes.shape[:1], 1, codes.shape[2]))
-        shift = lambda x, new: jnp.concatenate([x[:, 1:], new], axis=1)
+        (cells, forwards), watched = jax.lax.scan(one, (state.cells, state.forwards), jnp.asarray(passes_PW))
+        opened = self._open(model, state, state.group[None]) if self.width > 1 else opened
+        after = self._close(state._replace(forwards=forwards), opened, cells.codes[:, :1])
+        joins = self.passes.begin(state.keys_B, (state.group + self.width)[None], after.newest_BP, state.given)
+        log_p = tuple(total + new[:, 0].sum(-1) for total, new in zip(state.log_p, cells.of_branches))
+        return after._replace(cells=cells.shift(joins), log_p=log_p), cells.codes[:, 0], watched
+
+    def _close(self, state: State, opened: tuple, codes_B1C: jax.Array) -> State:
+        """Write the first group in flight, which is finished, with its history mask. `opened`: what `_open` says of it."""
+        tokens, template, run = opened
+        history_BN = self._with_codes(template, state.group[None], codes_B1C)
+        history_BN = jnp.where(jnp.asarray(self.passes.history_N), self.layout.vocabulary.mask, history_BN)
+        _, own = run(history_BN, jnp.full((1, self.groups.size), self.settings.history_ratio), is_write=True)
         return state._replace(
-            cache=self._make_room(state).write(kv, tokens, self.groups.num_tokens(state.group)),
+            cache=keeping.write(self.view, state.cache, own, tokens, state.group, self.model_config),
             group=state.group + 1,
-            codes_BWC=shift(codes, jnp.zeros_like(codes[:, :1])),
-            known_BWC=shift(known, joins),
-            log_p_BWC=shift(log_p, jnp.zeros_like(log_p[:, :1])),
-        ), codes[:, 0]
-
-    def _begin(self, groups_W: jax.Array, shape) -> jax.Array:
-        """Return which codes of groups that begin count as known: padding, [B, W, C]."""
-        if self.groups.is_uniform:
-            return jnp.zeros(shape, bool)
-        return jnp.broadcast_to(~self._is_code(groups_W), shape)
-
-    def _is_code(self, groups_W: jax.Array) -> jax.Array:
-        """Return which of the C codes each group has, bool [W, C]; the others are padding."""
-        num_W = jnp.asarray(self.groups.num_codes)[self.groups.row(groups_W)]
-        return jnp.arange(len(self.groups.cells)) < num_W[:, None]
+            newest_BP=self.passes.remember(state.newest_BP, state.group[None], codes_B1C),
+            forwards=state.forwards + 1,
+        )
 
     # Tokens that predict the next group -----------------------------------------------------------------------------
 
-    def draw_next(self, params, state: State) -> jax.Array:
-        """Draw the next group from the hidden states of the last tokens; return its codes, [B, C]."""
-        model = self.definition.bind(params)
-        source = jnp.asarray(self._sources)[self.groups.row(state.group)]
+    def draw_next(self, params, state: State) -> tuple[jax.Array, State]:
+        """Draw the next group from the hidden states of the last tokens; return its codes, [B, C], and the state with their
+        log-probabilities."""
+        return self.draw_from(self.definition.bind(params), state.features_RND, state, state.group[None], 0)
+
+    def draw_from(self, model, before_RQD, state: State, groups_W, begins_J) -> tuple[jax.Array, State]:
+        """Draw groups from the hidden states of the tokens before them, of which those of each code begin at `begins_J`; see
+        `draw_next`."""
+        source = jnp.asarray(self._sources)[self.groups.row(groups_W)]
+        source = source.reshape(-1, source.shape[-1])
+        source = jnp.where(source < 0, -1, source + jnp.reshape(begins_J, (-1, 1)))
         if source.shape[1] == 1:
-            features = state.features_RND[:, jnp.maximum(source[:, 0], 0)]
+            features = before_RQD[:, jnp.maximum(source[:, 0], 0)]
         else:
-            features = gather_arms(model.config.head.arms(model, state.features_RND), source)
-        return self._draw(model, features, self._noise(state, state.group[None], jnp.zeros(1, jnp.int32)))[0]
+            features = gather_arms(model.config.head.arms(model, before_RQD), source)
+        noise = self.passes.noise(state.keys_B, groups_W, jnp.zeros(len(groups_W), jnp.int32), state.first)
+        context = self.passes.context(model, state.newest_BP)
+        codes_BJ = self.passes.draw(model, features, noise, context)[0]
+        notes = self.passes.note(model, features, codes_BJ, context)
+        return codes_BJ, state._replace(log_p=tuple(total + new.sum(-1) for total, new in zip(state.log_p, notes)))
 
     def feed(self, params, state: State, codes_BC) -> State:
         """Run a drawn group, keep its keys and values, and the hidden states that predict the next one."""
         model = self.definition.bind(params)
         tokens, template, run = self._open(model, state, state.group[None])
         ids_BN = self._with_codes(template, state.group[None], codes_BC[:, None])
-        hidden_RND, kv = run(ids_BN, jnp.zeros((1, self.groups.size)))
+        hidden_RND, own = run(ids_BN, jnp.zeros((1, self.groups.size)), is_write=True)
         num = self.groups.num_tokens(state.group)
         features = jnp.concatenate([state.features_RND, hidden_RND], axis=1)
         return state._replace(
-            cache=self._make_room(state).write(kv, tokens, num),
+            cache=keeping.write(self.view, state.cache, own, tokens, state.group, self.model_config),
             group=state.group + 1,
+            newest_BP=self.passes.remember(state.newest_BP, state.group[None], codes_BC[:, None]),
             features_RND=jax.lax.dynamic_slice_in_dim(features, num, self.groups.size, axis=1),
+            forwards=state.forwards + 1,
         )
 
     # Whole clips ----------------------------------------------------------------------------------------------------
 
     def next_group(self, params, state: State, passes_PW: np.ndarray) -> tuple[State, jax.Array]:
-        """Generate one more group and write it; return its codes, [B, C]. `passes_PW`: see `Plan.rounds`."""
+        """Generate one more group and write it; return its codes, [B, C], or the next ones `at_once`. `passes_PW`: see `Plan.rounds`."""
         if self.in_place:
             return self.round(params, state, passes_PW)
-        codes_BC = self.draw_next(params, state)
+        if self.at_once > 1:
+            return jacobi.solve(self, params, state)
+        codes_BC, state = self.draw_next(params, state)
         return self.feed(params, state, codes_BC), codes_BC
 
-    def decode(self, params, text_BP, text_length_B, given_BTHW, keys_B, num_given: int) -> jax.Array:
+    def decode(self, params, text_BP, text_length_B, given_BTHW, keys_B, num_given: int, kept_BTHW=None) -> jax.Array:
         """Return the codes of a whole clip, int32 [B, T, H, W]; the first `num_given` latent frames are those given.
 
+        kept_BTHW: bool, which other codes of `given_BTHW` are kept (a future, an outline); codes must predict themselves.
         Every row draws with a random key of its own; where one key is given instead of [B], that of row i is folded with i.
         """
-        state, first = (
-            self.prefill(params, text_BP, text_length_B, given_BTHW, keys_B, num_given),
-            self.first_group(num_given),
-        )
-        (passes, later), num, parts = self.rounds, self.groups.num - first, []
+        return self.clip(params, text_BP, text_length_B, given_BTHW, keys_B, num_given, kept_BTHW)[1]
+
+    def clip(self, params, text_BP, text_length_B, given_BTHW, keys_B, num_given: int, kept_BTHW=None):
+        """As `decode`; return the state behind it too: (state, codes)."""
+        if self.settings.plan.is_whole:
+            return stitched.clip(self, params, text_BP, text_length_B, given_BTHW, keys_B, num_given, kept_BTHW)
+        state = self.prefill(params, text_BP, text_length_B, given_BTHW, keys_B, num_given, kept_BTHW)
+        first = self.first_group(num_given)
+        (passes, later), num, parts = self.rounds, (self.groups.num - first) // self.at_once, []
         if len(passes) != len(later):  # the first round is longer
             state, codes_BC = self.round(params, state, passes)
             parts, num = [codes_BC[None]], num - 1
         step = lambda state, _: self.next_group(params, state, later)
-        if self.in_place:
-            parts.append(jax.lax.scan(step, state, None, length=num)[1])
+        if self.in_place or self.at_once > 1:
+            state, codes_GBC = jax.lax.scan(step, state, None, length=num)
+            parts.append(codes_GBC)
         else:  # nothing follows the last group: it is not fed
             state, codes_GBC = jax.lax.scan(step, state, None, length=num - 1)
-            parts += [codes_GBC, self.draw_next(params, state)[None]]
-        codes_BGC = jnp.moveaxis(jnp.concatenate(parts), 0, 1) + self.layout.vocabulary.visual_start
-        ids_BL = jnp.pad(self.layout.assemble(text_BP, given_BTHW), ((0, 0), (0, 1)))  # one more, where padding goes
-        return self.layout.codes(ids_BL.at[:, self.groups.cell_index[first:]].set(codes_BGC))
+            codes_BC, state = self.draw_next(params, state)
+            parts += [codes_GBC, codes_BC[None]]
+        codes_BGC = jnp.moveaxis(jnp.concatenate(parts), 0, 1).reshape(len(text_BP), -1, len(self.groups.cells))
+        return state, self.groups.clip(text_BP, given_BTHW, codes_BGC)
 
     # Parts ----------------------------------------------------------------------------------------------------------
 
     def _open(self, model: transformer.Transformer, state: State, groups_W: jax.Array):
         """Rotate the cache and return the tokens of groups, the ids of their markers, and the function that runs them:
-        (ids [B, Q], levels [B or 1, Q]) -> (hidden states [R, Q, D], keys and values)."""
-        view, cache, first_R = self.view, state.cache, state.first_R
+        (ids [B, Q], levels [B or 1, Q]; the first and the end of the groups that have begun, where later ones are seen; whether they
+        are written) -> (hidden states [R, Q, D], what is written of them)."""
+        view, first_R = self.view, state.first_R
         tokens, template = view.flight(groups_W, state.cut)
         now = self.groups.tokens(state.group).t[0] + state.cut
+        cache, bias_RS = self.settings.cache.recall(keeping.anchored(view, state.cache, now, model.config), *view.sizes)
         place = lambda tokens: view.place(tokens, first_R, cache.tokens, cache.used_S, now)
-        k_rotated = transformer.rotate_cache(cache.k, place(cache.tokens), model.config)
-        past = transformer.Past(k_rotated, cache.v, view.cache_keys(cache, first_R, groups_W))
+        k, v = cache.read(model.config.dtype)
+        k_rotated = transformer.rotate_cache(k, place(cache.tokens), model.config)
+        past = transformer.Past(k_rotated, v, view.cache_keys(cache, first_R, groups_W, bias_RS), sums=cache.sums)
         positions, own = place(tokens), view.own_keys(tokens, groups_W[0], len(groups_W), len(first_R))
 
-        def run(ids_BQ, level_BQ):
-            return model(view.rows(ids_BQ), positions, own, past, **view.level(model, level_BQ, len(first_R)))
+        def run(ids_BQ, level_BQ, begun=None, is_write=False):
+            keys = own if begun is None else view.begun(own, *begun)
+            seen = past._replace(measure=self.settings.cache.measure if is_write else None)
+            return model(view.rows(ids_BQ), positions, keys, seen, **view.level(model, level_BQ, len(first_R)))
 
         return tokens, template, run
-
-    def _make_room(self, state: State) -> Cache:
-        """Let the cache policy drop what must go before a group is written."""
-        if not self.view.bounded:
-            return state.cache
-        cache, oldest = state.cache, state.group // self.groups.per_frame + 1 - self.undo
-        seen = lambda cache: self.settings.cache.sees(self.view.frames(cache.tokens, cache.used_S), oldest)
-        drop = lambda cache: cache.gather(keep_index(seen(cache)))
-        return jax.lax.cond(cache.count + self.groups.size > cache.num_slots, drop, lambda cache: cache, cache)
 
     def _with_codes(self, template_Q, groups_W, codes_BWC, known_BWC=None):
         """Return ids [B, Q] of groups: codes where they are known, [MASK] elsewhere, and the markers of the template."""
         cells = (jnp.arange(len(groups_W))[:, None] * self.groups.size + self.groups.cells).reshape(-1)
         ids = codes_BWC + self.layout.vocabulary.visual_start
+        if not self.settings.sampler.masks:
+            ids = jnp.where(codes_BWC < 0, self.layout.vocabulary.mask, ids)
         if known_BWC is not None:
             ids = jnp.where(known_BWC, ids, self.layout.vocabulary.mask)
         if not self.groups.is_uniform:
-            ids = jnp.where(self._is_code(groups_W), ids, template_Q[cells].reshape(ids.shape[1:]))
+            ids = jnp.where(self.groups.is_code(groups_W), ids, template_Q[cells].reshape(ids.shape[1:]))
         batch = codes_BWC.shape[0]
         return jnp.broadcast_to(template_Q, (batch, len(template_Q))).at[:, cells].set(ids.reshape(batch, -1))
-
-    def _draw(self, model: transformer.Transformer, features_RJF, noise: Noise) -> tuple[jax.Array, jax.Array]:
-        combine = lambda logits_R: guidance.combine(logits_R, self.view.branches)
-        choose = lambda logits, gumbel: self.settings.sampler.choose(
-            logits, gumbel, self.settings.top_k, self.settings.top_p
-        )
-        return model.config.head.draw(model, features_RJF, noise.draw, combine, choose, self.chunk, self.num_codes)
-
-    def _keep(self, gumbel_BC, log_p_BC, known_BC, num_hidden, temperature):
-        return self.settings.sampler(Noise(None, lambda: gumbel_BC), log_p_BC, known_BC, num_hidden, temperature)
-
-    def _noise(self, state: State, groups_W: jax.Array, pass_W: jax.Array) -> Noise:
-        num_cells = len(self.groups.cells)
-        if self.uniform is not None:
-            shape = (len(state.keys_B), num_cells, self.num_codes or self.layout.vocabulary.visual_size)
-            return released.recorded(self.uniform, shape, state.group - state.first, pass_W[0])
-        fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
-        keys_BW = jax.vmap(jax.vmap(jax.random.fold_in), (0, None))(fold_in(state.keys_B, groups_W), pass_W)
-        return sampler.seeded(keys_BW, num_cells)

@@ -91,11 +91,58 @@ class Groups:
         is_padding = np.arange(len(self.cells)) >= self.num_codes[:, None]
         return np.where(is_padding, self.layout.length, index).astype(np.int32)
 
+    @cached_property
+    def raster_index(self) -> np.ndarray:
+        """Place in raster order of each code of a group, int32 [G, C]; padding has the number of codes."""
+        num = len(self.layout.visual_index)
+        place = np.full(self.layout.length + 1, num, np.int32)
+        place[self.layout.visual_index] = np.arange(num)
+        return place[self.cell_index]
+
+    @property
+    def num_places(self) -> int:
+        """Places of cells in a frame, H * W."""
+        return self.layout.grid[1] * self.layout.grid[2]
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """Place in its frame of each code of a group, int32 [G, C]; `num_places` at padding, and where a later frame of the
+        group has a code in the same place."""
+        table = np.full_like(self.cell_index, self.num_places)
+        for row, index in zip(table, self.cell_index):
+            tokens = self.layout.tokens.at(index[index < self.layout.length])
+            last = {
+                (y, x): i
+                for i, y, x in sorted(zip(range(len(index)), tokens.y, tokens.x), key=lambda c: tokens.t[c[0]])
+            }
+            for (y, x), i in last.items():
+                row[i] = y * self.layout.grid[2] + x
+        return table
+
+    @cached_property
+    def parents(self) -> np.ndarray:
+        """Place of the parent of each code of a group (`Arrangement.parents`), int32 [G, C]; `num_places` at padding."""
+        parents = self.layout.parents if self.layout.parents is not None else np.arange(self.num_places)
+        return np.append(parents, self.num_places)[self.places].astype(np.int32)
+
+    def last_in_place(self, num_groups: int) -> np.ndarray:
+        """Return the index of the last code in each place of a frame among the first groups, -1 if there is none, [H * W]."""
+        last_P = np.full(self.num_places + 1, -1)
+        for places_C, index_C in zip(self.places[:num_groups], self.cell_index):
+            last_P[places_C] = index_C
+        return last_P[:-1]
+
     def frame_codes(self, codes_BJ: jax.Array) -> jax.Array:
         """Return the codes of a frame in raster order from those of its groups, [B, H * W] each."""
         stored = self.cell_index[: self.per_frame].reshape(-1)
         place_of = {index: i for i, index in enumerate(stored.tolist())}
         return codes_BJ[:, np.array([place_of[i] for i in self.layout.visual_index[: len(stored)].tolist()])]
+
+    def clip(self, text_BP, given_BTHW, codes_BGC: jax.Array) -> jax.Array:
+        """Return the codes of a clip [B, T, H, W] from those of its last G groups; those before are given."""
+        ids_BL = jnp.pad(self.layout.assemble(text_BP, given_BTHW), ((0, 0), (0, 1)))  # one more, where padding goes
+        index = self.cell_index[self.num - codes_BGC.shape[1] :]
+        return self.layout.codes(ids_BL.at[:, index].set(codes_BGC + self.layout.vocabulary.visual_start))
 
     def consecutive(self, first: int, num: int) -> Tokens:
         """Return the tokens of some consecutive groups of the layout, NumPy [num * N] each; `valid` is 0 at padding."""
@@ -119,6 +166,16 @@ class Groups:
         """Offsets of the codes inside each group."""
         kinds = self.layout.tokens.kind
         return tuple(np.flatnonzero(kinds[start:end] == CODE) for start, end in zip(self.starts[:-1], self.starts[1:]))
+
+    def is_code(self, groups_W: jax.Array) -> jax.Array:
+        """Return which of the C codes each group has, bool [W, C]; the others are padding."""
+        num_W = jnp.asarray(self.num_codes)[self.row(groups_W)]
+        return jnp.arange(len(self.cells)) < num_W[:, None]
+
+    def num_begun(self, pass_W: jax.Array, first: jax.Array, endless: bool) -> jax.Array:
+        """Return how many groups from `first` on have begun in a pass, of those that there are."""
+        num = (pass_W >= 0).sum()
+        return num if endless else jnp.minimum(num, self.num - first)
 
     def row(self, g):
         """Return the group of the layout that a group is like."""

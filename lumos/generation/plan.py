@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import numpy as np
 
@@ -18,6 +19,12 @@ from lumos.slots import Slot
 
 class Plan(Slot):
     """When each group begins."""
+
+    both_ways: ClassVar[bool] = False  # whether groups in flight see later ones that are in flight too
+    is_whole: ClassVar[bool] = False  # whether it makes whole clips alone, not one frame after another
+
+    def check(self, groups, in_place: bool) -> None:
+        """Raise ValueError where it does not go with the groups of a layout."""
 
     def lag(self, steps: int) -> int:
         """Return how many passes a group begins after the one before it, of the `steps` that each gets."""
@@ -63,6 +70,26 @@ class Diagonal(Plan, name="diagonal"):
 
     def lag(self, steps):
         return min(self.passes, steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rolling(Plan, name="rolling"):
+    """A window of groups at rising levels that see each other both ways: each moves on in every pass, the first one leaves, a
+    hidden one joins (Rolling Forcing, arXiv 2509.25161; Yan). Without `sampler.eta` what is kept is not revised.
+
+    With as many groups as steps, N groups take N + steps - 1 passes.
+    """
+
+    window: int = 0  # groups in flight at most; 0 = as many as there are steps, 1 = one by one
+
+    def __post_init__(self):
+        if self.window < 0:
+            raise ValueError(f"window={self.window} must be at least 0")
+
+    both_ways = True
+
+    def lag(self, steps):
+        return -(-steps // (self.window or steps))
 
 
 def cosine(num_cells: int, steps: int) -> np.ndarray:

@@ -7,11 +7,16 @@ room is needed: `keep_index` turns that into indices, `Cache.gather` applies the
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from lumos.slots import Slot
+
+if TYPE_CHECKING:
+    from lumos.generation.cache import Cache
+    from lumos.generation.view import View
 
 EMPTY = 2**30
 
@@ -21,17 +26,37 @@ class CachePolicy(Slot):
 
     bounded = False  # whether the cache keeps its size however long the video is
     num_sink = 0  # how many of the first frames are always seen
+    is_shared = True  # whether all rows and layers keep and see the same slots
+    shot_offset = None  # latent frames that a shot stands later than it follows, where the policy says it
+    num_gaps = 0  # runs of cached frames that are not seen, between those that are
 
     def num_frames(self, clip_frames: int) -> int:
         """Return how many frames are seen at most, in clips of so many latent frames."""
         return clip_frames
 
-    def sees(self, frame_S: jax.Array, now: jax.Array) -> jax.Array:
-        """Return which slots the generation of frame `now` sees, bool [S].
+    def sees(self, frame_S: jax.Array, now: jax.Array, cut_S: jax.Array | int = 0) -> jax.Array:
+        """Return which slots the generation of frame `now` sees, bool [S]. NumPy arrays in, NumPy arrays out.
 
         frame_S: frame number of each slot, -1 for the text and markers before the video, `EMPTY` for empty slots.
+        cut_S: how many frames each slot stands later by cuts: the frames of a shot have one value.
         """
         return frame_S < EMPTY
+
+    # Policies that choose, for each row or layer ----------------------------------------------------------------------
+
+    measure = None  # how a written group scores the cached keys (`model.salience`), None = it does not
+    num_writes = 0  # how many frames' scores are kept
+
+    def settle(self, cache: Cache, prefix: int, size: int) -> Cache:
+        """Return the cache as it is kept after a write; `prefix` slots hold the text, `size` each frame."""
+        return cache
+
+    def recall(self, cache: Cache, prefix: int, size: int) -> tuple[Cache, jax.Array | None]:
+        """Return what of the cache a frame is generated from, and what is added to the logits of its slots, [R, S] or None."""
+        return cache, None
+
+    def check(self, view: View) -> None:
+        """Raise ValueError if the policy does not go with a layout, a rule or `undo`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +83,7 @@ class Window(CachePolicy, name="window"):
     def num_frames(self, clip_frames):
         return self.width
 
-    def sees(self, frame_S, now):
+    def sees(self, frame_S, now, cut_S=0):
         return (frame_S < EMPTY) & ((frame_S < self.sink) | (frame_S >= now - (self.width - self.sink)))
 
 
@@ -76,7 +101,7 @@ class Fifo(CachePolicy, name="fifo"):
     def num_frames(self, clip_frames):
         return self.width
 
-    def sees(self, frame_S, now):
+    def sees(self, frame_S, now, cut_S=0):
         return (frame_S < EMPTY) & ((frame_S < 0) | (frame_S >= now - self.width))
 
 

@@ -21,6 +21,8 @@ class PositionRule(Slot):
     frames of the sink are cached, and the oldest time of another cached frame; returns the times at which they stand.
     """
 
+    moves_all = False  # whether frames keep their distances
+
     def __call__(
         self, t: jax.Array, now: jax.Array, in_sink: jax.Array, num_sink: jax.Array, oldest: jax.Array
     ) -> jax.Array:
@@ -30,6 +32,8 @@ class PositionRule(Slot):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Absolute(PositionRule, name="absolute"):
     """Frames stand where they were generated."""
+
+    moves_all = True
 
     def __call__(self, t, now, in_sink, num_sink, oldest):
         return t
@@ -41,6 +45,7 @@ class Relative(PositionRule, name="relative"):
     2511.20649 section 3.2: frames beyond the horizon share the first place, where the sink stands)."""
 
     horizon: int = 21  # latent frames
+    moves_all = True  # within the horizon
 
     def __post_init__(self):
         if self.horizon < 1:

@@ -25,7 +25,7 @@ class Released(Sampler, name="released"):
 
     temperature: float = 1.0  # of the Gumbel noise in the first pass of the first frame
 
-    masks_given, always_masks = False, True
+    masks_given, always_masks, reads_log_p = False, True, True
 
     def __post_init__(self):
         super().__post_init__()
@@ -45,7 +45,7 @@ class Released(Sampler, name="released"):
         cosines = np.cos(ratio * np.float32(math.pi) * np.float32(0.5))
         return np.floor(np.float32(num_cells) * cosines).astype(np.int32)
 
-    def __call__(self, noise: Noise, log_p_BJ, known_BJ, num_hidden, temperature):
+    def __call__(self, noise: Noise, log_p_BJ, known_BJ, num_hidden, temperature, order_J=None):
         """The number of hidden cells follows from how many there are, max(1, min(hidden - 1, target)), and cells that tie with
         the first kept one are kept. Known cells enter with the largest float32 as their probability."""
         known_log_p = np.log(np.finfo(np.float32).max)

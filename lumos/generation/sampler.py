@@ -1,7 +1,7 @@
 """Slot 6, sampler: draw a code for every hidden cell, keep some of them, hide the others again.
 
 Noise comes from outside, as Gumbel numbers. How a model's hidden states become drawn codes is the head's part
-(`model.heads`); `choose` says what is drawn from logits, a `Sampler` what is kept.
+(`model.heads`); `choose` says what is drawn from logits, a `Sampler` what is kept. Other members: `orders` (Halton, entropy).
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ class Noise(NamedTuple):
 def row_keys(seed: int, num_rows: int) -> jax.Array:
     """Return the random key of each clip of a batch, [B]: row i is the clip of seed + i."""
     return jnp.stack([jax.random.key(seed + i) for i in range(num_rows)])
+
+
+def keys_of_rows(keys_B: jax.Array, num_rows: int) -> jax.Array:
+    """Return the random key of each row; where one key is given instead of [B], that of row i is folded with i."""
+    return keys_B if keys_B.ndim else jax.vmap(jax.random.fold_in, (None, 0))(keys_B, jnp.arange(num_rows))
 
 
 def seeded(keys_BW: jax.Array, num_cells: int) -> Noise:
@@ -78,6 +83,11 @@ def argmax(x_V: jax.Array) -> jax.Array:
     return jnp.where(x_V == peak, jnp.arange(x_V.shape[-1]), x_V.shape[-1]).min(axis=-1)
 
 
+def uniform_of(gumbel: jax.Array) -> jax.Array:
+    """Return the uniform numbers that Gumbel numbers are in disguise."""
+    return jnp.exp(-jnp.exp(-gumbel))
+
+
 def at(values_V: jax.Array, codes: jax.Array) -> jax.Array:
     """Return the value of each code."""
     return jnp.take_along_axis(values_V, codes[..., None], axis=-1)[..., 0]
@@ -88,8 +98,8 @@ class Sampler(Slot):
     """Decides after each pass which codes are kept.
 
     Called with the noise of the pass, the log-probability of each cell's code [B, J] (of known cells, when they were drawn),
-    which cells were known before it [B, J], how many cells shall stay hidden, and the temperature of the pass; returns the
-    new known mask. Cells that become hidden again are drawn anew in the next pass.
+    which cells were known before it [B, J], how many cells shall stay hidden, the temperature of the pass, and the cells'
+    places in `order`, if there is one; returns the new known mask. Cells that become hidden again are drawn anew in the next pass.
     """
 
     # Share of the known cells that compete again in every pass: 0 = what is kept stays (MaskGIT), 1 = everything is chosen
@@ -97,29 +107,62 @@ class Sampler(Slot):
     eta: float = 0.0
 
     masks_given: ClassVar[bool] = True  # whether the history mask hides parts of given frames too
+    kernels: ClassVar[tuple[str, ...]] = ("mask",)  # training kernels that it goes with
+    reads_log_p: ClassVar[bool] = False  # whether cells are ranked by the probability of their codes
     always_masks: ClassVar[bool] = False  # whether a history ratio of 0 hides a cell all the same
+    masks: ClassVar[bool] = (
+        True  # whether hidden cells show [MASK]; else the code that stands there, a random one at first
+    )
 
     def __post_init__(self):
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta={self.eta} must lie in [0, 1]")
 
-    def score(self, noise_BJ: jax.Array, log_p_BJ: jax.Array, temperature: jax.Array) -> jax.Array:
+    def score(self, noise_BJ: jax.Array, log_p_BJ: jax.Array, temperature: jax.Array, order_J) -> jax.Array:
         """Return how much each cell deserves to be kept, [B, J]."""
         raise NotImplementedError
 
-    def __call__(self, noise: Noise, log_p_BJ, known_BJ, num_hidden, temperature):
+    def begin(self, keys_BW: jax.Array, num_codes: int, coarse_BWC: jax.Array) -> jax.Array:
+        """Return the codes that cells of new groups show at first, int32 [B, W, C], -1 = [MASK]; read where `masks` is false.
+
+        coarse_BWC: the newest codes in the places of their parents (`Arrangement.parents`), -1 where there is none.
+        """
+        return jnp.zeros_like(coarse_BWC)
+
+    def order(self, t_J: np.ndarray, y_J: np.ndarray, x_J: np.ndarray) -> np.ndarray | None:
+        """Return the place of each cell of a group in an order that does not depend on codes, int [J], where `score` reads one."""
+        return None
+
+    def __call__(self, noise: Noise, log_p_BJ, known_BJ, num_hidden, temperature, order_J=None):
         noise_BJ = noise.keep()
-        score_BJ = self.score(noise_BJ, log_p_BJ, temperature)
+        score_BJ = self.score(noise_BJ, log_p_BJ, temperature, order_J)
         safe_BJ = known_BJ
         if self.eta:
-            # Gumbel numbers are uniform ones in disguise: exp(-exp(-g)), here of the neighbour, so that they decide one thing.
-            safe_BJ &= jnp.exp(-jnp.exp(-jnp.roll(noise_BJ, 1, axis=-1))) >= self.eta
+            # Numbers of the neighbour, so that they decide one thing; what is fixed is certain.
+            safe_BJ &= (uniform_of(jnp.roll(noise_BJ, 1, axis=-1)) >= self.eta) | jnp.isposinf(log_p_BJ)
         score_BJ = jnp.where(safe_BJ, jnp.inf, score_BJ)
         rank = jnp.argsort(jnp.argsort(score_BJ, axis=-1), axis=-1)
         return rank >= num_hidden if self.eta else known_BJ | (rank >= num_hidden)
 
+    def taken(self, noise: jax.Array, known: jax.Array, temperature: jax.Array) -> jax.Array:
+        """Return which cells take the code that was drawn for them."""
+        return ~known
+
+    def level(self, known_BWC: jax.Array, step_W: jax.Array, steps: int) -> jax.Array:
+        """Return the share of each group that is hidden before a pass, [B, W]."""
+        return (~known_BWC).sum(-1) / known_BWC.shape[-1]
+
+    def at_once(self, view, in_place: bool) -> int:
+        """Return how many groups are finished at a time. Raises ValueError where that does not go with the rest."""
+        return 1
+
+    def look_ahead(self, step, now, cells, new, pass_W, steps: int):
+        """Return the cells behind a pass, and how many passes more were run to find them: see `TimeTravel`."""
+        return new, 0
+
     def choose(self, logits_V, gumbel_V, top_k, top_p):
-        """Draw a code from logits; see the function of this name."""
+        """Draw a code from logits; see the function of this name. A member may return another number in the place of the
+        log-probability, to rank cells by; of codes with several factors it is the sum."""
         return choose(logits_V, gumbel_V, top_k, top_p)
 
     def counts(self, num_cells: int, steps: int) -> np.ndarray:
@@ -127,7 +170,8 @@ class Sampler(Slot):
         return plan.cosine(num_cells, steps)
 
     def temperatures(self, steps: int, is_first: jax.Array) -> jax.Array:
-        """Return the temperature of each pass over a group, float32 [steps]; `is_first`: it is the first generated one."""
+        """Return the temperature of each pass over a group, float32 [steps], or what a member calls by that name; `is_first`: the
+        group is the first generated one."""
         return jnp.zeros(steps, jnp.float32)
 
 
@@ -136,13 +180,14 @@ class Confidence(Sampler, name="confidence"):
     """The most probable codes are kept: log p + temperature * Gumbel, annealed to 0 within a group (MaskGIT, Lumos-1)."""
 
     temperature: float = 1.0  # of the Gumbel noise in the first pass
+    reads_log_p = True
 
     def __post_init__(self):
         super().__post_init__()
         if self.temperature < 0:
             raise ValueError(f"temperature={self.temperature} must be at least 0")
 
-    def score(self, noise_BJ, log_p_BJ, temperature):
+    def score(self, noise_BJ, log_p_BJ, temperature, order_J):
         return log_p_BJ + temperature * noise_BJ
 
     def temperatures(self, steps, is_first):
@@ -153,7 +198,7 @@ class Confidence(Sampler, name="confidence"):
 class RandomOrder(Sampler, name="random"):
     """Cells are kept in random order, whatever their probability (MAR, NOVA)."""
 
-    def score(self, noise_BJ, log_p_BJ, temperature):
+    def score(self, noise_BJ, log_p_BJ, temperature, order_J):
         return noise_BJ
 
 
@@ -161,7 +206,7 @@ class RandomOrder(Sampler, name="random"):
 class OneShot(Sampler, name="one_shot"):
     """All cells are drawn in the first pass; `generate.steps` is 1."""
 
-    def score(self, noise_BJ, log_p_BJ, temperature):
+    def score(self, noise_BJ, log_p_BJ, temperature, order_J):
         return log_p_BJ
 
     def counts(self, num_cells, steps):

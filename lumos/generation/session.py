@@ -21,6 +21,7 @@ from lumos import sharding
 from lumos.errors import UserError
 from lumos.generation.engine import Engine, State
 from lumos.generation.policy import keep_index
+from lumos.model.mixer import LINEAR
 from lumos.sequence import rule
 
 SWITCHES = ("keep", "recache", "flush")
@@ -37,6 +38,10 @@ class Session:
             raise UserError(
                 "a session needs a layout whose groups are parts of single frames in order, of two latent frames at least: set "
                 "config.sequence.layout=slot('compact', block=(1, 0, 0)), or use lumos generate"
+            )
+        if engine.settings.plan.is_whole:
+            raise UserError(
+                f"plan {engine.settings.plan.name!r} makes whole clips: a session, a bounded cache and a search need another"
             )
         self._engine, self.params, self._programs = engine, params, _Programs(engine)
         self._state: State | None = None
@@ -78,10 +83,11 @@ class Session:
         program = self._programs.first_frame if self._begins else self._programs.next_frame
         self._state, codes = program(self.params, self._state)
         self._made[self.frame] = codes, self._cut
-        old = self.frame - self._engine.view.history_frames
-        if self._engine.view.bounded and old >= self._engine.settings.cache.num_sink:
-            self._made.pop(old, None)
         self.frame, self._begins = self.frame + 1, False
+        if self._engine.view.bounded:
+            frames = np.array(list(self._made))
+            needed = self._seen() | (frames >= self.frame - self._engine.view.history_frames)
+            self._made = {f: self._made[f] for f in frames[needed].tolist()}
         return codes.reshape(-1, *self._engine.layout.grid[1:])
 
     def frames(self, num: int) -> Iterator[np.ndarray]:
@@ -108,6 +114,8 @@ class Session:
         if last < 0:
             raise UserError(f"switch last={last} must be at least 0 frames")
         self._refuse_in_flight("a prompt is switched")
+        if how != "recache":
+            self._refuse_sums(f"switch how={how!r}")
         self._text = jnp.asarray(text_BP), jnp.asarray(text_length_B)
         if how == "recache":
             self.recache()
@@ -123,9 +131,7 @@ class Session:
     def recache(self) -> None:
         """Compute the keys and values of all frames that are seen again, under the current prompt, as a new session would."""
         self._refuse_in_flight("the history is computed again")
-        frame, engine = self.frame, self._engine
-        seen = np.asarray(engine.settings.cache.sees(jnp.arange(frame), jnp.int32(frame)))
-        frames = np.flatnonzero(seen).tolist()
+        engine, frames = self._engine, np.array(list(self._made), int)[self._seen()].tolist()
         if (
             frames
             and frames[-1] - frames[0] >= len(frames)
@@ -135,6 +141,8 @@ class Session:
                 "a sink apart from the window cannot be computed again under config.sequence.attention='window', which counts the frames "
                 "between them; use a cache without a sink, or attention='causal'"
             )
+        if len(frames) < self.frame:
+            self._refuse_sums("recache behind dropped frames")
         if len(frames) > engine.layout.grid[0]:
             raise UserError(f"{len(frames)} frames are seen, but the session's layout has {engine.layout.grid[0]}")
         batch, grid = len(self._text[0]), engine.layout.grid
@@ -145,10 +153,18 @@ class Session:
         program = self._programs.recache(len(frames))
         self._state = program(self.params, self._state, *self._text, codes, numbers, cuts)
 
-    def cut(self, frames: int) -> None:
-        """Begin a new scene: what follows stands `frames` latent frames later in time (Infinity-RoPE's RoPE cut)."""
+    def cut(self, frames: int | None = None) -> None:
+        """Begin a new scene: what follows stands `frames` latent frames later in time (Infinity-RoPE's RoPE cut).
+
+        By default as many as the cache policy says.
+        """
         if self._state is None:
             raise UserError("a session begins with prefill")
+        frames = self._engine.settings.cache.shot_offset if frames is None else frames
+        if frames is None:
+            raise UserError(
+                f"cut needs a number of frames, which the cache {self._engine.settings.cache.name!r} does not say"
+            )
         self._cut += frames
         self._state = self._state._replace(cut=jnp.int32(self._cut))
 
@@ -158,19 +174,33 @@ class Session:
         Under a bounded cache only as many as `Engine.undo`, for which older frames are kept.
         """
         self._refuse_in_flight("frames are taken back")
+        if self._engine.settings.search.is_on:
+            raise UserError(
+                "a search counts the log-probabilities of all frames: fork the session instead of taking frames back"
+            )
+        self._refuse_sums("rewind")
         if not self._engine.in_place:
             raise UserError(
                 "codes that are predicted by earlier ones cannot be taken back; fork the session before, and go on from there"
             )
-        if not 0 <= frames <= self.frame or (self._engine.view.bounded and frames > self._engine.undo):
-            most = min(self.frame, self._engine.undo) if self._engine.view.bounded else self.frame
+        most = self.frame if self.most_rewind is None else min(self.frame, self.most_rewind)
+        if not 0 <= frames <= most:
             raise UserError(
                 f"rewind by {frames} frames; allowed: 0 to {most} (a bounded cache keeps `undo` more frames)"
             )
+        if not frames:
+            return
         target, state = self.frame - frames, self._state
         keep = self._seen_frames(state, lambda frame: frame < target)
         group = jnp.int32(target * self._engine.groups.per_frame)
-        self._state = state._replace(cache=self._programs.gather(state.cache, keep), group=group)
+        newest_BP, groups = jnp.full_like(state.newest_BP, -1), self._engine.groups
+        if target:
+            groups_W = group - groups.per_frame + np.arange(groups.per_frame)
+            codes_BP = self._made[target - 1][0]
+            newest_BP = self._engine.passes.remember(
+                newest_BP, groups_W, codes_BP[:, groups.places[groups.row(groups_W)]]
+            )
+        self._state = state._replace(cache=self._programs.gather(state.cache, keep), group=group, newest_BP=newest_BP)
         self._made = {f: made for f, made in self._made.items() if f < target}
         self.frame = target
 
@@ -235,14 +265,52 @@ class Session:
         return self._state.cache.num_bytes
 
     @property
+    def most_rewind(self) -> int | None:
+        """How many frames can be taken back at a time; None = all."""
+        return self._engine.undo if self._engine.view.bounded else None
+
+    @property
+    def keys_B(self) -> jax.Array:
+        """The random keys of the rows."""
+        return self._state.keys_B
+
+    @property
+    def text(self) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of the prompts [B, P], and their lengths [B]."""
+        return np.asarray(self._text[0]), np.asarray(self._text[1])
+
+    @property
+    def log_p(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Log-probabilities of the codes drawn since the prefill [B], and those without the text, if guidance has such a branch."""
+        log_p = [np.asarray(x) for x in self._state.log_p]
+        lack = [i for i, branch in enumerate(self._engine.view.branches) if branch.drop == {"text"}]
+        return log_p[0], log_p[lack[0]] if lack else None
+
+    @property
+    def num_forwards(self) -> int:
+        """How often the model was run for frames since the prefill."""
+        return int(self._state.forwards)
+
+    @property
     def num_programs(self) -> int:
         """How many programs were compiled for frames: those of the first one and of later ones."""
         return sum(program._cache_size() for program in {self._programs.first_frame, self._programs.next_frame})
+
+    def _seen(self) -> np.ndarray:
+        """Return which of the frames whose codes are kept the next frame sees, bool [frames]."""
+        cuts = np.array([cut for _, cut in self._made.values()], int)
+        return self._engine.settings.cache.sees(np.array(list(self._made), int), self.frame, cuts)
 
     def _seen_frames(self, state: State, keep) -> jax.Array:
         """Return which slots hold text, or a frame that `keep` is true of, bool [S]."""
         frame_S = self._engine.view.frames(state.cache.tokens, state.cache.used_S)
         return state.cache.used_S & ((frame_S < 0) | keep(frame_S))
+
+    def _refuse_sums(self, what: str) -> None:
+        if LINEAR in self._engine.model_config.mixer.kinds:
+            raise UserError(
+                f"{what}: layers with linear attention keep sums, from which nothing can be taken back; fork the session before"
+            )
 
     def _refuse_in_flight(self, what: str) -> None:
         if self._state is None:
@@ -281,7 +349,7 @@ class _Programs:
 def _frame(engine: Engine, first: np.ndarray, later: np.ndarray, params, state: State) -> tuple[State, jax.Array]:
     """Generate the groups of one latent frame; return its codes in raster order, [B, H * W]."""
     parts = []
-    for i in range(engine.groups.per_frame):
+    for i in range(engine.groups.per_frame // engine.at_once):
         state, codes_BC = engine.next_group(params, state, later if i else first)
         parts.append(codes_BC)
     # Every process of a run reads them.
@@ -293,9 +361,7 @@ def _new_text(engine: Engine, params, state: State, text_BP, text_length_B) -> S
     first_R = engine.view.first_visible(text_length_B)
     ids_BL = engine.layout.assemble(text_BP, jnp.zeros((len(text_BP), *engine.layout.grid), jnp.int32))
     prefix, _ = engine.run_prefix(params, ids_BL, first_R, 0)
-    length, cache = engine.layout.prefix_length, state.cache
-    k, v = (x.at[:, :, :length].set(new[:, :, :length]) for x, new in ((cache.k, prefix.k), (cache.v, prefix.v)))
-    return state._replace(cache=cache._replace(k=k, v=v), first_R=first_R)
+    return state._replace(cache=state.cache.with_text(prefix, engine.layout.prefix_length), first_R=first_R)
 
 
 def _recache(
@@ -308,7 +374,8 @@ def _recache(
     numbers = (frames_F, cuts_F) if num_frames else None
     cache, hidden = engine.run_prefix(params, ids_BL, first_R, num_groups, numbers)
     features = state.features_RND if engine.in_place else hidden[:, -engine.groups.size :]
-    return state._replace(cache=cache, first_R=first_R, features_RND=features)
+    newest_BP = engine.passes.newest(engine.passes.prefix_ids(ids_BL, num_groups), num_groups)
+    return state._replace(cache=cache, first_R=first_R, features_RND=features, newest_BP=newest_BP)
 
 
 def _rows(engine: Engine, state: State, index_B) -> State:
@@ -318,8 +385,8 @@ def _rows(engine: Engine, state: State, index_B) -> State:
         cache=state.cache.rows(index_R),
         first_R=state.first_R[index_R],
         keys_B=state.keys_B[index_B],
-        codes_BWC=state.codes_BWC[index_B],
-        known_BWC=state.known_BWC[index_B],
-        log_p_BWC=state.log_p_BWC[index_B],
+        cells=jax.tree.map(lambda x: x[index_B], state.cells),
+        newest_BP=state.newest_BP[index_B],
         features_RND=state.features_RND[index_R],
+        log_p=jax.tree.map(lambda x: x[index_B], state.log_p),
     )

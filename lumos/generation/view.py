@@ -7,6 +7,8 @@ guidance, B clips each; they differ in what they lack.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -48,6 +50,10 @@ class View:
                 f"cache {self.settings.cache.name!r} drops frames, so groups must be parts of single frames"
             )
         lines = any(isinstance(rule, Axial) and rule.axis == "t" for rule in self.rule.layers())
+        self.settings.cache.check(self)
+        self.settings.storage.check(self)
+        if self.settings.plan.both_ways and any(isinstance(rule, Axial) for rule in self.rule.layers()):
+            raise ValueError(f"plan {self.settings.plan.name!r} does not go with axial attention")
         if lines and not (self.groups.per_frame == 1 and len(self.groups.cells) == self.groups.size):
             raise ValueError(
                 f"attention {self.rule.name!r} follows cells through time, which generation does frame by frame and without markers: "
@@ -76,6 +82,11 @@ class View:
         if not self.bounded:
             return self.layout.length + (0 if self.groups.is_uniform else self.groups.size)
         return self.layout.prefix_length + self.history_frames * self.groups.per_frame * self.groups.size
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Slots of the text, and of each frame (0 where groups are not parts of frames)."""
+        return self.layout.prefix_length, self.groups.per_frame * self.groups.size
 
     # Tokens ---------------------------------------------------------------------------------------------------------
 
@@ -113,7 +124,7 @@ class View:
     # Positions ------------------------------------------------------------------------------------------------------
 
     def place(self, tokens: Tokens, first_R, slots: Tokens, used, now: jax.Array) -> Positions:
-        """Return positions [R, tokens], when frame time `now` is generated from some slots.
+        """Return positions [R, tokens], when frame time `now` is generated from some slots ([layers, R, S] where layers differ).
 
         They count from the first visible token of each row, as if it stood there alone. Attention depends on differences only,
         but float32 angles far from 0 are coarse: so the arithmetic is that of a sequence without padding, and rows without
@@ -143,10 +154,12 @@ class View:
     def prefix_keys(self, tokens: Tokens, num_groups: int, first_R) -> tuple[KeyRanges, ...]:
         """Return what the `tokens` of a prefix see of each other, for each turn of the layers."""
         alike = self.layout.tokens.at(slice(0, int(self.groups.starts[num_groups])))
-        return tuple(
-            _keys(compile_rule(rule, alike, alike), first_R, rule.bias(self._in_frames(tokens)))
-            for rule in self.rule.layers()
-        )
+
+        def of(rule):
+            keys = _keys(compile_rule(rule, alike, alike), first_R, rule.bias(self._in_frames(tokens)))
+            return dataclasses.replace(keys, gated=of(rule.gated())) if rule.gated() else keys
+
+        return tuple(of(rule) for rule in self.rule.layers())
 
     def own_keys(self, tokens: Tokens, first: jax.Array, width: int, num_rows: int) -> tuple[KeyRanges, ...]:
         """Return what the tokens of `width` consecutive groups see of each other, from group `first` on."""
@@ -161,6 +174,15 @@ class View:
         if any(k.order_S is not None for k in keys):
             raise ValueError("guidance 'neighbours' does not go with axial attention")
         return tuple(KeyRanges(start(k), end(k), k.bias_BS) for k in keys)
+
+    def begun(self, keys: tuple[KeyRanges, ...], first, end) -> tuple[KeyRanges, ...]:
+        """Return what tokens in flight see of each other when the groups from `first` to `end` have begun ([] or [R, 1] each);
+        others see themselves and those."""
+        size = self.groups.size
+        own = np.repeat(np.arange(keys[0].end_RBQ.shape[-1] // size), size)
+        low, high = jnp.minimum(first, own) * size, jnp.maximum(end, own + 1) * size
+        narrow = lambda k: KeyRanges(jnp.maximum(k.start_RBQ, low), jnp.minimum(k.end_RBQ, high), k.bias_BS)
+        return tuple(map(narrow, keys))
 
     def _own_keys(self, tokens: Tokens, first: jax.Array, width: int) -> tuple[KeyRanges, ...]:
         keys = []
@@ -180,32 +202,49 @@ class View:
         out = []
         for rule in self.rule.layers():
             alike = self.groups.is_uniform and width <= self.groups.num
-            groups = [self.groups.consecutive(g, width) for g in range(1 if alike else self.groups.num)]
+            groups = [self._in_flight(g, width) for g in range(1 if alike else self.groups.num)]
             ranges = [compile_rule(rule, tokens, tokens) for tokens in groups]
             num = max(r.start_RQ.shape[0] for r in ranges)
             pad = lambda x_RQ, num=num: np.pad(x_RQ, ((0, num - len(x_RQ)), (0, 0)))
             out.append([StaticRanges(pad(r.start_RQ), pad(r.end_RQ), r.order_S) for r in ranges])
         return out
 
-    def cache_keys(self, cache: Cache, first_R, groups_W: jax.Array) -> tuple[KeyRanges, ...]:
-        """Return what the tokens of each group see of the cache."""
+    def _in_flight(self, first: int, width: int) -> Tokens:
+        """Return the tokens of consecutive groups; where those in flight see each other both ways they share their stages."""
+        tokens = self.groups.consecutive(first, width)
+        if not self.settings.plan.both_ways:
+            return tokens
+        stage_WN = tokens.stage.reshape(width, -1)
+        return tokens._replace(stage=(stage_WN - stage_WN[:, :1] + stage_WN[0, 0]).reshape(-1))
+
+    def seen(self, cache: Cache, now: jax.Array) -> jax.Array:
+        """Return which slots of a bounded cache the generation of frame `now` sees, bool [S]."""
+        frame_S = self.frames(cache.tokens, cache.used_S)
+        return self.settings.cache.sees(frame_S, now, cache.tokens.t - frame_S)
+
+    def cache_keys(self, cache: Cache, first_R, groups_W: jax.Array, hidden_RS=None) -> tuple[KeyRanges, ...]:
+        """Return what the tokens of each group see of the cache; `hidden_RS`: more that is added to the logits."""
         query = jax.vmap(lambda g: self.groups.tokens(g).at(0))(groups_W)
         slots, in_cache_WS = self._in_frames(cache.tokens), cache.used_S[None]
         if self.bounded:
             now_W = groups_W // self.groups.per_frame
-            in_cache_WS = jax.vmap(self.settings.cache.sees, (None, 0))(self.frames(cache.tokens, cache.used_S), now_W)
-        bias_RS = self._without_history(cache, len(first_R))
-        keys = []
-        for rule, num in zip(self.rule.layers(), self._num_ranges):
+            in_cache_WS = jax.vmap(lambda now: self.seen(cache, now))(now_W)
+        bias_RS = _sum(self._without_history(cache, len(first_R)), hidden_RS)
+
+        def of(rule):
             bias = _sum(rule.bias(slots), bias_RS)
             if isinstance(rule, Axial) and rule.axis == "t":
-                keys.append(self._line_keys(in_cache_WS, first_R, bias))
-                continue
+                return self._line_keys(in_cache_WS, first_R, bias)
             # All tokens of a group see the same of the cache, in which no other line crosses theirs.
             sees_WS = rule(Tokens(*(x[:, None] for x in query)), Tokens(*(x[None] for x in slots)))
-            start, end = (jnp.repeat(x, self.groups.size, axis=1)[:, None] for x in _runs(sees_WS & in_cache_WS, num))
-            keys.append(KeyRanges(jnp.maximum(start, first_R[:, None]), end, _row(bias)))
-        return tuple(keys)
+            start, end = (
+                jnp.repeat(x, self.groups.size, axis=1)[:, None]
+                for x in _runs(sees_WS & in_cache_WS, self._num_ranges(rule))
+            )
+            keys = KeyRanges(jnp.maximum(start, first_R[:, None]), end, _row(bias))
+            return dataclasses.replace(keys, gated=of(rule.gated())) if rule.gated() else keys
+
+        return tuple(of(rule) for rule in self.rule.layers())
 
     def _line_keys(self, in_cache_WS: jax.Array, first_R, bias) -> KeyRanges:
         """Return the keys of attention along time: the text, and the query's cell in the frames that are seen.
@@ -219,7 +258,9 @@ class View:
             [np.arange(prefix), (prefix + frame_F * size + cell_N[:, None]).reshape(-1), np.arange(prefix + num_frames * size, self.num_slots)]
         )  # fmt: skip
         seen_WF = in_cache_WS[:, prefix + frame_F * size]
-        start_RW, end_RW = _runs(seen_WF, 1 + (self.settings.cache.num_sink > 0 and self.undo > 0))
+        start_RW, end_RW = _runs(
+            seen_WF, 1 + self.settings.cache.num_gaps + (self.settings.cache.num_sink > 0 and self.undo > 0)
+        )
         line = prefix + cell_N * num_frames
         of_cells = lambda x_RW: (x_RW[..., None] + line).reshape(len(x_RW), -1)
         start, end = of_cells(start_RW), of_cells(end_RW)
@@ -230,10 +271,10 @@ class View:
         return KeyRanges(jnp.maximum(start, first_R[:, None]), end, _row(bias), static=full)
 
     @cached_property
-    def _num_ranges(self) -> tuple[int, ...]:
-        """Ranges of keys that a query has at most, in each turn of the layers; what is kept unseen makes one more."""
-        tokens, more = self.layout.tokens, 1 if self.bounded and self.undo else 0
-        return tuple(compile_rule(rule, tokens, tokens).start_RQ.shape[0] + more for rule in self.rule.layers())
+    def _num_ranges(self) -> Callable[[Rule], int]:
+        """Returns the ranges of keys that a query has at most under a rule; what is kept unseen makes one more."""
+        tokens, more = self.layout.tokens, self.settings.cache.num_gaps + (1 if self.bounded and self.undo else 0)
+        return functools.cache(lambda rule: compile_rule(rule, tokens, tokens).start_RQ.shape[0] + more)
 
     def _in_frames(self, tokens: Tokens) -> Tokens:
         """Return tokens whose time is their frame number, whatever was cut: what rules go by."""
@@ -268,7 +309,7 @@ class View:
 def _keys(ranges: StaticRanges, first_R, bias_S) -> KeyRanges:
     keys = KeyRanges.of(ranges, first_R, _row(bias_S))
     # Ranges of this call alone: nothing that a schedule is built for, but for the order of the keys.
-    return keys if ranges.order_S is not None else KeyRanges(keys.start_RBQ, keys.end_RBQ, keys.bias_BS)
+    return keys if ranges.order_S is not None else KeyRanges(keys.start_RBQ, keys.end_RBQ, keys.bias_BS, runs=keys.runs)
 
 
 def _sum(a, b):

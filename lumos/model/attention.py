@@ -90,16 +90,43 @@ def dense(q_BQNA, k_BSKA, v_BSKA, keys: KeyRanges) -> jax.Array:
 def attend_parts(q_BQNA: jax.Array, parts: list[tuple[jax.Array, jax.Array, KeyRanges]]) -> jax.Array:
     """Attend over several key sets (k, v, KeyRanges) as if they were one, such as the cache and the current tokens.
 
-    Forward only (decoding). The partial softmaxes are merged through their log-sum-exp, so the cache is never copied;
-    in float32, so that the sum is rounded once.
+    The partial softmaxes are merged through their log-sum-exp, so the cache is never copied; in float32, so that the sum is
+    rounded once.
     """
-    parts = [(*(_permute(x, keys.order_S) for x in (k, v)), keys) for k, v, keys in parts]
-    done = [
-        _flash_forward(q_BQNA, k, v, keys.start_RBQ, keys.end_RBQ, _permute(keys.bias_BS, keys.order_S), jnp.float32)
-        for k, v, keys in parts
-    ]
-    lse = functools.reduce(jnp.logaddexp, [part_lse for _, part_lse in done])
-    return sum(out * jnp.exp(part_lse - lse)[..., None] for out, part_lse in done).astype(q_BQNA.dtype)
+    return attend_parts_lse(q_BQNA, parts)[0]
+
+
+def attend_parts_lse(q_BQNA: jax.Array, parts) -> tuple[jax.Array, jax.Array]:
+    """Return what `attend_parts` does, and the log-sum-exp of the logits over all parts, float32 [B, Q, N], without a gradient."""
+    in_order = lambda x, keys: _permute(x, keys.order_S)
+    out, lse_BQN = _merged(
+        q_BQNA,
+        [(in_order(k, s), in_order(v, s), s.start_RBQ, s.end_RBQ, in_order(s.bias_BS, s)) for k, v, s in parts],
+    )
+    return out, jax.lax.stop_gradient(lse_BQN)
+
+
+@jax.custom_vjp
+def _merged(q_BQNA, parts):
+    return _merged_fwd(q_BQNA, parts)[0]
+
+
+def _merged_fwd(q_BQNA, parts):
+    done = [_flash_forward(q_BQNA, *part, jnp.float32) for part in parts]
+    lse_BQN = functools.reduce(jnp.logaddexp, [part_lse for _, part_lse in done])
+    out = sum(out * jnp.exp(part_lse - lse_BQN)[..., None] for out, part_lse in done).astype(q_BQNA.dtype)
+    return (out, lse_BQN), (q_BQNA, parts, out, lse_BQN)
+
+
+def _merged_bwd(saved, cotangents):
+    """With the log-sum-exp of all keys, the gradient of every part is that of attention over it alone."""
+    q_BQNA, parts, out, lse_BQN = saved
+    dout_BQNA, _ = cotangents
+    dq, *rest = zip(*(_flash_bwd((q_BQNA, *part, out, lse_BQN), dout_BQNA) for part in parts))
+    return sum(dq), [tuple(of_part) for of_part in zip(*rest)]
+
+
+_merged.defvjp(_merged_fwd, _merged_bwd)
 
 
 def _permute(x: jax.Array | None, order: np.ndarray | None) -> jax.Array | None:

@@ -42,16 +42,24 @@ def scan(
     carry: Any,
     *per_layer: Any,
     turns: int = 1,
+    kinds: tuple[str, ...] = (),
     remat: Callable | None = None,
     unroll: bool = False,
 ) -> Any:
     """Run `carry, out = call(layer, carry, turn, *per_layer_slices)` over the layers of a stacked module.
 
-    Layer i has turn i % `turns`, a Python integer: layers that take turns may differ in what they compute. `remat` wraps the
+    `kinds`: of each turn. `per_layer` is then one dict with a tree for each kind (or none), stacked over the layers of that kind,
+    and so are the outs. Layer i has turn i % `turns`, a Python integer: layers that take turns may differ in what they compute. `remat` wraps the
     layer body (a `jax.checkpoint` with a policy); `unroll` compiles every layer on its own. Returns the last carry and the
     stacked outs.
     """
     graph, params = nnx.split(stacked)
+    if not kinds:
+        carry, outs = scan(
+            stacked, call, carry, {"": per_layer}, turns=turns, kinds=("",) * turns, remat=remat, unroll=unroll
+        )
+        return carry, outs[""]
+    (given,), turns = per_layer, len(kinds)
 
     def body_of(turn):
         def body(carry, slices):
@@ -61,18 +69,22 @@ def scan(
         return remat(body) if remat else body
 
     if turns == 1:
-        return jax.lax.scan(body_of(0), carry, (params, *per_layer), unroll=unroll)
+        carry, out = jax.lax.scan(body_of(0), carry, (params, *given.get(kinds[0], ())), unroll=unroll)
+        return carry, {kinds[0]: out}
     bodies = [body_of(turn) for turn in range(turns)]
 
     def all_turns(carry, slices):
-        outs = []
-        for turn, body in enumerate(bodies):
-            carry, out = body(carry, jax.tree.map(lambda x, turn=turn: x[turn], slices))
-            outs.append(out)
-        return carry, jax.tree.map(lambda *x: jnp.stack(x), *outs)
+        params, given = slices
+        outs = {kind: [] for kind in kinds}
+        for turn, (kind, body) in enumerate(zip(kinds, bodies)):
+            at = lambda tree, i: jax.tree.map(lambda x: x[i], tree)
+            carry, out = body(carry, (at(params, turn), *at(given.get(kind, ()), len(outs[kind]))))
+            outs[kind].append(out)
+        return carry, {kind: jax.tree.map(lambda *x: jnp.stack(x), *of_kind) for kind, of_kind in outs.items()}
 
-    split = jax.tree.map(lambda x: x.reshape(-1, turns, *x.shape[1:]), (params, *per_layer))
-    carry, outs = jax.lax.scan(all_turns, carry, split, unroll=unroll)
+    split = lambda tree, num: jax.tree.map(lambda x: x.reshape(-1, num, *x.shape[1:]), tree)
+    given = {kind: split(tree, kinds.count(kind)) for kind, tree in given.items()}
+    carry, outs = jax.lax.scan(all_turns, carry, (split(params, turns), given), unroll=unroll)
     return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outs)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from lumos.model.mixer import SOFTMAX
 from lumos.sequence.layout import Layout
 from lumos.sequence.rule import Rule, count_pairs
 
@@ -19,12 +20,15 @@ def forward_flops(model: ModelConfig, layout: Layout, rule: Rule, num_candidates
     """Return FLOPs of one forward pass of one sequence, counting only visible (query, key) pairs.
 
     Per token and layer: 2 FLOPs per weight of the projections and the MLP; per visible pair 4 * heads * head_dim
-    (logits and values); the head over `num_candidates` tokens at every visual position.
+    (logits and values), in layers with linear attention 2 * head_dim^2 per head for sums and values; the head over `num_candidates` tokens at every visual position.
     """
     attention = model.model_dim * model.head_dim * (2 * model.num_heads + 2 * model.num_kv_heads)
     mlp = 3 * model.model_dim * model.mlp_dim
     dense = 2.0 * layout.length * model.num_layers * (attention + mlp)
-    pairs = 4.0 * model.num_layers * model.num_heads * model.head_dim * count_pairs(layout, rule)
+    softmax = model.mixer.kinds.count(SOFTMAX) / len(model.mixer.kinds)  # share of the layers
+    pairs = 4.0 * softmax * model.num_layers * model.num_heads * model.head_dim * count_pairs(layout, rule)
+    heads = model.num_heads + model.num_kv_heads
+    pairs += 2.0 * (1 - softmax) * model.num_layers * layout.length * heads * model.head_dim**2
     head = len(layout.visual_index) * model.head.flops(model, num_candidates)
     return dense + pairs + head
 

@@ -1,7 +1,8 @@
 """Slot 8, heads: from hidden states to a loss on codes, and to drawn codes.
 
 A head predicts a code in one or several factors, each a softmax over the columns of a matrix: one factor for the whole
-code, or one for each of its digits. `loss` and `draw` need no more; heads of other kinds override both.
+code, or one for each of its digits. `loss` and `draw` need no more; heads of other kinds override both
+(`model.copy_head`, `model.continuous_heads`); `model.axis_heads` has one for each axis.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lumos.errors import UserError
 from lumos.model.cross_entropy import CrossEntropy, linear_cross_entropy
-from lumos.model.definition import param, stack
-from lumos.model.layers import MLP, Linear, RMSNorm
+from lumos.model.layers import Linear
 from lumos.slots import Slot
 
 if TYPE_CHECKING:
@@ -33,10 +34,24 @@ class Factor(NamedTuple):
     size: int
 
 
+class Context(NamedTuple):
+    """What a head may need beside hidden states.
+
+    before_BTHW: the code that the model sees one frame before each predicted cell, in its place; -1 = none, or hidden.
+    key: random key of a training batch.
+    """
+
+    before_BTHW: jax.Array
+    key: jax.Array | None = None
+
+
 class Head(Slot):
     """How codes are predicted. `num_arms` > 1: a code is predicted from that many positions, with weights of each."""
 
     num_arms = 1
+    in_raster = False  # whether positions come in raster order, [B, T * H * W], rather than as they lie in memory
+    reads_before = False  # whether `Context.before_BTHW` is read: generation then goes by whole frames
+    has_log_p = True  # whether drawn codes come with their log-probability
 
     def check(self, num_codes: int) -> None:
         """Raise ValueError if there are not so many codes."""
@@ -58,7 +73,9 @@ class Head(Slot):
         """Return the features of every position for every arm, [B, Q, arms, D]."""
         return hidden_BQD[:, :, None]
 
-    def loss(self, model: nnx.Module, features_BJF, codes_BJ, weights_BJ, **options) -> CrossEntropy:
+    def loss(
+        self, model: nnx.Module, features_BJF, codes_BJ, weights_BJ, context: Context | None = None, **options
+    ) -> CrossEntropy:
         """Return the weighted losses of positions, [B, J]; see `linear_cross_entropy` for the options.
 
         A code's likelihood is the product over its factors, and it is right when all of them are.
@@ -83,6 +100,7 @@ class Head(Slot):
         choose: Callable,
         chunk: int,
         num_codes: int = 0,
+        context: Context | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Draw a code for each position; return codes int32 [B, J] and their log-probabilities [B, J].
 
@@ -92,10 +110,16 @@ class Head(Slot):
           combine: logits of all branches [R, j, V] -> logits [B, j, V].
           choose: (logits, gumbel) -> (code, log-probability).
           chunk: positions whose logits exist at a time.
+          context: its `before_BTHW` has a frame for each group in flight.
         """
         codes, log_p = 0, 0
         for i, factor in enumerate(self.factors(model, num_codes)):
-            part, part_log_p = _draw_in_chunks(factor.matrix_FV, i, features_RJF, noise, combine, choose, chunk)
+
+            def one(start, features, i=i, factor=factor):
+                logits = combine(times(features, factor.matrix_FV))
+                return choose(logits, noise(start, *logits.shape[1:], i))
+
+            part, part_log_p = in_chunks(one, chunk, features_RJF)
             codes, log_p = (part, part_log_p) if i == 0 else (codes + part * factor.stride, log_p + part_log_p)
         return codes, log_p
 
@@ -146,49 +170,6 @@ class Digits(Head, name="digits"):
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Axes(Head, name="axes"):
-    """A head for each axis: the next column, row and frame; where several predict a code, their logits are averaged (NAR,
-    arXiv 2503.10696 section 3.2). Each head has an MLP of its own on the hidden states."""
-
-    num_arms = 3
-
-    def build(self, config, vocab_size, num_codes, rngs):
-        return _AxisHeads(config, num_codes, rngs)
-
-    def factors(self, model, num_codes=0):
-        matrix_NDV = model.lm_head.kernel[...][..., : num_codes or None].astype(model.config.dtype)
-        return (Factor(matrix_NDV.reshape(-1, matrix_NDV.shape[-1]), 1, matrix_NDV.shape[-1]),)
-
-    def flops(self, config, num_codes):
-        adapter = 2.0 * 3 * config.model_dim * config.mlp_dim
-        return self.num_arms * (2.0 * config.model_dim * num_codes + adapter)
-
-    def arms(self, model, hidden_BQD):
-        return model.lm_head(hidden_BQD)
-
-
-class _AxisHeads(nnx.Module):
-    def __init__(self, config: ModelConfig, num_codes: int, rngs: nnx.Rngs):
-        self.adapters = stack(lambda r: _Adapter(config, r), 3, rngs)
-        kernel = config.init_std * jax.random.normal(rngs.params(), (3, config.model_dim, num_codes))
-        self.kernel = param(kernel.astype(config.param_dtype), (None, "embed", "vocab"))
-
-    def __call__(self, x_BQD):
-        graph, params = nnx.split(self.adapters)
-        of_arm = lambda a: nnx.merge(graph, jax.tree.map(lambda x: x[a], params))(x_BQD)
-        return jnp.stack([of_arm(a) for a in range(3)], axis=2)
-
-
-class _Adapter(nnx.Module):
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.mlp = MLP(config, rngs)
-        self.norm = RMSNorm(config.model_dim, "embed", config)
-
-    def __call__(self, x_BQD):
-        return self.norm(x_BQD + self.mlp(x_BQD))
-
-
 def gather_arms(arms_BQND: jax.Array, source_JN: np.ndarray | jax.Array) -> jax.Array:
     """Return the features of codes that are predicted from `source_JN` (-1 = not by this arm), [B, J, arms * D].
 
@@ -203,19 +184,37 @@ def gather_arms(arms_BQND: jax.Array, source_JN: np.ndarray | jax.Array) -> jax.
     return jnp.concatenate(features, axis=-1)
 
 
-def _draw_in_chunks(matrix_FV, factor: int, features_RJF, noise, combine, choose, chunk: int):
-    num = features_RJF.shape[1]
+def refuse(head: str, **options: float) -> None:
+    """Raise UserError for options of the loss that a head has no use for."""
+    for name, value in options.items():
+        if value:
+            raise UserError(f"config.loss.{name}={value} does not go with model.head={head!r}; set it to 0")
+
+
+def times(features_RJF: jax.Array, matrix_FV: jax.Array) -> jax.Array:
+    """Return logits float32 [R, J, V]."""
+    return jnp.einsum("bjd,dv->bjv", features_RJF, matrix_FV, preferred_element_type=jnp.float32)
+
+
+def in_chunks(draw: Callable, chunk: int, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return codes and log-probabilities [B, J] of `draw(first position, *arrays)`, called for `chunk` positions at a time.
+
+    `arrays` have positions on their second axis.
+    """
+    num = arrays[0].shape[1]
     chunk = min(chunk, num)
-    padded = jnp.pad(features_RJF, ((0, 0), (0, -num % chunk), (0, 0)))
-    chunks = jnp.moveaxis(padded.reshape(padded.shape[0], -1, chunk, padded.shape[-1]), 1, 0)
+
+    def split(x):
+        x = jnp.pad(x, [(0, 0), (0, -num % chunk)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
     def one(slices):
-        index, features = slices
-        logits = combine(jnp.einsum("bjd,dv->bjv", features, matrix_FV, preferred_element_type=jnp.float32))
-        codes, log_p = choose(logits, noise(index * chunk, chunk, logits.shape[-1], factor))
+        index, *arrays = slices
+        codes, log_p = draw(index * chunk, *arrays)
         return codes.astype(jnp.int32), log_p
 
-    if chunks.shape[0] == 1:
-        return one((0, chunks[0]))
-    codes, log_p = jax.lax.map(one, (jnp.arange(chunks.shape[0]), chunks))
+    chunks = [split(x) for x in arrays]
+    if chunks[0].shape[0] == 1:
+        return one((0, *(x[0] for x in chunks)))
+    codes, log_p = jax.lax.map(one, (jnp.arange(chunks[0].shape[0]), *chunks))
     return tuple(jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :num] for x in (codes, log_p))

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lumos.model import attention, rope
+from lumos.model import attention, linear, rope
 from lumos.model.definition import param
+from lumos.model.mixer import LINEAR, SOFTMAX
 from lumos.model.precision import matmul_in
 from lumos.model.remat import keep
 from lumos.sequence.key_ranges import KeyRanges
@@ -112,11 +113,14 @@ class Attention(nnx.Module):
         self.o_proj = Linear(rngs, (inner, c.model_dim), ("heads", "embed"), c, bias=c.attention_bias, std=out_std)
         if c.qk_norm != "none":
             self.q_norm, self.k_norm = _qk_norm(c), _qk_norm(c)
+        if c.mixer.has_gate:
+            self.sink_gate = param(jnp.zeros((), c.param_dtype), ())
 
-    def __call__(self, x_BQD, cos, sin, keys: KeyRanges, past=None):
-        """Attend among the given tokens, and over `past` = (rotated k, v, KeyRanges) if there is a cache.
+    def __call__(self, x_BQD, cos, sin, keys: KeyRanges, past=None, kind=SOFTMAX):
+        """Attend among the given tokens, and over `past` (a `transformer.Past`, or `linear.Sums`, of this layer) if there is one.
 
-        Returns the output and the tokens' own (k, v) before rotation, which is what a cache stores.
+        Returns the output and the tokens' own (k, v) before rotation, which is what a cache stores, with the scores that
+        `past.measure` gives to its keys; or their own sums.
         """
         c = self._config
         batch, length, _ = x_BQD.shape
@@ -125,12 +129,24 @@ class Attention(nnx.Module):
         v = keep(self.v_proj(x_BQD), "value").reshape(batch, length, c.num_kv_heads, c.head_dim)
         if c.qk_norm != "none":
             q, k = self.q_norm(q), self.k_norm(k)
+        if kind == LINEAR:
+            out, own = linear.attend(q, k, v, cos, sin, keys, past)
+            return keep(self.o_proj(out.reshape(batch, length, -1)), "out"), own
         q, k_rotated = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
         if past is None:
             out = attention.attend(q, k_rotated, v, keys, c.attention)
+            if c.mixer.has_gate:
+                out += self._gate() * attention.attend(q, k_rotated, v, keys.gated, c.attention)
+            own = (k, v)
         else:
-            out = attention.attend_parts(q, [past, (k_rotated, v, keys)])
-        return keep(self.o_proj(out.reshape(batch, length, -1)), "out"), (k, v)
+            out, lse = attention.attend_parts_lse(q, [past[:3], (k_rotated, v, keys)])
+            if c.mixer.has_gate:  # tokens in flight are within each other's window
+                out += self._gate() * attention.attend_parts(q, [(past.k, past.v, past.keys.gated)])
+            own = (k, v) if past.measure is None else (k, v, past.measure(q, past.k, past.keys, lse))
+        return keep(self.o_proj(out.reshape(batch, length, -1)), "out"), own
+
+    def _gate(self):
+        return jax.nn.silu(self.sink_gate[...]).astype(self._config.dtype)
 
 
 class MLP(nnx.Module):
@@ -158,11 +174,11 @@ class Block(nnx.Module):
         self.post_attention_layernorm = RMSNorm(config.model_dim, "embed", config)
         self.mlp = MLP(config, rngs)
 
-    def __call__(self, x_BQD, cos, sin, keys, past=None):
+    def __call__(self, x_BQD, cos, sin, keys, past=None, kind=SOFTMAX):
         if self._post_norm:
-            branch, own_kv = self.self_attn(x_BQD, cos, sin, keys, past)
+            branch, own = self.self_attn(x_BQD, cos, sin, keys, past, kind)
             x_BQD = x_BQD + self.input_layernorm(branch)
-            return x_BQD + self.post_attention_layernorm(self.mlp(x_BQD)), own_kv
-        branch, own_kv = self.self_attn(self.input_layernorm(x_BQD), cos, sin, keys, past)
+            return x_BQD + self.post_attention_layernorm(self.mlp(x_BQD)), own
+        branch, own = self.self_attn(self.input_layernorm(x_BQD), cos, sin, keys, past, kind)
         x_BQD = x_BQD + branch
-        return x_BQD + self.mlp(self.post_attention_layernorm(x_BQD)), own_kv
+        return x_BQD + self.mlp(self.post_attention_layernorm(x_BQD)), own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -12,9 +13,10 @@ from flax import nnx
 
 from lumos import sharding
 from lumos.errors import UserError
-from lumos.model import remat, rope, splash
+from lumos.model import linear, remat, rope, splash
 from lumos.model.definition import Definition, param, scan, stack
 from lumos.model.layers import Block, RMSNorm
+from lumos.model.mixer import LINEAR, SOFTMAX
 from lumos.sequence.key_ranges import KeyRanges
 from lumos.sequence.storage import Storage
 from lumos.sequence.tokens import Positions
@@ -29,11 +31,27 @@ Keys = KeyRanges | tuple[KeyRanges, ...]
 
 
 class Past(NamedTuple):
-    """What decoding attends to besides the current tokens: rotated keys and values [layers, B, S, K, A]."""
+    """What decoding attends to besides the current tokens: rotated keys and values [layers, B, S, K, A].
+
+    measure: how the queries score the keys (`model.salience`), if they do.
+    sums: of the layers with linear attention, where there are some.
+    """
 
     k: jax.Array
     v: jax.Array
     keys: Keys
+    measure: Callable | None = None
+    sums: linear.Sums | None = None
+
+
+class Own(NamedTuple):
+    """What a pass leaves of its tokens: keys and values before rotation, [layers, B, Q, K, A]; the scores that `Past.measure`
+    gives to the past's keys, float32 [layers, B, S]; and sums over the tokens, of the layers with linear attention."""
+
+    k: jax.Array
+    v: jax.Array
+    score: jax.Array | None = None
+    sums: linear.Sums | None = None
 
 
 class Transformer(nnx.Module):
@@ -62,7 +80,7 @@ class Transformer(nnx.Module):
         level_BQ: jax.Array | None = None,
         added_BQD: jax.Array | None = None,
     ):
-        """Return final hidden states [B, Q, D] and own (k, v) before rotation, each [layers, B, Q, K, A].
+        """Return final hidden states [B, Q, D] and what the tokens leave (`Own`).
 
         Args:
           level_BQ: float32, the share of each token's frame that is hidden; read with `model.level_embedding`.
@@ -70,7 +88,7 @@ class Transformer(nnx.Module):
         """
         c = self.config
         cos, sin = rope.mm_rope(positions, c.head_dim, c.rope_theta, c.rope)
-        x_BQD = embed(self._table(), ids_BQ)
+        x_BQD = embed(self.embeddings(), ids_BQ)
         if c.level_embedding:
             if level_BQ is None:
                 raise ValueError("config.model.level_embedding needs the level of every token")
@@ -78,19 +96,27 @@ class Transformer(nnx.Module):
         if added_BQD is not None:
             x_BQD = x_BQD + added_BQD.astype(x_BQD.dtype)
         x_BQD = sharding.constrain(x_BQD, ("batch", "length", None))
-        past_kv = () if past is None else (past.k, past.v)
+        kinds = c.mixer.kinds
+        given = {} if past is None else {SOFTMAX: (past.k, past.v), LINEAR: (past.sums,)}
         turns = keys if isinstance(keys, tuple) else (keys,)
         past_turns = () if past is None else past.keys if isinstance(past.keys, tuple) else (past.keys,)
 
-        def layer(block, x_BQD, turn, *past_layer):
-            past_of_layer = (*past_layer, past_turns[turn]) if past_layer else None
-            x_BQD, own_kv = block(x_BQD, cos, sin, turns[turn], past_of_layer)
-            return sharding.constrain(x_BQD, ("batch", "length", None)), own_kv
+        kinds *= math.lcm(len(turns), len(kinds)) // len(kinds)
 
-        x_BQD, own_kv = scan(
-            self.layers, layer, x_BQD, *past_kv, turns=len(turns), remat=remat.wrap(c.remat), unroll=not c.scan_layers
+        def layer(block, x_BQD, turn, *past_layer):
+            kind, past_of_layer = kinds[turn], past_layer[0] if past_layer else None
+            turn %= len(turns)
+            if kind == SOFTMAX and past_layer:
+                past_of_layer = Past(*past_layer, past_turns[turn], past.measure)
+            x_BQD, own = block(x_BQD, cos, sin, turns[turn], past_of_layer, kind)
+            return sharding.constrain(x_BQD, ("batch", "length", None)), own
+
+        given = {kind: given[kind] for kind in kinds if kind in given}
+        x_BQD, own = scan(
+            self.layers, layer, x_BQD, given, kinds=kinds, remat=remat.wrap(c.remat), unroll=not c.scan_layers
         )
-        return self.norm(x_BQD), own_kv
+        none = jnp.zeros((0, *ids_BQ.shape, c.num_kv_heads, c.head_dim), c.dtype)
+        return self.norm(x_BQD), Own(*own.get(SOFTMAX, (none, none)), sums=own.get(LINEAR))
 
     def hidden(self, ids_BL: jax.Array, positions: Positions, keys: Keys, **conditions) -> jax.Array:
         """Return final hidden states of whole sequences, [B, L, D]; K and V are not kept."""
@@ -108,7 +134,8 @@ class Transformer(nnx.Module):
             columns = columns + (self.digit_head[...] @ self._digits().T)[:, first:last]
         return columns.astype(self.config.dtype)
 
-    def _table(self) -> jax.Array:
+    def embeddings(self) -> jax.Array:
+        """Return the embedding of every token id, [V, D], in compute dtype."""
         table = self.embed_tokens[...]
         if self.config.code_levels:
             table = table + self._digits() @ self.digit_embed[...]

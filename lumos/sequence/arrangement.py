@@ -17,11 +17,17 @@ from lumos.slots import Slot
 
 
 class Arrangement(Slot):
-    """How a video becomes a sequence."""
+    """How a video becomes a sequence. `compositions`: those of the tokenizer that it goes with; () = any."""
+
+    compositions = ()
 
     def stages(self, grid: Grid) -> np.ndarray:
         """Return the stage of every cell, int [T, H, W]. Raises ValueError where the grid does not fit."""
         raise NotImplementedError
+
+    def parents(self, grid: Grid) -> np.ndarray:
+        """Return the place in a frame whose code stands for each place on a coarser scale, int [H * W]; most have no other."""
+        return np.arange(grid[1] * grid[2])
 
     def check(self, grid: Grid) -> None:
         """Raise ValueError where the grid does not fit."""
@@ -46,7 +52,8 @@ class Arrangement(Slot):
 
         `timing` is (frames per second, seconds) of the clip, for arrangements that write them into the sequence.
         """
-        return build(ids, num_text, self.stages(grid), copies=copies, start=start, streams=streams)
+        layout = build(ids, num_text, self.stages(grid), copies=copies, start=start, streams=streams)
+        return dataclasses.replace(layout, parents=self.parents(grid))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,6 +124,11 @@ class Scales(Arrangement, name="scales"):
         for k in range(1, self.num_scales):
             scale[(y % 2**k == 0) & (x % 2**k == 0)] = self.num_scales - 1 - k
         return t * self.num_scales + scale
+
+    def parents(self, grid):
+        scale_YX, (y, x) = self.stages((1, *grid[1:]))[0], np.indices(grid[1:])
+        distance = 2 ** (self.num_scales - np.maximum(scale_YX, 1))  # of the cells of the scale before
+        return ((y - y % distance) * grid[2] + x - x % distance).reshape(-1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

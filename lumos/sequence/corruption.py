@@ -1,7 +1,7 @@
 """Slot 4, corruption: which tokens are hidden or replaced in training, and how much of each frame.
 
 A corruption is a level (how much) x frames (how the levels of a clip's frames hang together) x cells (which cells of a
-frame) x kernel (what stands in their place), and the drops of whole segments. AR-DF (Lumos-1 section 3.3) is cosine
+frame) x kernel (what stands in their place), around frames that are given whole (`sequence.given`). AR-DF (Lumos-1 section 3.3) is cosine
 levels with a floor, shared by all frames, in temporal tubes, replaced by [MASK].
 
 The leak rule. A model that predicts in place and sees earlier frames can copy a masked token from the same cell of an
@@ -17,14 +17,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lumos.sequence.errors import Errors, NoErrors
+from lumos.sequence.given import Given, NoneGiven
 from lumos.sequence.vocabulary import Vocabulary
 from lumos.slots import Slot
+
+if TYPE_CHECKING:
+    from lumos.sequence.layout import Layout
 
 
 def check_share(**values: float) -> None:
@@ -265,10 +270,21 @@ def choose(u: jax.Array, ratio: jax.Array) -> jax.Array:
     return jnp.argsort(u, axis=-1) < count[..., None]
 
 
-class Kernel(Slot):
-    """What stands in the place of chosen tokens: (key, ids [B, L], chosen bool [B, L], vocabulary) -> ids [B, L]."""
+class Context(NamedTuple):
+    """What else a kernel may read: the layout; the level of each token's frame, float32 [B, L], 0 outside of the video; and,
+    called, the embeddings of all token ids [V, D]."""
 
-    def __call__(self, key: jax.Array, ids_BL: jax.Array, chosen_BL: jax.Array, ids: Vocabulary) -> jax.Array:
+    layout: Layout
+    level_BL: jax.Array
+    embeddings: Callable[[], jax.Array]
+
+
+class Kernel(Slot):
+    """What stands in the place of chosen tokens: (key, ids [B, L], chosen bool [B, L], vocabulary, context) -> ids [B, L]."""
+
+    def __call__(
+        self, key: jax.Array, ids_BL: jax.Array, chosen_BL: jax.Array, ids: Vocabulary, context: Context | None = None
+    ) -> jax.Array:
         raise NotImplementedError
 
 
@@ -276,7 +292,7 @@ class Kernel(Slot):
 class Mask(Kernel, name="mask"):
     """[MASK]: absorbing diffusion."""
 
-    def __call__(self, key, ids_BL, chosen_BL, ids):
+    def __call__(self, key, ids_BL, chosen_BL, ids, context=None):
         return jnp.where(chosen_BL, ids.mask, ids_BL)
 
 
@@ -284,7 +300,7 @@ class Mask(Kernel, name="mask"):
 class Replace(Kernel, name="replace"):
     """A uniformly drawn code: uniform diffusion (URSA), token dropout (DrivingWorld)."""
 
-    def __call__(self, key, ids_BL, chosen_BL, ids):
+    def __call__(self, key, ids_BL, chosen_BL, ids, context=None):
         drawn_BL = jax.random.randint(key, ids_BL.shape, ids.visual_start, ids.visual_end)
         return jnp.where(chosen_BL, drawn_BL, ids_BL)
 
@@ -306,22 +322,16 @@ class CorruptionConfig:
     frames: Frames = Shared()  # how the levels of a clip's frames hang together
     cells: Cells = Tube()  # which cells of a frame
     kernel: Kernel = Mask()  # what stands in their place
+    errors: Errors = NoErrors()  # what stands in the place of visible ones
     text_drop: float = 0.1  # probability that a sequence loses its text (classifier-free guidance)
-    # Latent frames of the past, of what is predicted, and of the future (MCVD); () = all frames are predicted
-    segments: tuple[int, ...] = ()
-    past_drop: float = 0.5  # probability that the past is hidden; with segments
-    future_drop: float = 0.5  # probability that the future is hidden; with segments
+    given: Given = NoneGiven()  # which frames are context, clean and without a loss
 
     def __post_init__(self):
-        check_share(text_drop=self.text_drop, past_drop=self.past_drop, future_drop=self.future_drop)
+        check_share(text_drop=self.text_drop)
         if isinstance(self.cells, Clip) and not isinstance(self.frames, Shared):
             raise ValueError(
                 f"cells='clip' draws from all frames at once, but frames={self.frames.name!r} gives each its own ratio: choose "
                 "frames='shared', or cells='tube' or 'frame'"
-            )
-        if self.segments and (len(self.segments) != 3 or min(self.segments) < 0 or not self.segments[1]):
-            raise ValueError(
-                f"segments={self.segments} must be three numbers of latent frames (past, predicted, future)"
             )
 
     def draw(self, key: jax.Array, batch: int, num_frames: int, num_cells: int) -> Corrupted:
@@ -332,19 +342,13 @@ class CorruptionConfig:
         mask_BTC = self.cells(cell_key, ratio_BT, num_frames, num_cells)
         shape = (batch, num_frames, num_cells)
         mask_BTC, ratio_BT = jnp.broadcast_to(mask_BTC, shape), jnp.broadcast_to(ratio_BT, shape[:2])
-        if not self.segments or num_frames == 1:  # an image has no past and no future
+        if self.given.name == "none" or num_frames == 1:  # an image has no context
             return Corrupted(mask_BTC, ratio_BT, jnp.ones(shape[:2], bool))
-        if sum(self.segments) != num_frames:
-            raise ValueError(f"corruption.segments={self.segments} are {sum(self.segments)} frames of {num_frames}")
-        past, current, _ = self.segments
-        frame_T = np.arange(num_frames)
-        is_past, is_current = frame_T < past, (frame_T >= past) & (frame_T < past + current)
-        u_B2 = jax.random.uniform(jax.random.fold_in(key, 2), (batch, 2))
-        hidden_BT = jnp.where(is_past, u_B2[:, :1] < self.past_drop, u_B2[:, 1:] < self.future_drop)
-        given_ratio_BT = hidden_BT.astype(jnp.float32)
-        ratio_BT = jnp.where(is_current, ratio_BT, given_ratio_BT)
-        mask_BTC = jnp.where(is_current[:, None], mask_BTC, hidden_BT[..., None])
-        return Corrupted(mask_BTC, ratio_BT, jnp.broadcast_to(jnp.asarray(is_current), shape[:2]))
+        self.given.check(num_frames)
+        given_BT, hidden_BT = self.given(jax.random.fold_in(key, 2), batch, num_frames)
+        predicted_BT = ~(given_BT | hidden_BT)
+        mask_BTC = jnp.where(predicted_BT[..., None], mask_BTC, hidden_BT[..., None])
+        return Corrupted(mask_BTC, jnp.where(predicted_BT, ratio_BT, hidden_BT.astype(jnp.float32)), predicted_BT)
 
     def drop_text(self, key: jax.Array, batch: int) -> jax.Array:
         """Choose the rows that lose their text (classifier-free guidance): bool [B]."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,17 @@ class StaticRanges:
         arrays = (self.start_RQ, self.end_RQ, self.order_S)
         self._key = tuple(None if x is None else (x.shape, x.tobytes()) for x in arrays)
 
+    @functools.cached_property
+    def runs(self) -> tuple[tuple[int, int], ...] | None:
+        """How the queries fall into groups that see all earlier ones and themselves, as (how many, how large) of consecutive
+        groups of one size; None where they see something else."""
+        end_Q = self.end_RQ[0]
+        last = np.flatnonzero(np.append(end_Q[1:] != end_Q[:-1], True))
+        if len(self.end_RQ) > 1 or self.start_RQ.any() or self.order_S is not None or (end_Q[last] != last + 1).any():
+            return None
+        sizes = np.diff(last, prepend=-1).tolist()
+        return tuple((len(list(same)), size) for size, same in itertools.groupby(sizes))
+
     def __eq__(self, other):
         return isinstance(other, StaticRanges) and self._key == other._key
 
@@ -40,8 +52,8 @@ class StaticRanges:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("start_RBQ", "end_RBQ", "bias_BS", "first_B"),
-    meta_fields=("static", "num_chunks"),
+    data_fields=("start_RBQ", "end_RBQ", "bias_BS", "first_B", "gated"),
+    meta_fields=("static", "num_chunks", "runs"),
 )
 @dataclasses.dataclass(frozen=True)
 class KeyRanges:
@@ -56,6 +68,8 @@ class KeyRanges:
       first_B: int32 [B] or None: the first visible key of each row, in the order in which `static` counts. `start_RBQ`
         respects it already; kernels that take `static` need it apart.
       static: the same ranges before `first_B`, if every row has the same.
+      gated: what the queries see apart, through a learnt gate (`model.mixer`), or None.
+      runs: `StaticRanges.runs`, which linear attention goes by.
       num_chunks: if above 1, keys are given in the chunk order of `sequence.storage`; ranges count in natural order.
     """
 
@@ -65,6 +79,8 @@ class KeyRanges:
     first_B: jax.Array | None = None
     static: StaticRanges | None = None
     num_chunks: int = 1
+    gated: KeyRanges | None = None
+    runs: tuple[tuple[int, int], ...] | None = None
 
     @classmethod
     def of(
@@ -74,7 +90,7 @@ class KeyRanges:
         start_RBQ, end_RBQ = jnp.asarray(static.start_RQ)[:, None], jnp.asarray(static.end_RQ)[:, None]
         if first_B is not None:
             start_RBQ = jnp.maximum(start_RBQ, first_B[:, None])
-        return cls(start_RBQ, end_RBQ, bias_BS, first_B, static, num_chunks)
+        return cls(start_RBQ, end_RBQ, bias_BS, first_B, static, num_chunks, runs=static.runs)
 
     @property
     def order_S(self) -> np.ndarray | None:

@@ -43,6 +43,7 @@ class Layout:
     content_index: np.ndarray  # [T, cells] what corruption may mask in a frame (codes, and new_lines in lumos1)
     clean_index: np.ndarray | None = None  # [T*H*W] the clean cells, with two copies
     stream_index: tuple[np.ndarray, ...] = ()  # [T, tokens] of each stream
+    parents: np.ndarray | None = None  # [H*W] see `Arrangement.parents`
 
     @property
     def length(self) -> int:
@@ -74,12 +75,16 @@ class Layout:
         batch = tokens_BTHW.shape[0]
         ids_BL = jnp.broadcast_to(jnp.asarray(self.template), (batch, self.length))
         ids_BL = ids_BL.at[:, : self.num_text].set(text_BP)
-        codes = tokens_BTHW.reshape(batch, -1) + self.vocabulary.visual_start
         for index, first, stream in zip(self.stream_index, self.vocabulary.stream_starts, streams, strict=True):
             ids_BL = ids_BL.at[:, index.reshape(-1)].set(stream.reshape(batch, -1) + first)
+        return self.with_codes(ids_BL, tokens_BTHW.reshape(batch, -1))
+
+    def with_codes(self, ids_BL: jax.Array, codes_BJ: jax.Array) -> jax.Array:
+        """Return token ids with other codes in all cells (in raster order), of both copies if there are two."""
+        ids_BJ = codes_BJ + self.vocabulary.visual_start
         if self.clean_index is not None:
-            ids_BL = ids_BL.at[:, self.clean_index].set(codes)
-        return ids_BL.at[:, self.visual_index].set(codes)
+            ids_BL = ids_BL.at[:, self.clean_index].set(ids_BJ)
+        return ids_BL.at[:, self.visual_index].set(ids_BJ)
 
     def codes(self, ids_BL: jax.Array) -> jax.Array:
         """Return visual codes [B, T, H, W] of assembled sequences: the inverse of `assemble`."""

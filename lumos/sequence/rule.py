@@ -60,6 +60,10 @@ class Rule(Slot):
         """Return the rules of consecutive layers, which repeat; most rules are the same in all."""
         return (self,)
 
+    def gated(self) -> Rule | None:
+        """Return what is seen apart, through a learnt gate of each layer (`model.mixer`)."""
+        return None
+
     def key_order(self, k: Tokens) -> np.ndarray | None:
         """Return an order of the keys in which visible ones are contiguous, the text first, or None for that of the sequence."""
         return None
@@ -125,13 +129,30 @@ class Window(Rule, name="window"):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scenes(Rule, name="scenes"):
-    """Causal; text is seen by its own scene alone, and video by later scenes if `across` (Mask2DiT, arXiv 2503.19881)."""
+    """Causal; text is seen by its own scene alone, and video by later scenes if `across` (Mask2DiT, arXiv 2503.19881).
+
+    Scenes have equal parts of the text slots and equally many frames; with 0 they are the segments of the layout's tokens.
+    """
 
     across: bool = True  # whether a scene sees the video of earlier ones
-    reads = ("stage", "copy", "segment")
+    text: int = 0  # text slots of each scene
+    frames: int = 0  # latent frames of each scene
+    reads = ("stage", "copy", "segment", "t")
+
+    def __post_init__(self):
+        if min(self.text, self.frames) < 0 or (self.text > 0) != (self.frames > 0):
+            raise ValueError(f"text={self.text} and frames={self.frames} must both be at least 1, or both be 0")
+
+    def _scene(self, tokens):
+        if not self.frames:
+            return tokens.segment
+        # Markers before the video belong to all; text slots come first.
+        of_text = (tokens.kind == TEXT) * (tokens.index // self.text + 1) - 1
+        return (tokens.t >= 0) * (tokens.t // self.frames) + (tokens.t < 0) * of_text
 
     def __call__(self, q, k):
-        same = (k.segment == q.segment) | (k.segment < 0) | (q.segment < 0)
+        of_q, of_k = self._scene(q), self._scene(k)
+        same = (of_k == of_q) | (of_k < 0) | (of_q < 0)
         return stage_causal(q, k) & (same | (k.t >= 0) if self.across else same)
 
 
@@ -264,9 +285,9 @@ def layout_ranges(layout: Layout, rule: Rule, storage: Storage | None = None) ->
 def count_pairs(layout: Layout, rule: Rule, text_length: float | None = None) -> float:
     """Return how many (query, key) pairs a row computes, averaged over the rule's layers: for FLOP counts."""
     first = layout.num_text - (layout.num_text if text_length is None else text_length)
-    counts = []
-    for of_layer in rule.layers():
+    counts, layers = [], rule.layers()
+    for of_layer in (*layers, *(of_layer.gated() for of_layer in layers if of_layer.gated())):
         ranges = compile_rule(of_layer, layout.tokens, layout.tokens)
         pairs_L = np.maximum(ranges.end_RQ - np.maximum(ranges.start_RQ, first), 0).sum(axis=0)
         counts.append(float(pairs_L[np.arange(layout.length) >= first].sum()))
-    return sum(counts) / len(counts)
+    return sum(counts) / len(layers)

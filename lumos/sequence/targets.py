@@ -108,9 +108,17 @@ def text(layout: Layout) -> Targets:
 
 
 class LossWeights(Slot):
-    """What each prediction weighs: (mask bool [B, J], ratio [B, J]) -> (weight of the loss, count for the mean), [B, J] each."""
+    """What each prediction weighs: (mask bool [B, J], ratio [B, J]) -> (weight of the loss, count for the mean), [B, J] each.
 
-    def __call__(self, mask_BJ: jax.Array, ratio_BJ: jax.Array) -> tuple[jax.Array, jax.Array]:
+    predicted: bool [B, J], False for codes of frames that are context (`sequence.given`), which weigh nothing.
+    """
+
+    def __call__(self, mask_BJ: jax.Array, ratio_BJ: jax.Array, predicted_BJ: jax.Array | bool = True):
+        weight_BJ, count_BJ = self.of(mask_BJ, ratio_BJ)
+        return (weight_BJ, count_BJ) if predicted_BJ is True else (weight_BJ * predicted_BJ, count_BJ * predicted_BJ)
+
+    def of(self, mask_BJ: jax.Array, ratio_BJ: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return weight and count of codes that are predicted."""
         raise NotImplementedError
 
 
@@ -118,7 +126,7 @@ class LossWeights(Slot):
 class Masked(LossWeights, name="masked"):
     """Hidden tokens count 1 each."""
 
-    def __call__(self, mask_BJ, ratio_BJ):
+    def of(self, mask_BJ, ratio_BJ):
         weight = mask_BJ.astype(jnp.float32)
         return weight, weight
 
@@ -127,7 +135,7 @@ class Masked(LossWeights, name="masked"):
 class All(LossWeights, name="all"):
     """Every token counts (next-token training, uniform replacement)."""
 
-    def __call__(self, mask_BJ, ratio_BJ):
+    def of(self, mask_BJ, ratio_BJ):
         ones = jnp.ones(mask_BJ.shape, jnp.float32)
         return ones, ones
 
@@ -141,5 +149,25 @@ class Bound(LossWeights, name="bound"):
     near 0 that still hide one cell, as rounded ones do, would have no finite mean.
     """
 
-    def __call__(self, mask_BJ, ratio_BJ):
+    def of(self, mask_BJ, ratio_BJ):
         return mask_BJ / jnp.where(mask_BJ, ratio_BJ, 1.0), jnp.ones(mask_BJ.shape, jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Commit(LossWeights, name="commit"):
+    """Three parts: visible codes that are seen as they are, hidden ones, and codes of frames that are context (COMMIT, MAGVIT,
+    arXiv 2212.05199 section 3.3: equal weights). The mean is over the codes that weigh something."""
+
+    reconstruct: float = 1.0  # visible codes of predicted frames
+    mask: float = 1.0  # hidden codes
+    refine: float = 1.0  # codes of frames that are context
+
+    def __post_init__(self):
+        if min(self.reconstruct, self.mask, self.refine) < 0 or not self.mask:
+            raise ValueError(
+                f"reconstruct={self.reconstruct} and refine={self.refine} must be at least 0, and mask={self.mask} above 0"
+            )
+
+    def __call__(self, mask_BJ, ratio_BJ, predicted_BJ=True):
+        weight_BJ = jnp.where(predicted_BJ, jnp.where(mask_BJ, self.mask, self.reconstruct), self.refine)
+        return weight_BJ, (weight_BJ > 0).astype(jnp.float32)

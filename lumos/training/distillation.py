@@ -22,6 +22,7 @@ from lumos.errors import UserError, short
 from lumos.model import transformer
 from lumos.model.cross_entropy import Chunks, axes_of
 from lumos.model.definition import Definition
+from lumos.model.heads import Head
 from lumos.objective import ExtraState
 from lumos.sequence.layout import Vocabulary
 from lumos.training.match_data import tokenizer_fingerprints
@@ -85,6 +86,10 @@ def _read(config: Config) -> Config:
     teacher = config_loading.parse(read_config(workdir))
     if teacher.task != "transformer":
         raise UserError(f"config.loss.teacher={workdir!r} holds a {teacher.task} run; a teacher is a transformer run")
+    if type(config.model.head).factors is Head.factors:
+        raise UserError(
+            f"config.loss.teacher compares softmaxes, which model.head={config.model.head.name!r} has not; use 'categorical', 'digits' or 'axes'"
+        )
     for dotted in _SAME:
         its, ours = (operator.attrgetter(dotted)(c) for c in (teacher, config))
         if its != ours:

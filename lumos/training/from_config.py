@@ -18,6 +18,10 @@ def make_objective(config: Config, facts: Mapping[str, Any] | None = None) -> Ob
         from lumos.tokenizers.objective import TokenizerObjective
 
         return TokenizerObjective(config)
+    if config.train.rollout.name != "none":
+        from lumos.training.rollout_objective import DistilledObjective, RewardObjective
+
+        return (RewardObjective if config.train.rollout.name == "reward" else DistilledObjective)(config, facts)
     from lumos.training.transformer_objective import TransformerObjective
 
     return TransformerObjective(config, facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,28 +12,32 @@ import numpy as np
 
 from lumos.config import Config
 from lumos.layouts import make_layout
-from lumos.model import flops, transformer
+from lumos.model import flops, heads, transformer
 from lumos.model.cross_entropy import CrossEntropy, linear_cross_entropy
-from lumos.model.heads import gather_arms
-from lumos.objective import Loss, Objective
-from lumos.sequence import targets
-from lumos.sequence.corruption import Corrupted, choose
+from lumos.objective import ExtraState, Loss, Objective
+from lumos.sequence import frame_order, targets
+from lumos.sequence.corruption import Context, Corrupted, choose
 from lumos.sequence.key_ranges import KeyRanges
 from lumos.sequence.layout import Layout
 from lumos.sequence.rule import layout_ranges
 from lumos.sequence.targets import Targets
 from lumos.sequence.tokens import Positions
+from lumos.training import code_values
 from lumos.training.distillation import Teacher, linear_kl
+from lumos.training.history_errors import HistoryErrors
 
-_KERNEL = 3  # tells the random numbers of a kernel from those of the masks
+_KERNEL, _HEAD, _ORDER = 3, 4, 6  # tell the random numbers of kernels, heads and orders from those of the masks
 
 
 class _Run(NamedTuple):
-    """A forward pass: hidden states in the slots of the sequence's storage, the bound model, the true ids [B, L]."""
+    """A forward pass: hidden states in the slots of the sequence's storage, the bound model, the true ids [B, L], those that
+    the model was given, and a random key for its head."""
 
     hidden_BLD: jax.Array
     model: transformer.Transformer
     ids_BL: jax.Array
+    inputs_BL: jax.Array
+    key: jax.Array
 
 
 class TransformerObjective(Objective):
@@ -44,6 +49,7 @@ class TransformerObjective(Objective):
         self.definition = transformer.make_definition(config.model, self.layout.vocabulary)
         self._max_frames = max(frames for frames, _, _ in (config.sequence.grid, *config.data.buckets))
         self._generator = None
+        self._errors = HistoryErrors(config.corruption.errors, self.layout.vocabulary.visual_size, config.loss.chunk)
         saved = (facts or {}).get("teacher")
         self._teacher = Teacher(config, self.layout.vocabulary, saved) if config.loss.teacher else None
 
@@ -52,7 +58,7 @@ class TransformerObjective(Objective):
         return {"teacher": self._teacher.facts} if self._teacher else {}
 
     def extra_state(self):
-        return self._teacher and self._teacher.extra_state()
+        return ExtraState.join(self._teacher and self._teacher.extra_state(), self._errors.extra_state())
 
     def loss(self, params, batch, key, step=0, extra=None, totals=None):
         """Return the loss, weighted by the number of predicted codes. Batch: tokens [B,T,H,W], text [B,P], text_length [B].
@@ -60,10 +66,20 @@ class TransformerObjective(Objective):
         `totals` are the `weights` of all microbatches of the step; by default this batch is the only one.
         """
         c, layout = self.config, self._layout_of(batch["tokens"].shape[1:])
-        totals = totals or self.weights(batch, key)
+        totals, errors, stop = totals or self.weights(batch, key), self._errors, jax.lax.stop_gradient
         drawn, dropped_B = self._corruption(layout, batch, key)
-        run = self._forward(layout, self.definition, params, batch, drawn, dropped_B, jax.random.fold_in(key, _KERNEL))
-        weights_BJ, counts_BJ = self._weights(layout, drawn)
+        batch = frame_order.reorder(c.sequence.order, jax.random.fold_in(key, _ORDER), batch)
+        codes_BJ = batch["tokens"].reshape(drawn.ratio_BT.shape[0], -1)
+
+        def predict(key, seen_BJ):
+            drawn, kernel_key = self._corruption(layout, batch, key)[0], jax.random.fold_in(key, _KERNEL)
+            inputs = batch, drawn, dropped_B, kernel_key, seen_BJ
+            return self._features(layout, self._forward(layout, self.definition, stop(params), *inputs), drawn)
+
+        seen_BJ = errors.inject(key, codes_BJ, step, extra, predict)
+        inputs = batch, drawn, dropped_B, jax.random.fold_in(key, _KERNEL), seen_BJ
+        run = self._forward(layout, self.definition, params, *inputs)
+        weights_BJ, counts_BJ = self._weights(layout, drawn, errors.errors.in_loss and seen_BJ != codes_BJ)
         ce = self._cross_entropy(layout, run, weights_BJ)
         total = ce.loss.sum()
         metrics = {"nll": ce.nll.sum(), "accuracy": ce.correct.sum()}
@@ -73,13 +89,18 @@ class TransformerObjective(Objective):
             metrics["text_nll"] = text_nll / jnp.maximum(totals["text"], 1) * totals["visual"]
             total = total + c.loss.text_weight * metrics["text_nll"]
         if self._teacher:
-            stop = jax.lax.stop_gradient
-            teacher = self._forward(
-                layout, self._teacher.definition, stop(extra["teacher"]), batch, drawn, dropped_B,
-                jax.random.fold_in(key, _KERNEL),
-            )  # fmt: skip
+            teacher = self._forward(layout, self._teacher.definition, stop(extra["teacher"]), *inputs)
             metrics["teacher_kl"] = self._teacher_kl(layout, run, teacher, weights_BJ)
             total = total + c.loss.teacher_weight * metrics["teacher_kl"]
+        if errors.errors.learns:
+            run = run._replace(hidden_BLD=stop(run.hidden_BLD), model=self.definition.bind(stop(params)))
+            extra = errors.learn(
+                key,
+                codes_BJ,
+                extra,
+                *self._features(layout, run, drawn),
+                code_values.of_content(layout, drawn.ratio_BT),
+            )
         return Loss(total, counts_BJ.sum(), metrics, extra)
 
     def weights(self, batch, key):
@@ -101,23 +122,30 @@ class TransformerObjective(Objective):
     def _layout_of(self, grid):
         return self.layout if grid == self.layout.grid else make_layout(self.config, grid)
 
-    def _forward(self, layout, definition, params, batch, drawn: Corrupted, dropped_B, kernel_key=None) -> _Run:
+    def _forward(
+        self, layout, definition, params, batch, drawn: Corrupted, dropped_B, kernel_key, seen_BJ=None
+    ) -> _Run:
         model, c = definition.bind(params), self.config
         streams = tuple(batch[f"stream_{i}"] for i in range(len(layout.stream_index)))
         ids_BL = layout.assemble(batch["text"], batch["tokens"], streams)
         flat = drawn.mask_BTC.reshape(ids_BL.shape[0], -1)
         mask_BL = jnp.zeros(ids_BL.shape, bool).at[:, layout.content_index.reshape(-1)].set(flat)
-        inputs_BL = c.corruption.kernel(kernel_key, ids_BL, mask_BL, layout.vocabulary)
+        inputs_BL = ids_BL if seen_BJ is None else layout.with_codes(ids_BL, seen_BJ)
+        share_BTC = jnp.broadcast_to(drawn.ratio_BT[..., None], drawn.mask_BTC.shape).reshape(flat.shape)
+        level_BL = jnp.zeros(ids_BL.shape).at[:, layout.content_index.reshape(-1)].set(share_BTC)
+        context = Context(layout, level_BL, model.embeddings)
+        inputs_BL = c.corruption.kernel(kernel_key, inputs_BL, mask_BL, layout.vocabulary, context)
         storage = model.storage(layout.length)
         first_B = layout.first_key(batch["text_length"], dropped_B)
-        positions = Positions(*(storage.put(a) for a in layout.positions))
+        in_time = "order" not in batch
+        positions = layout.positions if in_time else frame_order.positions(layout, batch["order"])
+        positions = Positions(*(storage.put(a) for a in positions))
         level = {}
         if model.config.level_embedding:  # of the student, or of a teacher
-            share_BTC = jnp.broadcast_to(drawn.ratio_BT[..., None], drawn.mask_BTC.shape).reshape(flat.shape)
-            level_BL = jnp.zeros(ids_BL.shape).at[:, layout.content_index.reshape(-1)].set(share_BTC)
             level = {"level_BQ": storage.put(level_BL)}
         keys = self._keys(layout, first_B, storage)
-        return _Run(model.hidden(storage.put(inputs_BL), positions, keys, **level), model, ids_BL)
+        hidden_BLD = model.hidden(storage.put(inputs_BL), positions, keys, **level)
+        return _Run(hidden_BLD, model, ids_BL, inputs_BL, jax.random.fold_in(kernel_key, _HEAD))
 
     def _keys(self, layout: Layout, first_B, storage):
         """Return what every token sees, for each turn of the layers."""
@@ -125,20 +153,29 @@ class TransformerObjective(Objective):
         def of(rule):
             bias_L = rule.bias(layout.tokens)
             bias = None if bias_L is None else jnp.asarray(storage.put(np.asarray(bias_L, np.float32)))[None]
-            return KeyRanges.of(layout_ranges(layout, rule, storage), first_B, bias, storage.num_chunks)
+            keys = KeyRanges.of(layout_ranges(layout, rule, storage), first_B, bias, storage.num_chunks)
+            return dataclasses.replace(keys, gated=of(rule.gated())) if rule.gated() else keys
 
         return tuple(of(rule) for rule in self.config.sequence.attention.layers())
 
-    def _weights(self, layout: Layout, drawn: Corrupted):
-        """Return what each code's prediction weighs and counts, float32 [B, J], codes in raster order."""
+    def _features(self, layout: Layout, run: _Run, drawn: Corrupted):
+        """Return the model of a pass, the features of all codes and their context, and which of them it predicts, bool [B, J]."""
+        where, mask_BTC = self.config.sequence.targets(layout), drawn.mask_BTC
+        in_place = self.config.sequence.targets.name == "in_place"
+        predicted_BJ = code_values.of_content(layout, mask_BTC if in_place else jnp.ones_like(mask_BTC))
+        features = code_values.features(run.model, layout, where, run.hidden_BLD)
+        return run.model, features, heads.Context(code_values.before(layout, run.inputs_BL)), predicted_BJ
+
+    def _weights(self, layout: Layout, drawn: Corrupted, wrong_BJ=False):
+        """Return what each code's prediction weighs and counts, float32 [B, J]; wrong visible ones count as hidden."""
         c, (num_frames, *_) = self.config.loss, layout.grid
-        is_code = np.isin(layout.content_index, layout.visual_index)[0]
-        codes = lambda x_BTC: x_BTC[..., is_code].reshape(x_BTC.shape[0], -1)
-        per_cell = lambda x_BT: codes(jnp.broadcast_to(x_BT[..., None], drawn.mask_BTC.shape))
-        weights_BJ, counts_BJ = c.weights(codes(drawn.mask_BTC), per_cell(drawn.ratio_BT))
-        if self.config.corruption.segments:
-            predicted_BJ = per_cell(drawn.predicted_BT)
-            weights_BJ, counts_BJ = weights_BJ * predicted_BJ, counts_BJ * predicted_BJ
+        hidden_BJ, ratio_BJ = (
+            code_values.of_content(layout, drawn.mask_BTC) | wrong_BJ,
+            code_values.of_content(layout, drawn.ratio_BT),
+        )
+        has_context = self.config.corruption.given.name != "none"
+        predicted_BJ = code_values.of_content(layout, drawn.predicted_BT) if has_context else True
+        weights_BJ, counts_BJ = c.weights(hidden_BJ, ratio_BJ, predicted_BJ)
         if c.frame_weights:
             share_J = np.repeat(np.array(c.frame_weights[:num_frames], np.float32), layout.grid[1] * layout.grid[2])
             weights_BJ, counts_BJ = weights_BJ * share_J, counts_BJ * share_J
@@ -150,16 +187,15 @@ class TransformerObjective(Objective):
         codes_BL = run.ids_BL - layout.vocabulary.visual_start
         features, labels, weights = self._place(layout, run, where, codes_BL, weights_BJ)
         return self.config.model.head.loss(
-            run.model, features, labels, weights,
+            run.model, features, labels, weights, heads.Context(code_values.before(layout, run.inputs_BL), run.key),
             chunk=options.chunk, label_smoothing=options.label_smoothing, z_loss=options.z_loss,
         )  # fmt: skip
 
     def _place(self, layout: Layout, run: _Run, where: Targets, codes_BL, weights_BJ):
         """Return features, labels and weights of the predictions, each where its features are."""
-        if where.source.shape[1] > 1:
-            head, storage = self.config.model.head, run.model.storage(layout.length)
-            arms_BLND = storage.take(head.arms(run.model, run.hidden_BLD), axis=1)
-            return gather_arms(arms_BLND, where.source), codes_BL[:, where.target], weights_BJ
+        if where.source.shape[1] > 1 or self.config.model.head.in_raster:
+            features = code_values.features(run.model, layout, where, run.hidden_BLD)
+            return features, codes_BL[:, where.target], weights_BJ
         storage, source = run.model.storage(layout.length), where.source[:, 0]
         labels_BL = jnp.zeros_like(codes_BL).at[:, source].set(codes_BL[:, where.target])
         weights_BL = jnp.zeros(codes_BL.shape).at[:, source].set(weights_BJ)
@@ -168,17 +204,21 @@ class TransformerObjective(Objective):
     def _of_codes(self, layout: Layout, run: _Run, values):
         """Return values of `_cross_entropy` for each code in raster order, [B, J]."""
         where = self.config.sequence.targets(layout)
-        if where.source.shape[1] > 1:
+        if where.source.shape[1] > 1 or self.config.model.head.in_raster:
             return values
         return run.model.storage(layout.length).take(values)[:, where.source[:, 0]]
 
     def _teacher_kl(self, layout: Layout, run: _Run, teacher: _Run, weights_BJ):
         """Return the summed KL to the teacher, which sees the same corrupted sequence, over the predicted codes."""
-        c, where = self.config.loss, self.config.sequence.targets(layout)
-        codes_BL = run.ids_BL - layout.vocabulary.visual_start
+        where, codes_BL = self.config.sequence.targets(layout), run.ids_BL - layout.vocabulary.visual_start
         features, _, weights = self._place(layout, run, where, codes_BL, weights_BJ)
         teacher_features, *_ = self._place(layout, teacher, where, codes_BL, weights_BJ)
-        factors = [self.config.model.head.factors(run.model), self._teacher.model.head.factors(teacher.model)]
+        return self._kl(run.model, features, teacher.model, teacher_features, weights)
+
+    def _kl(self, model, features, teacher, teacher_features, weights):
+        """Return the summed KL of positions with these features to those of the teacher."""
+        c = self.config.loss
+        factors = [self.config.model.head.factors(model), self._teacher.model.head.factors(teacher)]
         return sum(
             linear_kl(
                 features, ours.matrix_FV, teacher_features, its.matrix_FV, weights,
@@ -219,9 +259,9 @@ class TransformerObjective(Objective):
         mask_BTC = jnp.broadcast_to(choose(u, jnp.full((batch_size, 1), ratio)), (batch_size, num_frames, num_cells))
         drawn = Corrupted(mask_BTC, jnp.full((batch_size, num_frames), ratio), jnp.ones((batch_size, num_frames), bool))
         run = self._forward(layout, self.definition, params, batch, drawn, None, jax.random.key(_KERNEL))
-        is_code = np.isin(layout.content_index, layout.visual_index)[0]
-        weights_BJ = mask_BTC[..., is_code].reshape(batch_size, -1).astype(jnp.float32) if in_place else None
-        weights_BJ = jnp.ones((batch_size, len(layout.visual_index))) if weights_BJ is None else weights_BJ
+        weights_BJ = code_values.of_content(layout, mask_BTC if in_place else jnp.ones_like(mask_BTC)).astype(
+            jnp.float32
+        )
         ce = self._cross_entropy(layout, run, weights_BJ)
 
         def per_frame(x_BJ):  # of the longest bucket: batches of all buckets add up
@@ -253,8 +293,10 @@ class TransformerObjective(Objective):
         return generator.generate(captions, seed=self.config.seed).videos, captions
 
     def flops_per_step(self, shape=()):
-        """Forward + backward = 3 forwards, and 1 of a teacher; recomputation (remat) is not counted."""
+        """Forward + backward = 3 forwards, those of errors, and 1 of a teacher; recomputation (remat) is not counted."""
         rows, *grid = shape or (self.config.data.batch_size, *self.layout.grid)
         layout, rule = self._layout_of(tuple(grid)), self.config.sequence.attention
         forward = lambda model: flops.forward_flops(model, layout, rule, layout.vocabulary.visual_size)
-        return rows * (3 * forward(self.config.model) + (forward(self._teacher.model) if self._teacher else 0))
+        c = self.config
+        passes = 3 + c.corruption.errors.passes + c.train.rollout.passes(c.generate.steps, layout.grid[0])
+        return rows * (passes * forward(self.config.model) + (forward(self._teacher.model) if self._teacher else 0))

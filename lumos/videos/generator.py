@@ -104,11 +104,11 @@ class Generator:
         given_BTHW = self._encode_given(given, len(prompts), latent_frames)
         text = self.encode_prompts(prompts, latent_frames)
         start = time.perf_counter()
-        if settings.cache.bounded:  # of any length: frame by frame
-            session = self._new_session(settings)
+        if settings.cache.bounded or settings.search.is_on:  # frame by frame
+            session = self._new_session(settings, latent_frames)
             session.prefill(*text, row_keys(seed, len(prompts)), given_BTHW)
-            made = list(session.frames(latent_frames - given_BTHW.shape[1]))
-            tokens = np.concatenate([given_BTHW, np.stack(made, axis=1)], axis=1)
+            made, _ = settings.search(session, latent_frames - given_BTHW.shape[1])
+            tokens = np.concatenate([given_BTHW, made], axis=1)
         else:  # one program for the whole clip
             num_given = given_BTHW.shape[1]
             padded = np.zeros((len(prompts), latent_frames, *given_BTHW.shape[2:]), np.int32)
@@ -167,15 +167,17 @@ class Generator:
 
         return jax.jit(run)
 
-    def _new_session(self, settings: GenerateConfig) -> Session:
-        """Return a session of today's parameters, whose programs are compiled once."""
-        session = copy.copy(self._sessions(settings))
+    def _new_session(self, settings: GenerateConfig, latent_frames: int = 0) -> Session:
+        """Return a session of today's parameters, whose programs are compiled once. Under the cache policy "full" it ends at so
+        many latent frames, by default as trained."""
+        frames = 0 if settings.cache.bounded else latent_frames
+        session = copy.copy(self._sessions(settings, frames or self.config.sequence.grid[0]))
         session.params = self.params
         return session
 
-    def _make_session(self, settings: GenerateConfig) -> Session:
-        trained, *size = self.config.sequence.grid
-        frames = max(2, settings.cache.num_frames(trained))
+    def _make_session(self, settings: GenerateConfig, latent_frames: int) -> Session:
+        size = self.config.sequence.grid[1:]
+        frames = max(2, settings.cache.num_frames(latent_frames))
         codebook = self.tokenizer.codebook_size
         return Session(
             make_engine(self.config, self.definition, grid=(frames, *size), settings=settings, num_codes=codebook),
@@ -215,10 +217,20 @@ def make_engine(
     Raises UserError where the values of the slots do not go together in generation.
     """
     c, layout = config.sequence, make_layout(config, grid, copies=1)
+    head, settings = config.model.head, settings or config.generate
     try:
-        return Engine(
-            definition, layout, settings or config.generate, c.attention, c.targets, config.loss.chunk, num_codes, undo
-        )
+        engine = Engine(definition, layout, settings, c.attention, c.targets, config.loss.chunk, num_codes, undo)
+        if head.reads_before and not (engine.groups.per_frame == 1 and settings.sampler.masks_given):
+            raise ValueError(
+                f"head {head.name!r} reads the frame before: use layout 'compact' with block=(1, 0, 0), and not sampler 'released'"
+            )
+        if not head.has_log_p and settings.search.is_on:
+            raise ValueError(f"head {head.name!r} gives no probabilities, which a search notes: use search 'none'")
+        if not head.has_log_p and settings.sampler.reads_log_p:
+            raise ValueError(
+                f"head {head.name!r} gives no probabilities, which sampler {settings.sampler.name!r} ranks by: use 'random'"
+            )
+        return engine
     except ValueError as error:
         raise UserError(f"generation: {error}") from error
 
