@@ -224,7 +224,7 @@ def test_tokens_of_another_grid_are_refused(demo, tmp_path):
         train(wrong, tmp_path / "run")
 
 
-@pytest.mark.parametrize("task", ["transformer", "tokenizer"])
+@pytest.mark.parametrize("task", ["transformer", pytest.param("tokenizer", marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_bit_for_bit(demo, tmp_path, task):
     """40 steps at once, and 20 + kill -9 + the rest, log identical losses at every step."""
     data = demo / ("tokens" if task == "transformer" else "moving_shapes")

@@ -41,9 +41,13 @@ def reference():
     return _losses(tiny.transformer(optimizer__learning_rate=1e-2))
 
 
-@pytest.mark.parametrize(
-    "shape", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"fsdp": 2, "context": 4}, {"replica": 2, "fsdp": 4}]
-)
+_slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize("shape", [
+    {"fsdp": 4, "tensor": 2}, {"fsdp": 2, "context": 4},
+    pytest.param({"fsdp": 8}, marks=_slow), pytest.param({"replica": 2, "fsdp": 4}, marks=_slow),
+])  # fmt: skip
 def test_eight_devices_give_the_losses_of_one(reference, shape):
     config = tiny.transformer(optimizer__learning_rate=1e-2, model__num_kv_heads=2)
     one, _ = _losses(config)
@@ -92,7 +96,7 @@ class FixedNoise(TransformerObjective):
         return drawn, batch["text"][:, -1] % 4 == 0
 
 
-@pytest.mark.parametrize("text_weight", [0.0, 0.7])
+@pytest.mark.parametrize("text_weight", [pytest.param(0.0, marks=pytest.mark.slow), 0.7])
 def test_accumulation_equals_one_large_batch(text_weight):
     """Every row masks its own number of codes and has its own number of text tokens, or none: means of means are wrong."""
     config = tiny.transformer(optimizer__learning_rate=1e-2, loss__text_weight=text_weight, loss__z_loss=1e-3)
@@ -271,7 +275,7 @@ def test_schedules():
     assert wsd(79) == 1.0 and wsd(85) < 1.0
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion", "muon", "sgd", "adafactor"])
+@pytest.mark.parametrize("name", ["adamw", pytest.param("lion", marks=_slow), "muon", "sgd", "adafactor"])
 def test_optimizers_by_name_take_a_step(name):
     config = tiny.transformer(optimizer__name=name)
     losses, _ = _losses(config, steps=2)
