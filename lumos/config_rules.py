@@ -171,7 +171,7 @@ def _check_method(config: Config) -> None:
         )
     if config.model.code_levels and config.model.head.name != "categorical":
         raise UserError("config.model.code_levels shares parts of the head 'categorical'; set it to () with others")
-    if g.sampler.name in ("one_shot", "next_scale") and g.steps != 1:
+    if g.sampler.single_pass and g.steps != 1:
         raise UserError(
             f"config.generate.steps={g.steps} must be 1 with the sampler {g.sampler.name!r}, which draws all codes in one pass"
         )

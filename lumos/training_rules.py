@@ -12,15 +12,6 @@ if TYPE_CHECKING:
     from lumos.config import Config
 
 
-_KEEPING = (
-    "confidence",
-    "random",
-    "one_shot",
-    "halton",
-    "entropy",
-)  # samplers whose known codes stay, and were drawn in the pass that kept them
-
-
 def check(config: Config) -> None:
     """Raise UserError unless the values of a transformer run's training slots fit together."""
     errors = config.corruption.errors
@@ -95,10 +86,11 @@ def _check_reward(config: Config) -> None:
     ):
         if value != allowed:
             raise UserError(f"config.train.rollout='reward' needs config.{field}={allowed!r}, not {value!r}")
-    if g.sampler.name not in _KEEPING or config.model.head.in_raster:
+    if not g.sampler.keeps_drawn or config.model.head.in_raster:
+        keeping = ", ".join(name for name, member in g.sampler.choices.items() if member.keeps_drawn and member.masks)
         raise UserError(
             "config.train.rollout='reward' needs a sampler that keeps what it has drawn and a head of softmaxes: config.generate.sampler "
-            f"in {', '.join(_KEEPING)} (now {g.sampler.name!r}), config.model.head 'categorical' or 'digits' (now {config.model.head.name!r})"
+            f"in {keeping} (now {g.sampler.name!r}), config.model.head 'categorical' or 'digits' (now {config.model.head.name!r})"
         )
     rows = config.data.batch_size // config.train.accumulation
     if rows % rollout.samples:
@@ -135,7 +127,7 @@ def check_grid(config: Config) -> None:
                 slot.check(num_frames)
         except ValueError as error:
             raise UserError(f"config.{field}={slot.name!r}: {error}") from error
-    longest = getattr(config.train.rollout, "most", 0) or getattr(config.train.rollout, "frames", num_frames)
+    longest = config.train.rollout.longest(num_frames)
     if longest < num_frames:
         raise UserError(
             f"config.train.rollout={config.train.rollout.name!r} rolls {longest} latent frames, but a clip has {num_frames} (config.sequence.grid)"

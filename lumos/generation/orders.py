@@ -19,6 +19,8 @@ class Halton(Sampler, name="halton"):
     cell in every pass: it would choose the same cells again.
     """
 
+    keeps_drawn = True
+
     def order(self, t_J, y_J, x_J):
         # Bases 2 and 3 for rows and columns, 5 for the frames of a group that has several.
         axes = [axis_J - axis_J.min() for axis_J in (y_J, x_J, t_J)]

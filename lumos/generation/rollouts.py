@@ -40,6 +40,10 @@ class Rollout(Slot):
         """Return the shapes of what goes on from step to step, for prompts of these shapes; None for nothing. It begins as zeros."""
         return None
 
+    def longest(self, clip_frames: int) -> int:
+        """Return how many latent frames a video has at most."""
+        return clip_frames
+
     def passes(self, steps: int, clip_frames: int) -> float:
         """Return how often a step runs the model over each frame of a clip, to roll, on average."""
         return 0.0
@@ -76,6 +80,9 @@ class Streaming(Distilled, name="streaming"):
 
         return jax.eval_shape(begin, params, *prompts)
 
+    def longest(self, clip_frames):
+        return self.most
+
     def passes(self, steps, clip_frames):
         return steps + 1.0
 
@@ -101,6 +108,9 @@ class WindowOfRollout(Distilled, name="window"):
     def __post_init__(self):
         if self.frames < 1:
             raise ValueError(f"frames={self.frames} must be at least 1 latent frame")
+
+    def longest(self, clip_frames):
+        return self.frames
 
     def passes(self, steps, clip_frames):
         return (steps + 1.0) * (self.frames + clip_frames) / 2 / clip_frames

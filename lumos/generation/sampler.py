@@ -107,6 +107,8 @@ class Sampler(Slot):
     eta: float = 0.0
 
     masks_given: ClassVar[bool] = True  # whether the history mask hides parts of given frames too
+    single_pass: ClassVar[bool] = False  # whether a group takes one pass: `generate.steps` is 1 then
+    keeps_drawn: ClassVar[bool] = False  # whether what is known stays known, and was drawn in the pass that kept it
     kernels: ClassVar[tuple[str, ...]] = ("mask",)  # training kernels that it goes with
     reads_log_p: ClassVar[bool] = False  # whether cells are ranked by the probability of their codes
     always_masks: ClassVar[bool] = False  # whether a history ratio of 0 hides a cell all the same
@@ -138,7 +140,7 @@ class Sampler(Slot):
         score_BJ = self.score(noise_BJ, log_p_BJ, temperature, order_J)
         safe_BJ = known_BJ
         if self.eta:
-            # Numbers of the neighbour, so that they decide one thing; what is fixed is certain.
+            # The neighbour's number decides, as the own one decides the rank. Fixed cells are certain, so they stay.
             safe_BJ &= (uniform_of(jnp.roll(noise_BJ, 1, axis=-1)) >= self.eta) | jnp.isposinf(log_p_BJ)
         score_BJ = jnp.where(safe_BJ, jnp.inf, score_BJ)
         rank = jnp.argsort(jnp.argsort(score_BJ, axis=-1), axis=-1)
@@ -180,7 +182,7 @@ class Confidence(Sampler, name="confidence"):
     """The most probable codes are kept: log p + temperature * Gumbel, annealed to 0 within a group (MaskGIT, Lumos-1)."""
 
     temperature: float = 1.0  # of the Gumbel noise in the first pass
-    reads_log_p = True
+    reads_log_p, keeps_drawn = True, True
 
     def __post_init__(self):
         super().__post_init__()
@@ -198,6 +200,8 @@ class Confidence(Sampler, name="confidence"):
 class RandomOrder(Sampler, name="random"):
     """Cells are kept in random order, whatever their probability (MAR, NOVA)."""
 
+    keeps_drawn = True
+
     def score(self, noise_BJ, log_p_BJ, temperature, order_J):
         return noise_BJ
 
@@ -205,6 +209,8 @@ class RandomOrder(Sampler, name="random"):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OneShot(Sampler, name="one_shot"):
     """All cells are drawn in the first pass; `generate.steps` is 1."""
+
+    single_pass, keeps_drawn = True, True
 
     def score(self, noise_BJ, log_p_BJ, temperature, order_J):
         return log_p_BJ

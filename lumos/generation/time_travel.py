@@ -18,6 +18,7 @@ class TimeTravel(Confidence, name="time_travel"):
     Passes ahead have the noise of the passes that they stand for.
     """
 
+    keeps_drawn = False
     ahead: int = 1  # passes that are looked ahead; 0 = confidence
     every: int = 1  # only each so many passes
 

@@ -27,12 +27,6 @@ class RolloutObjective(TransformerObjective):
 
     def __init__(self, config, facts=None):
         super().__init__(config, facts)
-        head = config.model.head
-        if head.reads_before or not head.has_log_p:
-            raise UserError(
-                f"config.train.rollout={config.train.rollout.name!r} needs the probabilities of codes from hidden states alone, which "
-                f"config.model.head={head.name!r} does not give; use 'categorical', 'digits' or 'mixture'"
-            )
         settings = dataclasses.replace(config.generate, guidance=NoGuidance())
         self.engine = make_engine(config, self.definition, settings=settings)
 
