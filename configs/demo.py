@@ -14,9 +14,10 @@ from lumos.slots import slot
 
 
 def get_config(variant: str = "transformer"):
-    """Variants: "tokenizer", "transformer", each also with ",smoke" (seconds, for tests)."""
-    task, _, size = variant.partition(",")
+    """Variants: "tokenizer", "tokens" (the same), "transformer", each also with ",smoke" (seconds, for tests)."""
+    part, _, size = variant.partition(",")
     config = config_loading.default()
+    task = "tokenizer" if part == "tokens" else part
     config.name, config.task = f"demo {task}", task
     config.sequence.text_length = 16
     config.shapes.level = "easy"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lumos.errors import EXIT_PREEMPTED, UserError
 from lumos.launch.spec import Job
 
@@ -12,30 +14,45 @@ def render(job: Job) -> str:
         raise UserError(
             f"--cluster=slurm is for GPUs, not {job.topology}: TPUs are started with tpu-vm, gke or skypilot"
         )
-    gpus, nodes = job.topology.devices_per_slice, job.num_nodes
-    tasks = 1 if job.per == "node" else gpus
+    if job.mounts and not job.image:
+        raise UserError("--mounts are those of a container: give --image too")
+    gpus = job.topology.devices_per_slice
+    options = [
+        f"--job-name={job.name}",
+        f"--nodes={job.num_nodes}",
+        f"--ntasks-per-node={1 if job.per == 'node' else gpus}",
+        f"--gpus-per-node={gpus}",
+        "--exclusive",
+        f"--time={job.time_limit}",
+        "--requeue",
+        "--open-mode=append",
+        f"--output={job.name}-{'%A_%a' if job.array else '%j'}.log",
+        "--signal=B:TERM@120",
+        *(f"--{name}={value}" for name in ("partition", "account", "qos") if (value := getattr(job, name))),
+        *([f"--array={f'0-{int(job.array) - 1}' if job.array.isdigit() else job.array}"] if job.array else []),
+        *job.sbatch,
+    ]
     # A process per node sees all of the node's GPUs; with a process per GPU, jax takes the one of its local rank.
     devices = f"export JAX_LOCAL_DEVICE_IDS={','.join(map(str, range(gpus)))}\n" if job.per == "node" else ""
+    wheel = str(Path(job.wheel).absolute()) if job.wheel else ""
+    install, inside, container = job.install(wheel, here=True), "", ""
+    if job.image:  # there is nothing to be installed on the host
+        mounts = [*job.mounts, *([f"{Path(wheel).parent}:{Path(wheel).parent}"] if wheel else [])]
+        container = f" --container-image={job.image}" + (f" --container-mounts={','.join(mounts)}" if mounts else "")
+        # In the quotes of bash -c.
+        install, inside = "", f"  {install}\n".replace("'", "'\\''")
+    lines = "\n".join(f"#SBATCH {option}" for option in options)
     return f"""#!/bin/bash
-#SBATCH --job-name={job.name}
-#SBATCH --nodes={nodes}
-#SBATCH --ntasks-per-node={tasks}
-#SBATCH --gpus-per-node={gpus}
-#SBATCH --exclusive
-#SBATCH --time={job.time_limit}
-#SBATCH --requeue
-#SBATCH --open-mode=append
-#SBATCH --output={job.name}-%j.log
-#SBATCH --signal=B:TERM@120
+{lines}
 # SIGTERM comes two minutes before the limit, or at preemption; the run saves itself and exits with {EXIT_PREEMPTED}.
 set -uo pipefail
 
-{job.install}
+{install}
 {devices}export JAX_COORDINATOR_ADDRESS="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((61000 + SLURM_JOB_ID % 4000))"
 
-srun --kill-on-bad-exit=1 --wait=120 bash -c '
+srun{container} --kill-on-bad-exit=1 --wait=120 bash -c '
   export JAX_NUM_PROCESSES=$SLURM_NTASKS JAX_PROCESS_ID=$SLURM_PROCID
-  exec "$@"' start {job.command} &
+{inside}  exec "$@"' start {job.command} &
 step=$!
 trap 'kill -TERM $step' TERM
 wait $step; code=$?

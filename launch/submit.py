@@ -19,10 +19,15 @@ CLUSTERS: dict[str, tuple[Callable[[Job], str], str, list[str]]] = {
 }
 
 
-def submit_job(job: Job, cluster: str, *, dry_run: bool) -> int:
-    """Print the file of a job (dry run), or write and submit it. Raises UserError."""
+def check_cluster(cluster: str) -> None:
+    """Raise UserError for a cluster that there is no launcher for."""
     if cluster not in CLUSTERS:
         raise UserError(f"--cluster={cluster!r} must be one of {', '.join(CLUSTERS)}; or run here with --local")
+
+
+def submit_job(job: Job, cluster: str, *, dry_run: bool) -> int:
+    """Print the file of a job (dry run), or write and submit it. Raises UserError."""
+    check_cluster(cluster)
     render, suffix, submit = CLUSTERS[cluster]
     text = render(job)
     if dry_run:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 from lumos.errors import EXIT_PREEMPTED, UserError
 from lumos.launch.spec import Job
 
@@ -22,6 +25,8 @@ def render(job: Job) -> str:
         raise UserError(f"--cluster=tpu-vm is for TPUs, not {job.topology}")
     if job.topology.num_slices > 1:
         raise UserError(f"--cluster=tpu-vm starts one slice, not {job.topology.num_slices}: use gke for several")
+    place = Path(job.wheel).name
+    copy = f'tpu tpu-vm scp {shlex.quote(job.wheel)} "$name": --worker=all\n  ' if job.wheel else ""
     return f"""#!/bin/bash
 # usage: PROJECT=... ZONE=... bash {job.name}.sh
 set -euo pipefail
@@ -38,9 +43,9 @@ create() {{
 delete() {{ tpu queued-resources delete "$name" --quiet --force || true; }}
 
 run() {{
-  tpu tpu-vm ssh "$name" --worker=all --command="$(cat <<'REMOTE'
+  {copy}tpu tpu-vm ssh "$name" --worker=all --command="$(cat <<'REMOTE'
 set -e
-{job.install}
+{job.install(place)}
 export LUMOS_CLUSTER=tpu
 exec {job.command}
 REMOTE

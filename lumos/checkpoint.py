@@ -5,6 +5,8 @@ and extra state, and a small JSON item (step, position in the data, whether the 
 atomic: a killed save leaves a temporary folder that is never taken for a checkpoint. So are deletions: a checkpoint is
 moved away before its files go, for half of one under its number would be taken for a whole. A save that fails raises at
 the next step, and whatever was saved before stays.
+
+In a bucket nothing can be moved: there a checkpoint is what has its marker, which is written last and deleted first.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
 import lumos
+from lumos import files
 from lumos.config_loading import read_resolved
-from lumos.errors import UserError, refuse_url
+from lumos.errors import UserError
+from lumos.runtime.speed import resident_bytes
 
 if TYPE_CHECKING:
     from lumos.training.state import TrainState
@@ -36,6 +40,7 @@ logging.getLogger("orbax").setLevel(logging.WARNING)
 logging.getLogger("absl").addFilter(lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname)
 
 _ARRAYS = ("params", "opt_state", "ema", "extra")
+_MARKER = "commit_success.txt"  # of Orbax, in buckets
 _MAX_ATTEMPTS = 10
 _SAVE_ERRORS = (OSError, ValueError, RuntimeError)  # what file systems raise through Orbax and TensorStore
 
@@ -50,7 +55,7 @@ class Checkpointer:
     """
 
     def __init__(self, workdir: str | Path, *, keep: int = 2, keep_every: int = 0, read_only: bool = False):
-        self.directory = Path(workdir).absolute() / "checkpoints"
+        self.directory = files.absolute(files.path(workdir)) / "checkpoints"
         if read_only and not self.directory.is_dir():
             raise UserError(f"no checkpoint in {self.directory}")
         # Host memory of writing and reading: at most a quarter of the machine's in flight, beside the state itself.
@@ -58,20 +63,23 @@ class Checkpointer:
         arrays = {
             name: ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit, restore_concurrent_gb=limit) for name in _ARRAYS
         }
-        policies = [preserve.LatestN(keep), _LastGood(self)]
+        self._keep, self._keep_every = keep, keep_every
+        self._in_bucket = files.is_remote(self.directory)
+        policies = [preserve.PreserveAll()] if self._in_bucket else [preserve.LatestN(keep), _LastGood(self)]
         if keep_every:
             policies.append(preserve.EveryNSteps(keep_every))
         self._good: dict[int, bool] = {}
         self._saving = False
         self._deleted = self.directory / "deleted"
-        self._sweeps = not read_only and jax.process_index() == 0
+        self._sweeps = not read_only and jax.process_index() == 0 and not self._in_bucket
         self._sweeper = ThreadPoolExecutor(1)
         self._swept = self._sweeper.submit(self._sweep)
         options = ocp.CheckpointManagerOptions(
             create=not read_only,
             read_only=read_only,
+            save_interval_steps=0 if read_only else 1,  # with another one a reader is warned
             cleanup_tmp_directories=not read_only,
-            todelete_subdir=None if read_only else self._deleted.name,
+            todelete_subdir=None if read_only or self._in_bucket else self._deleted.name,
             preservation_policy=preserve.AnyPreservationPolicy(policies),
         )
         handlers = arrays | {"meta": ocp.JsonCheckpointHandler()}
@@ -85,6 +93,9 @@ class Checkpointer:
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
+
+    def all_steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
 
     def last_good_step(self) -> int | None:
         """Return the newest checkpoint that was saved while the run was healthy."""
@@ -119,21 +130,40 @@ class Checkpointer:
             raise self._failed(error) from error
         self._good[step], self._saving = good, True
         size = sum(shard.data.nbytes for leaf in jax.tree.leaves(items) for shard in leaf.addressable_shards)
-        _log.info("saving step %d: %.3f GB, host memory now %.2f GB", step, size / 1e9, _resident_bytes() / 1e9)
+        _log.info("saving step %d: %.3f GB, host memory now %.2f GB", step, size / 1e9, resident_bytes() / 1e9)
 
     def check(self) -> None:
         """Raise what an asynchronous save that has ended raised; cheap, called every step."""
         if self._saving and not self._manager.is_saving_in_progress():
-            self.wait()
+            self._finish()
 
     def wait(self) -> None:
-        """Block until pending saves are on disk. Raises UserError when one has failed."""
+        """Block until pending saves are on disk; every process of a run calls it. Raises UserError when one has failed."""
+        self._finish()
+        if self._in_bucket:
+            self._delete_old()
+
+    def _finish(self) -> None:
         self._saving = False
         try:
             self._manager.wait_until_finished()
         except _SAVE_ERRORS as error:
             raise self._failed(error) from error
         self._swept = self._sweeper.submit(self._sweep)
+
+    def _delete_old(self) -> None:
+        """Delete from a bucket what the policies of local workdirs do not keep."""
+        steps = sorted(self._manager.all_steps())
+        stay = {*steps[-self._keep :], self.last_good_step()}
+        for step in steps:
+            if step not in stay and not (self._keep_every and step % self._keep_every == 0):
+                self._delete(step)
+
+    def _delete(self, step: int) -> None:
+        if self._in_bucket and jax.process_index() == 0:  # without its marker, half of it is none
+            (self.directory / str(step) / _MARKER).unlink(missing_ok=True)
+        self._manager.delete(step)
+        self._good.pop(step, None)
 
     def _sweep(self) -> None:
         """Remove the files of deleted checkpoints. Runs in the background: the file system may be slow."""
@@ -273,11 +303,13 @@ class Checkpointer:
         self.wait()
         self._swept.result()
         for later in [other for other in self._manager.all_steps() if other > step]:
-            self._manager.delete(later)
-            self._good.pop(later, None)
+            self._delete(later)
 
     def link(self, step: int, workdir: Path) -> None:
-        """Make the checkpoint of `step` appear in another workdir of the same file system, at no cost in space."""
+        """Make the checkpoint of `step` appear in another workdir: of the same file system at no cost in space, in a bucket as a copy."""
+        if self._in_bucket:
+            files.copy_tree(self.directory / str(step), workdir / "checkpoints" / str(step), last=_MARKER)
+            return
         source, unfinished = self.directory / str(step), workdir / "checkpoints-unfinished"
         if unfinished.exists():  # of a process that was killed here
             shutil.rmtree(unfinished)
@@ -328,14 +360,6 @@ def _nest(flat: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _resident_bytes() -> int:
-    """Return the host memory of this process; 0 where the system does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
-
-
 def read_shapes(item: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return {name of an array: (shape, dtype)} of the folder of an item, `checkpoints/<step>/params`; no array is read.
 
@@ -344,7 +368,7 @@ def read_shapes(item: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     Raises UserError when the folder is damaged or gone.
     """
     try:
-        tree = ocp.PyTreeCheckpointHandler().metadata(item.absolute()).tree
+        tree = ocp.PyTreeCheckpointHandler().metadata(files.absolute(item)).tree
     except Exception as error:  # Orbax and TensorStore raise of every kind when files are damaged
         raise UserError(f"{item} cannot be read: {' '.join(str(error).split())[:200]}") from error
     return {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in _leaves(tree) if leaf.shape is not None}
@@ -362,8 +386,7 @@ def fingerprint(params: Any) -> str:
 
 def read_config(workdir: str | Path) -> dict[str, Any]:
     """Return the resolved config that a training run stored in its workdir."""
-    refuse_url(str(workdir), "workdir")
-    path = Path(workdir) / "config.json"
+    path = files.path(workdir) / "config.json"
     if not path.exists():
         raise UserError(f"{workdir} is not a training workdir: no config.json in it")
     return read_resolved(path)

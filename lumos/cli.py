@@ -6,13 +6,16 @@ import errno
 import io
 import logging
 import os
+import select
 import sys
 import traceback
 
 from absl import flags
 from absl import logging as absl_logging
 
-from lumos.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, UserError, printable, refuse_url
+from lumos.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, UserError, printable
+from lumos.files import check_scheme, is_of_a_bucket, is_remote, reason_of
+from lumos.flag_definitions import describe
 from lumos.runtime import compile_cache
 from lumos.runtime.huge_pages import use_huge_pages
 from lumos.runtime.processes import started_by
@@ -24,19 +27,30 @@ _USAGE = """usage: lumos <verb> [flags]
   data index       folder, glob or list of clips -> manifest
   data shapes      draw the moving_shapes data set of a config
   data record      play VizDoom or Atari games at random -> clips
+  data cut         long files -> a manifest of their clips, at scene cuts or by a list
+  data filter      the clips of a manifest for which a condition holds, without those that look alike
+  data check       read all records of a token folder, and draw some decoded
   data vocab       train a sentencepiece model from captions
   train            train a tokenizer or a transformer; resumes by itself
   replay           run a step that went wrong again, from its dump
   tokenize         clips -> shards of tokens
   generate         prompts (and first frames) -> videos
+  stream           prompts that change -> a video of any length, written while it is made
+  serve            a web page that shows streams live and takes prompts
   plan             will it fit, and how fast: compile a step for a TPU pod without one
   launch           run a verb as many processes, here or on a cluster
   evaluate         a training workdir -> results.jsonl and an HTML report
+  sweep            checkpoints x sampling settings x seeds x prompts -> a table, plots and videos on one page
+  report           the page of several sweeps and evaluations together
   convert          released Lumos-1 and Cosmos weights and tokens -> workdirs and token folders, and back
-  info             what a path is: workdir, checkpoint, manifest, token folder, shard, released weights, config
+  export           a training workdir -> a release: weights, tokenizer, text model, config and model card in one folder
+  upload           a release -> the Hugging Face Hub
+  info             what a path is: release, workdir, checkpoint, manifest, token folder, shard, released weights, config
   config show      the resolved fields of a config
   config diff      the fields in which two configs differ
+  doctor           is this machine fit to train: devices, speed of every host, codecs, a workdir that can be written
   help             the config's sections and fields, with their meaning
+  completion       a script that completes verbs, flags and fields: source <(lumos completion)
 
 `lumos <verb> --help` lists the flags of a verb, `lumos --version` says which lumos this is.
 Config fields are set with --config.section.field=value; `lumos help` lists them.
@@ -59,25 +73,32 @@ def main(argv: list[str] | None = None) -> int:
     verb = arguments.pop(0)
     if verb in ("data", "config") and arguments and not arguments[0].startswith("-"):
         verb += " " + arguments.pop(0)
-    if verb == "launch" and "--" in arguments:  # the verb to launch, with its own flags
+    if verb in _VERBATIM and "--" in arguments:
         cut = arguments.index("--")
-        arguments = arguments[:cut] + [f"--verb={word}" for word in arguments[cut + 1 :]]
+        arguments = arguments[:cut] + [f"--{_VERBATIM[verb]}={word}" for word in arguments[cut + 1 :]]
     try:
         if verb not in VERBS:
             group = [name for name in VERBS if name.startswith(f"{verb.partition(' ')[0]} ")]
             raise UserError(f"unknown command {verb!r}; commands: {', '.join(group or VERBS)}")
-        define, run, words, no_overrides = VERBS[verb]
-        _refuse_odd_paths(arguments)
+        define, run, words, others, shows_fields, no_overrides = VERBS[verb]
+        _refuse_odd_paths(verb, arguments)
         arguments, overrides = _split_overrides(arguments)
         values = flags.FlagValues()
         define(values)
         if {"--help", "-h"} & set(arguments):
-            print(f"flags of lumos {verb}:\n{values.get_help()}{'' if no_overrides else _FIELDS}")
+            print(f"flags of lumos {verb}:\n\n{describe(values)}", end="")
+            if shows_fields:
+                from lumos.config_help import all_fields
+
+                print(all_fields(), end="")
+            print("" if no_overrides else _FIELDS, end="\n" * (not no_overrides))
             return 0
         try:
             rest = values([f"lumos {verb}", *arguments])[1:]
         except flags.Error as error:
             raise UserError(f"lumos {verb}: {' '.join(str(error).split())}; see lumos {verb} --help") from error
+        if others:
+            values[others].value, rest = [*values[others].value, *rest], []
         _read_words(verb, words, values, rest)
         if overrides and no_overrides:
             raise UserError(no_overrides)
@@ -89,12 +110,16 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(str(error), EXIT_USER_ERROR)
     except Preempted as error:
         return _fail(str(error), EXIT_PREEMPTED)
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+    except Exception as error:
+        if is_of_a_bucket(error):
+            return _fail(f"a bucket cannot be used ({reason_of(error)})", EXIT_USER_ERROR)
+        if not isinstance(error, OSError) or error.errno not in _DISK_ERRORS:
             raise
         return _fail(f"{error.filename or 'writing failed'}: {error.strerror}", EXIT_USER_ERROR)
 
 
+# The flag that takes every word behind --: a verb to launch with its own flags, a line to complete.
+_VERBATIM = {"launch": "verb", "completion": "word"}
 _FIELDS = (
     "\n--config.section.field=value sets a field of the config: `lumos help` lists the sections, `lumos help SECTION` their "
     "fields."
@@ -113,10 +138,10 @@ def _read_words(verb: str, names: tuple[str, ...], values: flags.FlagValues, res
         raise UserError(f"unexpected argument {rest[0]!r}; flags are --name=value" + f", or {usage}" * bool(names))
 
 
-def _refuse_odd_paths(arguments: list[str]) -> None:
-    """Raise UserError where a path is a URL, or begins with a home folder that no shell has filled in.
+def _refuse_odd_paths(verb: str, arguments: list[str]) -> None:
+    """Raise UserError where a path is a URL that is not read, or begins with a home folder that no shell has filled in.
 
-    A URL or `~` would become a folder of that odd name.
+    Such a URL or `~` would become a folder of that odd name.
     """
     words = [word.removeprefix("--verb=") for word in arguments]
     for word, following in zip(words, [*words[1:], ""]):
@@ -124,16 +149,33 @@ def _refuse_odd_paths(arguments: list[str]) -> None:
         if not word.startswith("-") or name not in _PATHS:
             continue
         value = value if equals else following
-        refuse_url(value, f"--{name}")
+        if value.startswith("hf://") and verb in ("generate", "stream", "upload"):
+            continue
+        check_scheme(value, f"--{name}")
+        if verb != "launch" and is_remote(value) and name not in (*_REMOTE.get(verb, ()), *_REMOTE_FIELDS):
+            raise UserError(
+                f"--{name}={value}: lumos {verb} takes a local path here; copy what is in the bucket, or give a mount"
+            )
         home = os.path.expanduser(value)
         if home != value and not os.path.lexists(value.split("/")[0]):
             raise UserError(f"--{name}={value}: the shell fills in ~ only behind a blank; write {home}")
 
 
 _PATHS = (
-    "workdir", "out", "input", "to", "init_from", "image", "video", "manifest", "config", "dump", "text", "tokenizer", "ids", "path",
+    "workdir", "out", "input", "to", "init_from", "image", "video", "manifest", "config", "dump", "text", "tokenizer", "ids", "path", "tokens", "sheet", "cuts",
     "other", "config.data.path", "config.tokenizer_workdir", "config.text.model",
 )  # fmt: skip
+
+
+# What may be in a bucket. `lumos launch` leaves it to the verb that it launches.
+_REMOTE = {
+    "train": ("workdir", "config", "init_from"), "tokenize": ("workdir", "out", "config"), "replay": ("dump",),
+    "data index": ("input", "out", "config"), "data vocab": ("manifest",), "data check": ("tokens", "workdir"),
+    "data cut": ("manifest", "out", "cuts"), "data filter": ("manifest", "out"), "generate": ("workdir",), "stream": ("workdir",),
+    "serve": ("workdir",), "evaluate": ("workdir",),
+    "info": ("path",), "config show": ("config",), "config diff": ("config", "other"),
+}  # fmt: skip
+_REMOTE_FIELDS = ("config.data.path", "config.tokenizer_workdir")
 
 
 def run_and_exit() -> None:
@@ -141,6 +183,10 @@ def run_and_exit() -> None:
     use_huge_pages()
     try:
         code = main()
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        code = 1
     except Exception:  # a bug, or another process of the run is gone
         if not started_by(os.environ):
             raise
@@ -151,6 +197,16 @@ def run_and_exit() -> None:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _nobody_reads() -> bool:
+    """Return whether who read the output is gone, as `head` is once it has seen enough; nothing more is written then."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 # What a full or read-only disk and a wrong path say, wherever it is that something is written.
@@ -186,6 +242,8 @@ def _split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
 def _start_logging() -> None:
     flags.FLAGS.mark_as_parsed()  # grain reads absl flags
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax narrates every save at INFO
+    # It warns of what a reader asks it for.
+    logging.getLogger("absl").addFilter(lambda record: not str(record.msg).startswith("Given directory is read only"))
     logger = logging.getLogger("lumos")
     logger.setLevel(logging.INFO)
     logger.propagate = False

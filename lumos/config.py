@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from lumos import config_rules
+from lumos import config_rules, files
 from lumos.generation.compress import Compress  # noqa: F401  (a member of CachePolicy)
 from lumos.generation.guidance import Guidance, TextGuidance
 from lumos.generation.jacobi import Jacobi  # noqa: F401  (a member of Sampler)
 from lumos.generation.jumps import Jumps  # noqa: F401  (a member of Sampler)
+from lumos.generation.ladder import LadderCache  # noqa: F401  (a member of CachePolicy)
 from lumos.generation.next_scale import NextScale  # noqa: F401  (a member of Sampler)
 from lumos.generation.noise import NoiseRule, Own
 from lumos.generation.orders import Halton  # noqa: F401  (Halton and Entropy, members of Sampler)
@@ -39,6 +39,7 @@ from lumos.sequence.codebooks import Layers, Parts  # noqa: F401  (members of Ar
 from lumos.sequence.corruption import CorruptionConfig
 from lumos.sequence.frame_order import FrameOrder, InTime
 from lumos.sequence.gated import GatedWindow  # noqa: F401  (a member of Rule)
+from lumos.sequence.ladder import Ladder  # noqa: F401  (a member of Rule)
 from lumos.sequence.lumos1 import Lumos1  # noqa: F401  (a member of Arrangement)
 from lumos.sequence.metric import Metric  # noqa: F401  (a member of Kernel)
 from lumos.sequence.rule import Rule, StageCausal
@@ -66,8 +67,13 @@ class DataConfig:
     # one nearest in aspect ratio and length, and batch sizes shrink so that tokens per step stay equal.
     buckets: tuple[tuple[int, int, int], ...] = ()
     fps: float = 0.0  # target frame rate of decoded clips; 0 keeps the rate of the file
+    # Of several captions an example draws one with weights (its words)**power: 0 = alike, 1 = long ones, -1 = short ones more
+    caption_length_power: float = 0.0
     image_fraction: float = 0.0  # share of steps whose batch is single frames (joint image/video training)
-    cache_gb: float = 2.0  # source "clips": the first clips of the manifest that fit are decoded once and kept
+    # Share of token clips that begin at any latent frame, where they are longer than their bucket; others begin at their first
+    windows: float = 0.0
+    # "clips": the first of the manifest that fit are decoded once and kept; tokens in a bucket: records on the local disk
+    cache_gb: float = 2.0
     num_threads: int = 2  # grain read threads
     prefetch: int = 4  # batches prepared ahead
     # What a file may have at most, pixels of a frame, seconds, gigabytes: `lumos data index` refuses what is larger.
@@ -78,7 +84,7 @@ class DataConfig:
 class ShapesConfig:
     """The moving_shapes generator (lumos/data/moving_shapes.py)."""
 
-    level: str = "easy"  # easy | medium | hard
+    level: str = "easy"  # easy | endless | medium | hard
     num_train: int = 4096  # clips of each split
     num_validation: int = 128  # clips of the validation split
     num_test: int = 128  # clips of the test split
@@ -204,6 +210,10 @@ class ModelConfig:
     visual_vocab: int = 0  # 0 = codebook of the tokenizer
     mixer: Mixer = Softmax()  # how layers gather from what their tokens see
     head: Head = Categorical()  # how codes are predicted
+    # Memory tokens: one for every k x k cells of a frame, for each k; the attention "ladder" sees old frames through them
+    memory: tuple[int, ...] = ()
+    # Tells codes of the first latent frame of a video, which stands for one frame of pixels, from all others (`data.windows`)
+    first_frame: bool = False
     level_embedding: bool = False  # adds the share of a token's frame that is hidden to its input
     # FSQ levels of the codebook: codes that share a digit then share part of their embedding and head; () = off
     code_levels: tuple[int, ...] = ()
@@ -270,6 +280,8 @@ class TrainConfig:
     eval_batches: int = 4  # batches per evaluation
     sample_every: int = 0  # 0 = only at the end of training
     num_samples: int = 4  # 0 = never
+    sample_prompts: str = ""  # file of prompts to sample (.txt, .csv, .jsonl); "" = captions of the evaluation split
+    trackers: tuple[str, ...] = ("tensorboard",)  # any of tensorboard, wandb, mlflow, trackio
     checkpoint_every: int = 500  # steps between checkpoints
     keep_checkpoints: int = 2  # newest checkpoints to keep; the last good one is kept beside them
     keep_every: int = 0  # checkpoints at multiples of so many steps are kept for ever; 0 = none
@@ -296,6 +308,8 @@ class GenerateConfig:
     search: Search = NoSearch()  # candidates that are generated together, of which the best one stays
     fps: float = 0.0  # of given and written videos; 0 = that of the data, which a transformer run saves in its config
 
+    NUMBERS: ClassVar[dict[str, float]] = {"top_p": 1.0}  # see `lumos.generation.numbers`
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -305,10 +319,18 @@ class EvaluateConfig:
     num_prompts: int = 64  # prompts to generate and check
     num_clips: int = 64  # clips for reconstruction and cross-entropy
     batch_size: int = 16  # clips per batch
+    samples_per_prompt: int = 1  # clips of each prompt, and continuations of each given clip
     num_given: int = 0  # latent frames given when clips are continued; 0 = that is not evaluated
+    # First pixel frames of a clip that count in distances between sets of clips and to the truth; 0 = all
+    num_frames: int = 0
+    # Side of the square to which clips are cut and shrunk before these distances; 0 = as generated
+    frame_size: int = 0
+    long_seconds: float = 0.0  # length of the videos of the measure "long", which is taken if it is above 0
     mask_ratio: float = 0.7  # of the fixed evaluation mask
     # Metric networks for reconstructions, from lumos-video[metrics]: any of "alex", "vgg" (LPIPS), "i3d" (rFVD).
     networks: tuple[str, ...] = ()
+    # Functions that score generated clips, each "module:function" (docs/howto.md)
+    metrics: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -342,9 +364,7 @@ class Config:
 
     def save(self, path: str | Path) -> None:
         """Write the resolved config as JSON (stored beside every checkpoint), atomically."""
-        partial = Path(f"{path}.{os.getpid()}.partial")
-        partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        os.replace(partial, path)
+        files.write_text(files.path(path), json.dumps(self.to_dict(), indent=1) + "\n")
 
     @property
     def codebook_size(self) -> int:

@@ -41,6 +41,11 @@ def describe(name: str, verbs: Collection[str] = ()) -> str:
     raise UserError(f"no config field {name!r}{_meant(asked, known)}")
 
 
+def all_fields() -> str:
+    """Return every section with its fields and their meaning."""
+    return "".join(f"\n{_section(section)}" for section in sections())
+
+
 def _meant(asked: str, known: tuple[Section, ...]) -> str:
     """Return the end of the message about an unknown field: those of this name in any section, else similar ones."""
     fields = [field.name for section in known for field in section.fields]
@@ -69,7 +74,7 @@ def _all(known: tuple[Section, ...]) -> str:
 
 
 def _section(section: Section) -> str:
-    lines = [f"{section.name}: {section.about}", ""]
+    lines = [f"{section.name}: {section.about}" if section.name else "fields of no section:", ""]
     names = {field: f"  {field.name} = {field.default!r}" for field in section.fields}
     column = min(max(map(len, names.values())), _MEANINGS) + 2
     for field, text in names.items():

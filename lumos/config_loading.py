@@ -18,7 +18,7 @@ from typing import Any
 
 import ml_collections
 
-from lumos import config_upgrade
+from lumos import config_upgrade, files
 from lumos.config import Config
 from lumos.errors import UserError, suggest
 from lumos.slots import Slot
@@ -71,10 +71,24 @@ def read_resolved(path: Path) -> dict[str, Any]:
     One of an earlier form has the values that mean what was done then (config_upgrade.py).
     """
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(files.read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not the JSON of a config: {_one_line(error)}") from error
-    return config_upgrade.upgrade(values) if isinstance(values, dict) else values
+    if not isinstance(values, dict):
+        return values
+    return _from_here(path.parent, config_upgrade.upgrade(values))
+
+
+def _from_here(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of a release (lumos/weights/release.py) with its relative paths as seen from the current folder."""
+    if not (folder / "release.json").is_file():
+        return values
+    text = values.get("text")
+    if values.get("tokenizer_workdir"):
+        values = values | {"tokenizer_workdir": str(folder / values["tokenizer_workdir"])}
+    if isinstance(text, dict) and text.get("model"):
+        values = values | {"text": text | {"model": str(folder / text["model"])}}
+    return values
 
 
 def override(config: Config, overrides: dict[str, Any]) -> Config:
@@ -96,6 +110,8 @@ def _apply(tree: ml_collections.ConfigDict, overrides: dict[str, Any]) -> Config
 def _split_variant(spec: str) -> tuple[str, str]:
     """Return the path and the variant of `path:variant`. Folders may have colons in their names."""
     head, _, tail = spec.rpartition(":")
+    if files.is_remote(spec):
+        return (spec, "") if "/" in tail else (head, tail)
     if Path(spec).exists():
         return spec, ""
     if head and Path(head).exists():
@@ -105,9 +121,9 @@ def _split_variant(spec: str) -> tuple[str, str]:
 
 
 def _find(path_text: str) -> Path:
-    path = Path(path_text)
+    path = files.path(path_text)
     if path.exists():
-        return path
+        return files.kept(path)
     packaged = PACKAGED / path_text.removeprefix("configs/")
     if packaged.exists():
         return packaged

@@ -11,6 +11,8 @@ import numpy as np
 
 from lumos import training_rules
 from lumos.errors import UserError, short, suggest
+from lumos.files import is_remote
+from lumos.runtime.trackers import TRACKERS
 
 if TYPE_CHECKING:
     from lumos.config import Config, ModelConfig, TokenizerConfig
@@ -21,7 +23,8 @@ _AT_LEAST = {
         text.vocab_size tokenizer.parts tokenizer.code_dim adversarial.channels adversarial.num_layers tokenizer.channels tokenizer.channel_mult tokenizer.z_channels sequence.text_length
         sequence.streams sequence.fps model.num_layers model.model_dim model.mlp_dim model.num_heads model.num_kv_heads
         model.head_dim model.qk_norm_groups loss.chunk train.num_steps train.accumulation train.log_every train.eval_batches
-        train.keep_checkpoints generate.steps evaluate.num_prompts evaluate.num_clips evaluate.batch_size""",
+        train.keep_checkpoints generate.steps evaluate.num_prompts evaluate.num_clips evaluate.batch_size
+        evaluate.samples_per_prompt""",
     0: """seed data.fps data.cache_gb data.num_threads data.prefetch data.limits
         tokenizer.num_queries tokenizer.clip tokenizer.prior_weight tokenizer.commitment_weight tokenizer.entropy_weight
         tokenizer.fsq_entropy_weight tokenizer.fsq_latent_weight
@@ -34,13 +37,13 @@ _AT_LEAST = {
         optimizer.warmup_steps optimizer.decay_fraction optimizer.final_fraction optimizer.beta1 optimizer.beta2
         optimizer.weight_decay optimizer.clip_norm optimizer.ema_decay train.eval_every train.sample_every
         train.num_samples train.checkpoint_every train.keep_every train.deadlines generate.top_k generate.fps
-        evaluate.num_given""",
+        evaluate.num_given evaluate.num_frames evaluate.frame_size""",
 }
 
 CHOICES = {
     "task": ("transformer", "tokenizer"),
     "data.source": ("moving_shapes", "clips", "tokens"),
-    "shapes.level": ("easy", "medium", "hard"),
+    "shapes.level": ("easy", "endless", "medium", "hard"),
     "tokenizer.body": ("causal", "holistic"),
     "tokenizer.quantizer": ("fsq", "lfq", "bsq", "vq", "simvq", "ibq", "svq"),
     "tokenizer.composition": ("single", "grouped", "residual", "layers"),
@@ -75,11 +78,24 @@ def check(config: Config) -> None:
     _check_model(config.model)
     _check_tokenizer(config.tokenizer)
     _check_data(config)
+    local = {"text.model": config.text.model} | {
+        "data.path": config.data.path if config.data.source == "moving_shapes" else ""
+    }
+    for name, value in local.items():
+        if is_remote(value):
+            raise UserError(f"config.{name}={value} must be on a local disk; copy it there")
     if config.task == "transformer":
         _check_method(config)
     unknown = set(config.evaluate.networks) - {"alex", "vgg", "i3d"}
     if unknown:
         raise UserError(f"config.evaluate.networks: unknown {short(min(unknown))}; allowed: alex, vgg, i3d")
+    if unknown := set(config.train.trackers) - set(TRACKERS):
+        raise UserError(f"config.train.trackers: unknown {short(min(unknown))}; allowed: {', '.join(TRACKERS)}")
+    if config.train.sample_prompts and (config.task == "tokenizer" or not config.train.num_samples):
+        raise UserError(
+            "config.train.sample_prompts is for transformer runs that make samples: set config.train.num_samples above 0, or "
+            "config.train.sample_prompts=''"
+        )
     if config.task != "tokenizer" and config.freeze_encoder:
         raise UserError("config.freeze_encoder is for task 'tokenizer': a transformer run never trains the tokenizer")
     if config.task == "tokenizer" and config.loss.teacher:
@@ -169,6 +185,7 @@ def _check_method(config: Config) -> None:
             f"config.loss.text_weight={config.loss.text_weight} needs config.model.head='categorical', which has columns for "
             f"text; {config.model.head.name!r} has none"
         )
+    _check_memory(config)
     if config.model.code_levels and config.model.head.name != "categorical":
         raise UserError("config.model.code_levels shares parts of the head 'categorical'; set it to () with others")
     if g.sampler.single_pass and g.steps != 1:
@@ -185,6 +202,28 @@ def _check_method(config: Config) -> None:
         raise UserError(
             "config.generate.top_k must be 0 and top_p 1 with the sampler 'released', which draws from all codes"
         )
+
+
+def _check_memory(config: Config) -> None:
+    c, memory = config.sequence, config.model.memory
+    if (c.attention.name == "ladder") != bool(memory):
+        raise UserError(
+            f"config.model.memory={memory} and config.sequence.attention={c.attention.name!r} do not go together: memory tokens are seen "
+            "with attention='ladder' alone, which sees nothing else of old frames"
+        )
+    if not memory:
+        return
+    if len(memory) != len(c.attention.frames) or min(memory) < 1:
+        raise UserError(
+            f"config.model.memory={memory} must be one size for each of the distances config.sequence.attention.frames={c.attention.frames}"
+        )
+    for field, value, allowed in (
+        ("copies", c.copies, 1),
+        ("streams", c.streams, ()),
+        ("targets", c.targets.name, "in_place"),
+    ):
+        if value != allowed:
+            raise UserError(f"config.model.memory needs config.sequence.{field}={allowed!r}, not {value!r}")
 
 
 def _check_grid(config: Config) -> None:

@@ -24,8 +24,8 @@ _log = logging.getLogger(__name__)
 def demo(workdir: str | Path, config_file: str = "configs/demo.py", variant: str = "") -> dict[str, Any]:
     """Run the whole path into `workdir` and return what it writes to `summary.json` there.
 
-    Every stage resumes: a demo that was stopped goes on where it was. `config_file` has the variants "tokenizer" and
-    "transformer"; `variant` ("smoke") is appended to both.
+    Every stage resumes: a demo that was stopped goes on where it was. `config_file` has the variants "tokenizer", "tokens" (the
+    tokenizer's run with `data.buckets` of whole clips) and "transformer"; `variant` ("smoke") is appended to each.
     """
     from lumos.data import moving_shapes
 
@@ -33,18 +33,18 @@ def demo(workdir: str | Path, config_file: str = "configs/demo.py", variant: str
     start, workdir = time.perf_counter(), Path(workdir).absolute()
     suffix = f",{variant}" if variant else ""
     tokenizer_run = config_loading.load(f"{config_file}:tokenizer{suffix}")
+    tokens_run = config_loading.load(f"{config_file}:tokens{suffix}")
     transformer_run = config_loading.load(f"{config_file}:transformer{suffix}")
     clips, tokens = workdir / "moving_shapes", workdir / "tokens"
-    tokenizer_run = _with_paths(tokenizer_run, clips, workdir)
+    tokenizer_run, tokens_run = (_with_paths(run, clips, workdir) for run in (tokenizer_run, tokens_run))
     transformer_run = _with_paths(transformer_run, tokens, workdir)
 
     _stage(1, "drawing captioned clips")
-    shape = tokenizer_run.data.buckets[0]
-    moving_shapes.prepare(clips, tokenizer_run.shapes, shape, tokenizer_run.seed)
+    moving_shapes.prepare(clips, tokens_run.shapes, tokens_run.data.buckets[0], tokens_run.seed)
     _stage(2, "training the tokenizer")
     train(tokenizer_run, workdir / "tokenizer")
     _stage(3, "turning clips into tokens")
-    tokenize(tokenizer_run, pretrained.load(workdir / "tokenizer"), tokens)
+    tokenize(tokens_run, pretrained.load(workdir / "tokenizer"), tokens)
     _stage(4, "training the transformer")
     train(transformer_run, workdir / "transformer")
     _stage(5, "generating unseen prompts, and measuring")

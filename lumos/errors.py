@@ -37,14 +37,6 @@ def printable(text: str) -> str:
     return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in odd else c for c in text)
 
 
-def refuse_url(path: str, flag: str) -> None:
-    """Raise UserError if a path is a URL: taken for a file name it would become a folder called `gs:`."""
-    if "://" in path:
-        raise UserError(
-            f"{flag}={printable(path)}: buckets are reached through a mount (NFS, gcsfuse); give the mounted folder"
-        )
-
-
 def short(value: object) -> str:
     """Return repr(value), cut to fit into a message."""
     text = repr(value)

@@ -27,12 +27,17 @@ def make_layout(config: Config, grid: tuple[int, int, int] | None = None, *, cop
         raise ValueError("model.text_vocab and model.visual_vocab must be resolved before a layout is built")
     start = c.targets.start
     sizes, counts = zip(*c.streams) if c.streams else ((), ())
+    memory = config.model.memory
     try:
         ids = c.layout.vocabulary(
-            config.model.text_vocab, config.model.visual_vocab, start=start != "none", streams=sizes
+            config.model.text_vocab,
+            config.model.visual_vocab,
+            start=start != "none",
+            streams=sizes,
+            memory=bool(memory),
         )
         layout = c.layout.layout(
-            ids, c.text_length, grid, timing=timing(config, grid[0]), copies=copies or c.copies, start=start, streams=counts
+            ids, c.text_length, grid, timing=timing(config, grid[0]), copies=copies or c.copies, start=start, streams=counts, memory=memory
         )  # fmt: skip
         where = c.targets(layout)
     except ValueError as error:

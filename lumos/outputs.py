@@ -7,7 +7,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from lumos.errors import UserError, printable, refuse_url
+from lumos import files
+from lumos.errors import UserError, printable
 
 # Names of files may have 255 bytes; those that are written first under another name need some of them.
 _NAME_BYTES = 230
@@ -23,6 +24,9 @@ def check_folder(path: str | Path, flag: str) -> Path:
       UserError: there is a file in its place, or it cannot be made or written.
     """
     folder = _checked(path, flag)
+    if files.is_remote(folder):
+        files.probe(folder, flag)
+        return folder
     there = folder.absolute()
     while not os.path.lexists(there):
         there = there.parent
@@ -44,8 +48,12 @@ def check_workdir(path: str | Path, flag: str) -> Path:
 
     Raises UserError also where it has characters of patterns: Orbax looks for the parts of a checkpoint by a pattern.
     """
+    if files.scheme_of(path) == "s3":
+        raise UserError(
+            f"{flag}={printable(str(path))}: checkpoints go to a local folder or gs://; s3:// is for data alone"
+        )
     folder = check_folder(path, flag)
-    if odd := sorted(set("*?[\\") & set(str(folder.absolute()))):
+    if odd := sorted(set("*?[\\") & set(str(files.absolute(folder)))):
         raise UserError(
             f"{flag}={printable(str(path))}: checkpoints cannot be written below a folder with {' '.join(odd)} in its name; "
             "choose another"
@@ -71,16 +79,16 @@ def check_file(path: str | Path, flag: str, suffixes: Sequence[str] = ()) -> Pat
 def _checked(path: str | Path, flag: str) -> Path:
     if not str(path):
         raise UserError(f"{flag} is empty; give a path")
-    refuse_url(os.fspath(path), flag)
+    files.check_scheme(os.fspath(path), flag)
     try:
         os.fspath(path).encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(f"{flag}={printable(str(path))} is not UTF-8; choose another name") from error
     if "\0" in str(path):
         raise UserError(f"{flag}={printable(str(path))} holds a null character; choose another name")
-    places = (Path(path), *Path(path).parents)
+    places = () if files.is_remote(path) else (Path(path), *Path(path).parents)
     if any(len(place.name.encode()) > _NAME_BYTES and not os.path.lexists(place) for place in places):
         raise UserError(
             f"{flag}: a name of more than {_NAME_BYTES} bytes in {printable(str(path))[:80]}...; shorten it"
         )
-    return Path(path)
+    return files.path(path)

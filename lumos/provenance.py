@@ -15,7 +15,9 @@ from typing import Any
 import jax
 
 import lumos
+from lumos import files
 from lumos.config import Config
+from lumos.growing_files import Appended
 from lumos.version import commit
 
 _log = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ def begin(config: Config, workdir: Path, restored: dict[str, Any]) -> dict[str, 
 def of_file(config: Config, workdir: str | Path, **more: Any) -> dict[str, str]:
     """Return the short form that goes into the metadata of a file made by the run in `workdir`; `more` may say the step."""
     try:
-        data = json.loads((Path(workdir) / "runs.jsonl").read_text().splitlines()[-1])["data"]
+        data = json.loads(files.read_text(files.path(workdir) / "runs.jsonl").splitlines()[-1])["data"]
     except (OSError, ValueError, LookupError):  # weights that lumos has not trained
         data = ""
     facts = {"run": Path(workdir).name, "seed": config.seed, "config": fingerprint(config), "data": data}
@@ -65,11 +67,9 @@ def of_file(config: Config, workdir: str | Path, **more: Any) -> dict[str, str]:
 
 def _record(path: Path, facts: dict[str, Any]) -> None:
     """Append one line to a JSONL file: every start of a run leaves its own."""
-    torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")  # killed while writing a line
-    with path.open("a") as file:
-        file.write(
-            "\n" * torn + json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts}) + "\n"
-        )
+    file = Appended(path)
+    file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts}))
+    file.close()
 
 
 def fingerprint(config: Config) -> str:
@@ -83,11 +83,15 @@ def data_fingerprint(paths: str) -> str:
 
     digest = hashlib.sha256()
     for text, weight in parse_paths(paths):
-        path = Path(text)
-        files = [path] if path.is_file() else sorted(path.rglob("manifest.json")) + sorted(path.rglob("*_info.json"))
+        path = files.path(text)
+        names = ("manifest.json", "*_info.json")
+        found = [path] if path.is_file() else [file for name in names for file in files.find(path, name)]
         digest.update(str(weight).encode())
-        for file in files:
-            digest.update(file.name.encode() + file.read_bytes())
+        for file in found:
+            digest.update(file.name.encode())
+            with files.borrowed(file) as local, local.open("rb") as stream:
+                while block := stream.read(1 << 24):  # a manifest may be larger than memory
+                    digest.update(block)
     return digest.hexdigest()[:16]
 
 

@@ -210,6 +210,23 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return {name: put(value) for name, value in batch.items()}
 
 
+def put_rows(mesh: Mesh, rows: Any) -> Any:
+    """Put arrays that every process has whole on the devices, split over the batch."""
+    place = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, place, lambda index: x[index]), rows)
+
+
+def shared_work(call: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """Return what `call` makes of rows, one for each, in every process: each computes some of them. Rows are the same in all."""
+    index, count = jax.process_index(), jax.process_count()
+    if count == 1:
+        return call(rows)
+    each = -(-len(rows) // count)
+    own = np.minimum(np.arange(index * each, (index + 1) * each), len(rows) - 1)
+    made = multihost_utils.process_allgather(call(rows[own]), tiled=True)
+    return np.asarray(made)[: len(rows)]
+
+
 def from_first_process(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return what process 0 gives, in every process: input of a program that all of them run together."""
     if jax.process_count() == 1:

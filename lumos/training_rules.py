@@ -21,6 +21,7 @@ def check(config: Config) -> None:
             "config.loss.text_weight=0 and config.loss.weights='masked' or 'all', or use errors='own'"
         )
     _check_order(config)
+    _check_windows(config)
     _check_rollout(config)
     layout, tokenizer = config.sequence.layout, config.tokenizer
     if layout.compositions and (tokenizer.composition not in layout.compositions or tokenizer.parts != layout.num):
@@ -40,6 +41,21 @@ def check(config: Config) -> None:
             )
 
 
+def _check_windows(config: Config) -> None:
+    c, windows = config, config.data.windows
+    if not 0 <= windows <= 1:
+        raise UserError(f"config.data.windows={windows} is a share of clips: it must lie in [0, 1]")
+    if windows and not (c.data.source == "tokens" and c.model.first_frame):
+        raise UserError(
+            f"config.data.windows={windows} cuts clips of tokens at any latent frame: set config.data.source='tokens' (now "
+            f"{c.data.source!r}) and config.model.first_frame=True (now {c.model.first_frame}), which tells the model where a video begins"
+        )
+    if c.model.first_frame and c.sequence.order.name != "time":
+        raise UserError(
+            f"config.model.first_frame=True needs config.sequence.order='time', not {c.sequence.order.name!r}"
+        )
+
+
 def _check_rollout(config: Config) -> None:
     c, g, name = config.sequence, config.generate, f"config.train.rollout={config.train.rollout.name!r}"
     if config.train.rollout.name == "none":
@@ -47,6 +63,7 @@ def _check_rollout(config: Config) -> None:
     for field, value, allowed in (
         ("sequence.targets", c.targets.name, "in_place"),
         ("sequence.copies", c.copies, 1),
+        ("sequence.streams", c.streams, ()),
         ("sequence.order", c.order.name, "time"),
         ("corruption.kernel", config.corruption.kernel.name, "mask"),
         ("corruption.errors", config.corruption.errors.name, "none"),

@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
-from lumos import outputs
-from lumos.errors import UserError
-from lumos.flag_definitions import group, many, number, switch, text
-
-
-class Verb(NamedTuple):
-    define: Callable  # its flags
-    run: Callable  # (values of the flags, config overrides) -> exit code or None
-    words: tuple[str, ...] = ()  # flags that may stand without their names, in this order; those without a default must
-    no_overrides: str = ""  # what to say to --config.section.field=value, where the verb does not take it
-
+from lumos import data_verbs, evaluation_verbs, launch_verbs, outputs, release_verbs
+from lumos.flag_definitions import Verb, group, join_processes, many, number, switch, text
 
 _CONFIG = text("config", None, "config file, path.py[:variant]", required=True)
 _WORKDIR = text("workdir", None, "training workdir", required=True)
@@ -28,85 +16,29 @@ def _demo(values, overrides):
     demo(values.workdir, values.config, values.variant)
 
 
-def _data_index(values, overrides):
-    from lumos.data.index import index
-
-    print(index(values.input, values.out, _config_or_default(values, overrides).data))
-
-
-def _config_or_default(values, overrides):
-    from lumos import config_loading
-    from lumos.config import Config
-
-    if values.config:
-        return config_loading.load(values.config, overrides)
-    return config_loading.override(Config(), overrides)
-
-
-def _data_shapes(values, overrides):
-    from lumos import config_loading
-
-    c = config_loading.load(values.config, overrides)
-    if c.data.source != "moving_shapes":
-        raise UserError(f"{values.config}: config.data.source is {c.data.source!r}, not 'moving_shapes'")
-    outputs.check_folder(c.data.path, "--config.data.path")
-    from lumos.data import moving_shapes
-    from lumos.data.buckets import check_given
-
-    check_given(c.data)
-    moving_shapes.prepare(c.data.path, c.shapes, c.data.buckets[0], c.seed)
-
-
-def _data_record(values, overrides):
-    outputs.check_folder(values.out, "--out")
-    from lumos.data.games import record
-
-    path = record(
-        values.game, values.out, values.clips, num_frames=values.frames, seed=values.seed, workers=values.workers
-    )
-    print(f"{path}; next: lumos data index --input={path} --out={path.with_name('manifest.jsonl')}")
-
-
-def _data_vocab(values, overrides):
-    outputs.check_file(values.out, "--out")
-    from lumos.data.index import read_manifest
-    from lumos.data.text import train_vocab
-
-    captions = [row["caption"] for row in read_manifest(values.manifest)]
-    tokenizer = train_vocab(captions, values.out, _config_or_default(values, overrides).text.vocab_size)
-    print(f"{values.out}: {tokenizer.vocab_size} pieces")
-
-
 def _train(values, overrides):
-    from lumos.runtime.watchdog import Watchdog
+    from lumos import api
 
-    with Watchdog() as watchdog:  # before jax is imported and devices are looked for
+    if values.dry_run:
         outputs.check_workdir(values.workdir, "--workdir")
-        from lumos import config_loading
-        from lumos.training.loop import train
+        from lumos.info.render import as_text
+        from lumos.training.dry_run import dry_run
 
-        fresh = tuple(filter(None, values.fresh.split(",")))
-        run = config_loading.load(values.config, overrides)
-        options = {"init_from": values.init_from, "fresh": fresh, "profile_at": values.profile_at}
-        train(run, values.workdir, watchdog=watchdog, **options)
+        print(as_text(dry_run(api.load_config(values.config, overrides), values.workdir)), end="")
+        return
+    options = {"init_from": values.init_from, "profile_at": values.profile_at}
+    fresh = tuple(filter(None, values.fresh.split(",")))
+    api.train(values.config, values.workdir, overrides=overrides, fresh=fresh, **options)
 
 
 def _replay(values, overrides):
     from lumos.training.replay import replay
 
-    _join()
+    join_processes()
     result = replay(values.dump)
     for name, value in result["metrics"].items():
         print(f"{name:12} now {value!r:24} then {result['recorded'].get(name)!r}")
     print(f"step {result['step']} ({result['reason']}): {'bitwise equal' if result['bitwise'] else 'DIFFERENT'}")
-
-
-def _join() -> None:
-    """Connect to the other processes, where a launcher started several."""
-    from lumos.runtime import processes
-
-    processes.join()
-    processes.census()
 
 
 def _tokenize(values, overrides):
@@ -117,45 +49,19 @@ def _tokenize(values, overrides):
     from lumos.tokenizers import pretrained
     from lumos.tokenizers.tokenize import tokenize
 
-    _join()
+    join_processes()
     tokenize(
         config_loading.load(values.config, overrides),
         pretrained.load(values.workdir),
         values.out,
-        splits=tuple(values.splits.split(",")),
+        splits=tuple(filter(None, values.splits.split(","))),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
 
 
-def _generate(values, overrides):
-    from lumos.videos.video_files import generate
-
-    if values.image and values.video:
-        raise UserError("lumos generate: give --image or --video, not both")
-    paths = generate(
-        values.workdir,
-        values.prompt,
-        values.out,
-        overrides,
-        given=values.image or values.video,
-        num_frames=values.frames,
-        seed=values.seed,
-        step=None if values.step < 0 else values.step,
-    )
-    print("\n".join(str(path) for path in paths))
-
-
-def _evaluate(values, overrides):
-    outputs.check_folder(values.out, "--out")
-    from lumos.evaluation.evaluate import evaluate
-
-    results = evaluate(values.workdir, values.out, overrides, seed=values.seed, what=values.what)
-    print(results["report"])
-
-
 def _convert(values, overrides):
-    check = outputs.check_workdir if values["from"].value in ("lumos1", "cosmos") else outputs.check_folder
+    check = outputs.check_workdir if values["from"].value in ("lumos1", "cosmos", "release") else outputs.check_folder
     check(values["to"].value, "--to")
     from lumos.interop.convert import Options, convert
 
@@ -175,23 +81,6 @@ def _plan(values, overrides):
     plan(c, values.topology, purpose, compile=values.compile, find=find, json=values.json)
 
 
-def _launch(values, overrides):
-    from lumos.launch import local
-    from lumos.launch.spec import make_job
-    from lumos.launch.submit import submit_job
-
-    if values.local:
-        processes, devices = values.num_processes, values.devices_per_process
-        return local.run(values.verb, num_processes=processes, devices_per_process=devices)
-    options = {
-        name: values[name].value
-        for name in ("image", "per", "max_restarts", "time_limit", "setup")
-        if values[name].present
-    }
-    job = make_job(values.name, values.topology, values.verb, **options)
-    return submit_job(job, values.cluster, dry_run=values.dry_run)
-
-
 def _info(values, overrides):
     import os
 
@@ -200,6 +89,25 @@ def _info(values, overrides):
     from lumos.info.render import as_json, as_text
 
     print((as_json if values.json else as_text)(describe(values.path)), end="")
+
+
+def _doctor(values, overrides):
+    from lumos.doctor import examine
+    from lumos.info.render import as_json, as_text
+
+    join_processes()
+    import jax
+
+    facts = examine(values.workdir or "")
+    if jax.process_index() == 0:
+        print((as_json if values.json else as_text)(facts), end="")
+    return 1 if facts["problems"] else 0
+
+
+def _completion(values, overrides):
+    from lumos.completion import SCRIPT, complete
+
+    print("\n".join(complete(values.word, VERBS)) if values.word else SCRIPT, end="\n" * bool(values.word))
 
 
 def _config_show(values, overrides):
@@ -226,41 +134,13 @@ VERBS: dict[str, Verb] = {
     "demo": Verb(
         group(
             text("workdir", "demo", "where everything is written"),
-            text("config", "configs/demo.py", "config file with the variants tokenizer and transformer"),
+            text("config", "configs/demo.py", "config file with the variants tokenizer, tokens and transformer"),
             text("variant", "", "extra variant of the config file, such as smoke"),
         ),
         _demo,
         no_overrides="lumos demo takes no config overrides; copy configs/demo.py and pass it with --config",
     ),
-    "data index": Verb(
-        group(
-            text("input", None, "folder, glob, or CSV/TSV/JSONL/parquet list of clips", required=True),
-            text("out", None, "manifest to write, .jsonl", required=True),
-            text("config", None, "config file whose data section sets limits and threads"),
-        ),
-        _data_index,
-    ),
-    "data shapes": Verb(group(_CONFIG), _data_shapes),
-    "data record": Verb(
-        group(
-            text("game", None, "vizdoom | ale", required=True),
-            text("out", None, "folder for the clips", required=True),
-            number("clips", 1024, "clips in all; of eight, six are for training, one for validation, one for test"),
-            number("frames", 33, "frames of a clip"),
-            number("seed", 0, "random seed"),
-            number("workers", 2, "processes that play"),
-        ),
-        _data_record,
-        no_overrides="lumos data record takes no config overrides",
-    ),
-    "data vocab": Verb(
-        group(
-            text("manifest", None, "manifest whose captions to learn from", required=True),
-            text("out", None, "sentencepiece model to write", required=True),
-            text("config", None, "config file whose text section sets the vocabulary size"),
-        ),
-        _data_vocab,
-    ),
+    **data_verbs.VERBS,
     "train": Verb(
         group(
             _CONFIG,
@@ -268,8 +148,10 @@ VERBS: dict[str, Verb] = {
             text("init_from", "", "workdir whose weights a new run starts from"),
             text("fresh", "", "parameters that start anew even so, such as lm_head,embed"),
             number("profile_at", 0, "step from which three steps are profiled; 0 = only on SIGUSR1"),
+            switch("dry_run", False, "open the data, compile the step, print shapes and memory; train nothing"),
         ),
         _train,
+        shows_fields=True,
     ),
     "replay": Verb(
         group(text("dump", None, "folder under <workdir>/dumps")),
@@ -282,26 +164,20 @@ VERBS: dict[str, Verb] = {
             _CONFIG,
             text("workdir", None, "workdir of the trained tokenizer", required=True),
             text("out", None, "folder for the token shards", required=True),
-            text("splits", "train,validation", "splits to encode"),
+            text("splits", "", "splits to encode, with commas; by default config.data.split and eval_split"),
         ),
         _tokenize,
     ),
-    "generate": Verb(
-        group(
-            _WORKDIR,
-            many("prompt", "a caption; repeat the flag for several clips in one batch"),
-            text("out", None, "file (.mp4, .gif, .png), or a folder for several prompts", required=True),
-            text("image", None, "first frame: image-to-video"),
-            text("video", None, "first frames: video-to-video continuation"),
-            number("step", -1, "checkpoint whose weights are used; -1 = the newest"),
-            number("frames", 0, "frames to make in all, 1 + 4k; 1 = an image; 0 = as trained"),
-            number("seed", 0, "random seed"),
-        ),
-        _generate,
-    ),
+    **evaluation_verbs.VERBS,
+    **release_verbs.VERBS,
     "convert": Verb(
         group(
-            text("from", None, "lumos1 | cosmos (weights), lumos (a workdir), lumos1-tokens (pickles)", required=True),
+            text(
+                "from",
+                None,
+                "lumos1 | cosmos (weights), lumos (a workdir), lumos1-tokens (pickles), release (of lumos export)",
+                required=True,
+            ),
             text("input", None, "what to convert: weights, a workdir, or tokens"),
             text("to", None, "workdir or folder to write", required=True),
             text("dtype", "", "float32 | bfloat16; by default lumos1 loads float32 and lumos writes what it has"),
@@ -323,38 +199,7 @@ VERBS: dict[str, Verb] = {
         ),
         _plan,
     ),
-    "launch": Verb(
-        group(
-            switch("local", False, "run processes on this machine, on CPU devices"),
-            number("num_processes", 2, "with --local: processes"),
-            number("devices_per_process", 1, "with --local: CPU devices of each"),
-            text("cluster", "slurm", "slurm | gke | tpu-vm | skypilot"),
-            text("topology", "h100:8", "devices of the job: h100:64, v5p:8x8x4, 2*v5e:16x16"),
-            text("name", "lumos", "of the job"),
-            text("image", "", "container image (gke, skypilot)"),
-            text("per", "node", "node | gpu: what gets a process of its own (slurm)"),
-            text(
-                "setup",
-                "",
-                "shell command before the verb (slurm: once, in the batch script; tpu-vm, skypilot: on every host)",
-            ),
-            text("time_limit", "24:00:00", "of one SLURM allocation; the job is requeued after it"),
-            number("max_restarts", 100, "after failures and preemptions"),
-            switch("dry_run", False, "print the file instead of submitting it"),
-            many("verb", "what to run: everything behind --"),
-        ),
-        _launch,
-        no_overrides="lumos launch: config overrides belong behind --, to the verb",
-    ),
-    "evaluate": Verb(
-        group(
-            _WORKDIR,
-            text("out", None, "folder of the report", required=True),
-            text("what", "all", "all | tokenizer (reconstruction alone)"),
-            number("seed", 0, "random seed"),
-        ),
-        _evaluate,
-    ),
+    **launch_verbs.VERBS,
     "info": Verb(
         group(
             text("path", None, "workdir, checkpoint, manifest, token folder, record shard, data folder, ..."),
@@ -376,6 +221,25 @@ VERBS: dict[str, Verb] = {
         _config_diff,
         words=("config", "other"),
         no_overrides="lumos config diff takes no config overrides",
+    ),
+    "doctor": Verb(
+        group(
+            text("workdir", "", "workdir, or bucket, that a run will write to"),
+            switch("json", False, "print one JSON object instead"),
+        ),
+        _doctor,
+        words=("workdir",),
+        no_overrides="lumos doctor takes no config overrides",
+    ),
+    "completion": Verb(
+        group(
+            many(
+                "word",
+                "behind --: the words of a line, the last one to be completed; without any, the script for the shell",
+            )
+        ),
+        _completion,
+        no_overrides="lumos completion takes no config overrides",
     ),
     "help": Verb(
         group(text("field", "", "section, or section.field, of the config")),

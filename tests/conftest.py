@@ -40,7 +40,12 @@ def large_golden():
     return find
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items):
-    """Begin with the files that take longest, so that no worker is left alone with one at the end."""
+    """Mark variants that are not in the suite (`fast` in pyproject.toml). Begin with the files that take longest, so that no worker is left alone with one at the end."""
+    for item in items:
+        mark = item.get_closest_marker("fast")
+        if mark and item.callspec.id not in mark.args:
+            item.add_marker("slow")
     longest = ("test_torture.py", "test_end_to_end.py", "test_adversarial.py", "test_training.py")
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))

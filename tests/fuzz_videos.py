@@ -27,7 +27,8 @@ import numpy as np
 from lumos import config_loading
 from lumos.config import DataConfig
 from lumos.data import decoder, video, video_writer
-from lumos.data.index import index, read_manifest
+from lumos.data.index import index
+from lumos.data.manifest import read_manifest
 from lumos.data.pipeline import make_pipeline
 from lumos.errors import UserError
 

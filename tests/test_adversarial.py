@@ -121,6 +121,7 @@ def test_resuming_the_adversarial_stage_is_bit_equal(run):
     assert np.abs(run.last.params["discriminator"]["mean_logits"]).max() > 0
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one(run):
     config = dataclasses.replace(CONFIG, mesh=MeshConfig(fsdp=8))
     eight = Run(config, num_devices=8)
@@ -412,6 +413,7 @@ def test_stages_start_from_the_tokenizer_of_another_run(run, config, tmp_path):
         assert any((np.asarray(a) != b).any() for a, b in zip(fresh, seen))
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_learns_nothing_and_costs_no_backward_pass(run, tmp_path):
     plain = dataclasses.replace(CONFIG, adversarial=AdversarialConfig())
     frozen = Run(dataclasses.replace(plain, freeze_encoder=True))

@@ -26,7 +26,8 @@ from lumos import cli, config_loading
 from lumos.checkpoint import Checkpointer
 from lumos.config import DataConfig
 from lumos.data import decoder
-from lumos.data.index import index, read_manifest
+from lumos.data.index import index
+from lumos.data.manifest import read_manifest
 from lumos.data.pipeline import make_pipeline
 from lumos.data.records import RecordSource, RecordWriter
 from lumos.data.video_writer import write_video
@@ -225,7 +226,7 @@ def test_files_beside_clips_of_every_kind(tmp_path):
     }  # fmt: skip
     bad = {
         "l.txt": ("a dog".encode("utf-16"), "UTF-16"), "m.txt": ("a dog".encode("utf-16-le"), "UTF-16"), "n.txt": (b"caf\xe9", "not UTF-8"),
-        "o.json": (b'{"caption": ["a", "b"]}', "a list of 2 captions"), "p.json": (b'[{"caption": "a"}]', "an object"),
+        "o.json": (b'{"caption": ["a", 2]}', "got int 2"), "p.json": (b'[{"caption": "a"}]', "an object"),
         "q.json": (b'"a dog"', "an object"), "r.json": (b"", "Expecting value"), "s.json": (b'{"caption": 5}', "must be text"),
         "t.json": (b'{"caption": {"en": "a"}}', "must be text"), "u.json": (b'{"text": "a", "prompt": "b"}', "may both be the caption"),
         "v.json": ('{"caption": "a"}'.encode("utf-16"), "UTF-16"), "w.txt": (b"['a', 'b']", "written as text"),
@@ -246,20 +247,25 @@ def test_files_beside_clips_of_every_kind(tmp_path):
 
 
 def test_captions_cannot_break_out_of_the_report(tmp_path):
-    evil = "\"><script>alert(1)</script>' onload=x &amp; \u202e"
-    (tmp_path / "prompts").mkdir()
-    (tmp_path / "prompts" / "captions.json").write_text(json.dumps([evil]))
+    """What is shown goes into the page as escaped text, or as JSON in which nothing ends the script."""
+    evil = "\"></script><script>alert(1)</script>' onload=x &amp; \u202e$title <!--"
+    number = {"value": 1.0, "low": 0.5, "high": 1.5, "n": 2, "protocol": evil, "better": evil}
+    video = {"group": evil, "file": '../"><b>.mp4', "caption": evil}
+    content = {"cell": {"run": evil, evil: evil}, "metrics": {evil: number}, "videos": [video], "facts": {"note": evil}}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "row.json").write_text(json.dumps(content))
     results = {"name": evil, "prompt_accuracy": {evil: evil}, "versions": {"x": evil}}
-    page = report.write(tmp_path, results, {}).read_text()
-    assert page.count("alert(1)") == 6
+    failed = [{"cell": {"run": evil}, "reason": evil}]
+    page = report.write(tmp_path, [tmp_path], results, {}, failed=failed).read_text()
     tags = []
     parser = HTMLParser()
     parser.handle_starttag = lambda tag, attributes: tags.append((tag, {name for name, _ in attributes}))
     parser.feed(page)
-    assert {tag for tag, _ in tags} <= {
-        "meta", "title", "style", "h1", "h2", "table", "tr", "th", "td", "div", "figure", "video", "figcaption",
-    }  # fmt: skip
+    assert [tag for tag, _ in tags].count("script") == 2 and not {"b", "video"} & {tag for tag, _ in tags}
     assert not any("onload" in names for _, names in tags)
+    data = page.split('id="data">')[1].split("</script>")[0]
+    assert json.loads(data)["rows"][0]["videos"][0]["caption"] == evil and "<" not in data
+    assert json.loads((tmp_path / "rows.json").read_text())[0]["cell"][evil] == evil
 
 
 # Manifests and lists -------------------------------------------------------------------------------------------------
@@ -376,7 +382,7 @@ def test_a_full_disk_while_writing_tokens_leaves_whole_shards_only(tmp_path):
         with full_disk(), pytest.raises(UserError, match=f"cannot write .*{name}: ") as caught:
             write(name)
         assert "\n" not in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["first.array_record"]
+    assert {path.name for path in tmp_path.iterdir()} == {"first.array_record", "first.array_record.places"}
     assert (tmp_path / "first.array_record").read_bytes() == before
 
 
@@ -458,10 +464,10 @@ def test_prompts_are_neither_paths_nor_shell_words(tmp_path, monkeypatch):
     made = SimpleNamespace(videos=np.zeros((2, 2, 16, 16, 3), np.uint8))
     values = config_loading.default()
     values.generate.fps = 8.0
-    fake = SimpleNamespace(generate=lambda *_, **__: made, config=config_loading.parse(values), step=6)
+    fake = SimpleNamespace(generate_batches=lambda *_, **__: [made], config=config_loading.parse(values), step=6)
     monkeypatch.setattr(video_files.Generator, "load", lambda *_: fake)
     monkeypatch.chdir(tmp_path)
-    paths = video_files.generate("run", [evil, "-rf /"], tmp_path / "out")
+    paths = video_files.generate("run", video_files.Request(prompts=(evil, "-rf /")), tmp_path / "out")
     assert [path.name for path in paths] == ["000.mp4", "001.mp4"]
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["000.mp4", "001.mp4", "out"]
 

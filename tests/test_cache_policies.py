@@ -90,13 +90,13 @@ def full(run):
 
 
 def compressed(full, budget=1):
-    policy, prefix = dataclasses.replace(ALL, budget=budget), full._engine.layout.prefix_length
-    return jax.jit(policy.settle, static_argnums=(1, 2))(full._state.cache, prefix, SIZE)
+    policy, view = dataclasses.replace(ALL, budget=budget), full._engine.view
+    return jax.jit(policy.settle, static_argnums=1)(full.state.cache, view)
 
 
 def test_the_best_tokens_are_kept(full):
     """Against an argsort of every layer and row; they keep rows, columns and keys, and stand before the newest frame."""
-    before, after = full._state.cache, compressed(full)
+    before, after = full.state.cache, compressed(full)
     first = full._engine.layout.prefix_length + SIZE
     score = np.asarray(before.score[:, :, 0, first : first + 2 * SIZE])
     assert (score > 0).all()
@@ -115,7 +115,7 @@ def test_the_best_tokens_are_kept(full):
 def test_what_is_dropped_is_masked(run, full):
     """Hidden states over the compressed cache, against dense attention over all keys with those dropped masked, layer by layer."""
     _, objective, params, _ = run
-    engine, state, model = full._engine, full._state, objective.definition.bind(params)
+    engine, state, model = full._engine, full.state, objective.definition.bind(params)
     before, after = state.cache, compressed(full)
     state = state._replace(cache=after)
     ids = jnp.broadcast_to(engine.layout.vocabulary.mask, (2, SIZE))
@@ -196,9 +196,9 @@ def masses(cache, prefix):
 @pytest.mark.parametrize("mass, most", [(1.0, 2), (0.5, 5), (0.2, 1)])
 def test_the_likest_frames_are_brought_back(recalling, mass, most):
     """The fewest frames that reach a mass, each row its own; they have the times of those before the newest one."""
-    cache, prefix = recalling._state.cache, recalling._engine.layout.prefix_length
+    cache, prefix = recalling.state.cache, recalling._engine.layout.prefix_length
     policy = Retrieve(width=7, sink=1, recent=1, most=most, mass=mass)
-    seen, bias = jax.jit(policy.recall, static_argnums=(1, 2))(cache, prefix, SIZE)
+    seen, bias = jax.jit(policy.recall, static_argnums=1)(cache, recalling._engine.view)
     times = np.asarray(seen.tokens.t[prefix::SIZE])
     np.testing.assert_array_equal(times, [0, *range(8 - most, 9)])
     assert int(seen.count) == prefix + (2 + most) * SIZE

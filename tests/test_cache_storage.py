@@ -74,6 +74,7 @@ def begin(run, storage, batch=None, cache=None, given=1):
     return session
 
 
+@pytest.mark.slow
 def test_a_trained_model_makes_the_same_video(trained):
     batch = clips(1000)
     made = [np.stack(list(begin(trained, storage, batch).frames(2)), axis=1) for storage in (AsComputed(), Int8())]
@@ -151,7 +152,7 @@ def test_another_prompt_and_what_does_not_go_together(random):
     session.switch(text, batch["text_length"], "keep")
     cold = begin(run, Int8(), batch | {"text": text})
     first = session._engine.layout.prefix_length
-    for got, want in zip(session._state.cache.read("float32"), cold._state.cache.read("float32")):
+    for got, want in zip(session.state.cache.read("float32"), cold.state.cache.read("float32")):
         np.testing.assert_allclose(got[:, :, :first], want[:, :, :first], atol=1e-5)
     with pytest.raises(UserError, match="which the cache 'compress' breaks up"):
         begin(run, Int8(), cache=Compress())

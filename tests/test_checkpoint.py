@@ -276,6 +276,7 @@ def test_init_from_takes_weights_and_starts_at_step_0(tmp_path):
     assert sorted(Checkpointer(tmp_path / "third", read_only=True)._manager.all_steps()) == [0, 2, 4, 6]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_under_the_rule_of_weight_decay_that_it_began_with(tmp_path):
     """Checkpoints of before the rule was a field mean decay of every parameter."""
     config = run_config(write_tokens(tmp_path / "tokens"), train__num_steps=2, optimizer__decay="all")

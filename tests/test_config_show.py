@@ -232,3 +232,9 @@ def test_looking_imports_little_and_starts_no_backend(arguments, unused):
         "from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
     )
     subprocess.run([sys.executable, "-c", code], cwd=REPO, check=True, capture_output=True)
+
+
+def test_who_stops_reading_gets_no_traceback():
+    command = f"{sys.executable} -m lumos train --help"
+    done = subprocess.run(f"{command} | head -1", shell=True, capture_output=True, text=True, cwd=REPO)
+    assert done.stdout == "flags of lumos train:\n" and done.stderr == ""

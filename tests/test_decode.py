@@ -48,6 +48,7 @@ def _assert_recomputing_changes_nothing(setup, num_given):
     assert cached.min() >= 0 and cached.max() < 30
 
 
+@pytest.mark.fast("0-compact", "2-lumos1")
 @pytest.mark.parametrize("name", ["compact", "lumos1"])
 @pytest.mark.parametrize("num_given", [0, 2])
 def test_cached_decoding_equals_recomputing_everything(name, num_given):
@@ -57,6 +58,7 @@ def test_cached_decoding_equals_recomputing_everything(name, num_given):
 _FROM_CLEAN = {"corruption__level": slot("constant", ratio=0.0), "loss__weights": slot("all")}
 
 
+@pytest.mark.fast("1-changes0", "0-changes1", "0-changes5", "1-changes3")
 @pytest.mark.parametrize(
     "num_given, changes",
     [
@@ -138,6 +140,7 @@ def test_codes_do_not_depend_on_how_many_cells_are_drawn_at_a_time():
         np.testing.assert_array_equal(_decode(*setup, chunk=chunk), _decode(*setup, chunk=7))
 
 
+@pytest.mark.slow
 def test_a_clip_is_the_same_alone_and_in_any_batch():
     config, objective, params, batch = _setup()
     keys = jnp.stack([jax.random.key(seed) for seed in (5, 6, 7)])

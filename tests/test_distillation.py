@@ -196,6 +196,7 @@ def _state(config, workdir):
     return jax.device_get(state), meta
 
 
+@pytest.mark.slow
 def test_a_run_resumes_bit_for_bit_without_the_folder_of_its_teacher(distilled, teacher):
     base, config = distilled
     (whole, meta), (parts, _) = _state(config, base / "whole"), _state(config, base / "parts")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -19,7 +20,8 @@ from lumos import cli, config_loading
 from lumos.data.records import RecordSource
 from lumos.data.video_writer import write_video
 from lumos.errors import UserError
-from lumos.evaluation.evaluate import _masked_cross_entropy
+from lumos.evaluation import measures
+from lumos.evaluation.subject import Subject
 from lumos.runtime import metrics_writer
 from lumos.tokenizers import pretrained
 from lumos.tokenizers.tokenize import read_manifest, tokenize
@@ -62,10 +64,14 @@ def test_the_demo_writes_its_summary_report_and_videos(demo):
     page = (demo / "report" / "index.html").read_text()
     for video in (demo / "report" / "prompts").glob("*.mp4"):
         assert f"prompts/{video.name}" in page
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])  # the page of sweeps, with one row
+    assert {"prompts/all_three", "likelihood/nll", "tokens/motion", "cost/passes"} <= set(data["scalars"])
+    assert len(data["rows"]) == 1 and "drift/sharpness_frames" in data["curves"]
     assert Image.open(demo / "report" / "prompts.png").width > 100
     assert (demo / "transformer" / "samples" / "step_00000004" / "contact_sheet.png").exists()
 
 
+@pytest.mark.slow
 def test_generate_writes_every_kind_of_video(demo, tmp_path):
     run = demo / "transformer"
     lumos(
@@ -113,6 +119,7 @@ def test_generate_writes_every_kind_of_video(demo, tmp_path):
     assert len(generator.read_given(tmp_path / "fast.mp4", 13)) == 9
 
 
+@pytest.mark.slow
 def test_pixels_of_a_clip_do_not_depend_on_the_clips_beside_it(demo):
     """Convolutions of a batch round otherwise than those of a clip alone, which an 8-bit pixel shows."""
     generator = Generator.load(demo / "transformer")
@@ -147,18 +154,20 @@ def test_samples_of_later_steps_reuse_the_program_of_the_first(demo):
 def test_cross_entropy_is_evaluated_in_batches_of_their_own_size(demo, monkeypatch):
     """A run that trains on batches of 256 must not evaluate with them."""
     seen = []
-    generator = Generator.load(demo / "transformer", {"evaluate.batch_size": "3", "evaluate.num_clips": "6"})
-    evaluate_batch = TransformerObjective.evaluate_batch
+    generator = Generator.load(demo / "transformer", {"evaluate.batch_size": "8", "evaluate.num_clips": "16"})
+    evaluate_rows = TransformerObjective.evaluate_rows
 
-    def spy(self, params, batch):
+    def spy(self, params, batch, ratio):
         seen.append(batch["tokens"].shape[0])
-        return evaluate_batch(self, params, batch)
+        return evaluate_rows(self, params, batch, ratio)
 
-    monkeypatch.setattr(TransformerObjective, "evaluate_batch", spy)
-    assert generator.config.data.batch_size != 3
-    assert _masked_cross_entropy(generator)["nll"] > 0 and set(seen) == {3}
+    monkeypatch.setattr(TransformerObjective, "evaluate_rows", spy)
+    assert generator.config.data.batch_size != 8
+    metrics, _ = measures.likelihood(Subject(generator, generator.config))
+    assert metrics["nll"].value > 0 and set(seen) == {8} and metrics["nll"].n == 16
 
 
+@pytest.mark.slow
 def test_evaluating_again_gives_the_same_numbers(demo, tmp_path):
     lumos("evaluate", f"--workdir={demo / 'transformer'}", f"--out={tmp_path}", cwd=demo.parent)
     again = json.loads((tmp_path / "results.jsonl").read_text())
@@ -199,6 +208,7 @@ def test_tokenizing_resumes_without_loss_or_duplicates(demo, tmp_path):
         np.testing.assert_array_equal(a["tokens"], b["tokens"])
 
 
+@pytest.mark.slow
 def test_tokens_of_another_tokenizer_are_refused(demo, tmp_path):
     lumos(
         "train", f"--config={demo / 'tokenizer' / 'config.json'}", f"--workdir={tmp_path / 'other'}", "--config.seed=5",
@@ -265,7 +275,7 @@ def test_errors_are_one_line_with_exit_code_2(tmp_path):
         (["generate", "--workdir=nowhere", "--out=a.mp4"], "not a training workdir"),
         (["train", "--config=configs/demo.py:transformer,smoke", "--workdir=w"], "demo/tokens"),
         (["evaluate", "stray", "--workdir=w", "--out=o"], "stray"),
-        (["launch", "--dry_run", "--", "train", "--workdir=gs://bucket/run"], "give the mounted folder"),
+        (["launch", "--dry_run", "--", "train", "--workdir=s3://bucket/run"], "s3:// is for data alone"),
     ):
         result = lumos(*arguments, cwd=tmp_path, check=False)
         assert result.returncode == 2, result.stderr
@@ -278,42 +288,101 @@ def test_flags_are_frozen(capsys):
     flags = {}
     for verb in VERBS:
         assert cli.main([*verb.split(), "--help"]) == 0
-        text = capsys.readouterr().out
-        flags[verb] = sorted(
-            line.strip()[2:].split(":")[0]
-            for line in text.split("absl.flags")[0].splitlines()
-            if line.startswith("  --")
-        )
+        flags[verb] = sorted(re.findall(r"^  --(\w+)", capsys.readouterr().out, re.MULTILINE))
     assert flags == {
         "demo": ["config", "variant", "workdir"],
-        "data index": ["config", "input", "out"],
+        "data index": ["captions", "config", "input", "keep", "out"],
+        "data benchmark": ["input", "name", "out"],
         "data shapes": ["config"],
         "data record": ["clips", "frames", "game", "out", "seed", "workers"],
         "data vocab": ["config", "manifest", "out"],
-        "info": ["[no]json", "path"],
-        "config show": ["[no]json", "config"],
-        "config diff": ["[no]json", "config", "other"],
-        "help": ["field"],
-        "train": ["config", "fresh", "init_from", "profile_at", "workdir"],
+        "data cut": ["cuts", "least", "manifest", "most", "out", "threads", "threshold"],
+        "data filter": ["manifest", "near_duplicates", "out", "threads", "where"],
+        "data check": ["samples", "sheet", "tokens", "workdir"],
+        "train": ["config", "dry_run", "fresh", "init_from", "profile_at", "workdir"],
         "replay": ["dump"],
         "tokenize": ["config", "out", "splits", "workdir"],
-        "generate": ["frames", "image", "out", "prompt", "seed", "step", "video", "workdir"],
-        "evaluate": ["out", "seed", "what", "workdir"],
+        "serve": ["host", "port", "seats", "workdir"],
+        "stream": [
+            "image",
+            "out",
+            "profile",
+            "prompt",
+            "resume",
+            "save",
+            "seconds",
+            "seed",
+            "switch",
+            "video",
+            "workdir",
+        ],
+        "generate": [
+            "dtype",
+            "frames",
+            "image",
+            "layout",
+            "out",
+            "prompt",
+            "prompts",
+            "samples_per_prompt",
+            "seed",
+            "step",
+            "video",
+            "weights",
+            "workdir",
+        ],
+        "evaluate": ["dtype", "out", "prompts", "samples_per_prompt", "seed", "step", "weights", "what", "workdir"],
+        "sweep": [
+            "best",
+            "dry_run",
+            "dtype",
+            "measure",
+            "out",
+            "prompts",
+            "retry",
+            "seeds",
+            "set",
+            "shard",
+            "step",
+            "watch",
+            "weights",
+            "workdir",
+            "zip",
+        ],
+        "report": ["best", "dir", "out"],
+        "export": ["dtype", "license", "report", "step", "to", "weights", "workdir"],
+        "upload": ["folder", "private", "to"],
         "convert": ["dtype", "from", "ids", "input", "text", "to", "tokenizer"],
-        "plan": ["[no]compile", "[no]json", "[no]search", "config", "for", "topology"],
+        "plan": ["compile", "config", "for", "json", "search", "topology"],
         "launch": [
-            "[no]dry_run",
-            "[no]local",
+            "account",
+            "array",
             "cluster",
             "devices_per_process",
+            "dry_run",
             "image",
+            "local",
             "max_restarts",
+            "mounts",
             "name",
             "num_processes",
+            "partition",
             "per",
+            "qos",
+            "queue",
+            "sbatch",
+            "service_account",
             "setup",
             "time_limit",
             "topology",
             "verb",
+            "volume",
+            "wheel",
         ],
+        "info": ["json", "path"],
+        "config show": ["config", "json"],
+        "config diff": ["config", "json", "other"],
+        "doctor": ["json", "workdir"],
+        "completion": ["word"],
+        "help": ["field"],
     }

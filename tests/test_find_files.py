@@ -17,7 +17,8 @@ from test_video import numbered_video
 from lumos import cli
 from lumos.config import DataConfig
 from lumos.data import decoder
-from lumos.data.index import index, read_manifest
+from lumos.data.index import index
+from lumos.data.manifest import read_manifest
 from lumos.data.sources import parse_paths
 from lumos.data.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from lumos.data.video_writer import write_video

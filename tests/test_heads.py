@@ -60,6 +60,7 @@ def mixture():
     return config, objective, params, batch, objective.definition.bind(params)
 
 
+@pytest.mark.slow
 def test_a_mixture_gives_every_code_the_mass_of_its_cell(mixture):
     config, objective, params, batch, model = mixture
     features = 2 * jax.random.normal(jax.random.key(1), (1, 4, config.model.model_dim))
@@ -102,6 +103,7 @@ def test_a_flow_along_straight_lines_ends_in_the_data():
     assert out.correct.all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [
     pytest.param(slot("mixture", levels=LEVELS), marks=pytest.mark.slow), slot("flow", levels=LEVELS, steps=8),
 ])  # fmt: skip
@@ -182,6 +184,7 @@ def copying():
     return setup(slot("copy", reach=1), **COPY, generate__steps=2, generate__history_ratio=0.3)
 
 
+@pytest.mark.fast("changes1")
 @pytest.mark.parametrize("changes", [{}, {"plan": Diagonal(passes=1)}])
 def test_generation_copies_what_it_sees(copying, changes):
     config, objective, params, batch = copying
@@ -199,7 +202,7 @@ def test_a_session_takes_back_what_it_copied(copying):
     session = Session(make_engine(config, objective.definition, settings=settings, undo=2), params)
     session.prefill(batch["text"], batch["text_length"], row_keys(1, 2))
     frames = list(session.frames(3))
-    newest = np.asarray(session._state.newest_BP)
+    newest = np.asarray(session.state.newest_BP)
     hidden = newest == -1
     np.testing.assert_array_equal(newest[~hidden], frames[-1].reshape(2, -1)[~hidden])
     assert hidden.sum(-1).tolist() == [round(0.3 * 6)] * 2

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 from test_video import make_damaged, numbered_video
 
 from lumos.config import DataConfig
-from lumos.data.index import fingerprint, index, read_manifest
+from lumos.data.index import index
+from lumos.data.manifest import fingerprint, read_manifest
 from lumos.data.video import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from lumos.data.video_writer import write_video
 from lumos.errors import UserError
@@ -113,9 +116,7 @@ def test_lists(folder, tmp_path, suffix):
     elif suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
-        pyarrow = pytest.importorskip("pyarrow")
-        pyarrow.parquet = pytest.importorskip("pyarrow.parquet")
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     summary = index(path, tmp_path / "m.jsonl", DATA)
     good = read_manifest(summary.manifest)
     assert [(row["id"], row["caption"], row["split"]) for row in good] == [

@@ -471,7 +471,7 @@ def test_what_is_unknown_is_one_line(trained, tmp_path, capsys):
         (tmp_path / "link", "which is not there"),
         (trained, "holds run (workdir), tokens (tokens); give one of these"),
         (trained / "run" / "metrics.jsonl", f"give the folder around it, {trained / 'run'} (workdir)"),
-        ("gs://bucket/run", "gs://bucket/run: buckets are reached through a mount"),
+        ("gs:/bucket/run", "a URL has two slashes: gs://bucket/folder"),
     ):
         assert cli.main(["info", str(path)]) == 2
         error = capsys.readouterr().err
@@ -494,6 +494,18 @@ def test_every_key_of_the_json_is_documented(trained, tmp_path):
     (tmp_path / "clips.rejected.jsonl").write_text("")
     (tmp_path / "shapes").mkdir()
     moving_shapes.prepare(tmp_path / "shapes", ShapesConfig(num_train=1, num_validation=1, num_test=1), (5, 32, 32), 0)
+    (tmp_path / "released").mkdir()
+    facts = {
+        "format": 1,
+        "task": "transformer",
+        "name": "a",
+        "step": 6,
+        "weights": "ema",
+        "lumos": "1",
+        "files": {},
+        "provenance": {},
+    }
+    (tmp_path / "released" / "release.json").write_text(json.dumps(facts | {"fingerprint": "0"}))
     run = trained / "run"
     paths = [
         run,
@@ -501,7 +513,10 @@ def test_every_key_of_the_json_is_documented(trained, tmp_path):
         trained / "tokens",
         trained / "tokens" / "train-00000-of-00002.array_record",
     ]
-    paths += [tmp_path, *(tmp_path / name for name in ("mine.py", "a.safetensors", "clips.rejected.jsonl", "shapes"))]
+    paths += [
+        tmp_path,
+        *(tmp_path / name for name in ("mine.py", "a.safetensors", "clips.rejected.jsonl", "shapes", "released")),
+    ]
     seen = set()
     for facts in map(describe, [*paths, write_manifest(tmp_path, [{}])]):
         assert list(facts)[:3] == ["kind", "path", "what"] and "problems" in facts

@@ -77,6 +77,7 @@ def test_weights_come_back_out_bit_for_bit(converted):
         np.testing.assert_array_equal(read_all(folder / "cosmos_back")[name], tensor)
 
 
+@pytest.mark.slow
 def test_a_converted_workdir_generates_from_text_and_images(converted, tmp_path):
     folder, _ = converted
     run = f"--workdir={folder}/run"
@@ -102,6 +103,7 @@ def test_the_generator_makes_the_tokens_of_lumos1_generate(converted):
     np.testing.assert_array_equal(ids[ids >= START].reshape(2, 4, 4) - START, made.tokens[0])
 
 
+@pytest.mark.slow
 def test_official_pickles_become_tokens_to_fine_tune_on(converted, tmp_path):
     folder, _ = converted
     (tmp_path / "files").mkdir()

@@ -125,6 +125,7 @@ def test_streams_equal_one_pass_over_a_hundred_frames(window):
     _assert_close(np.concatenate(frames, axis=1), _whole(definition, params, "decode", tokens))
 
 
+@pytest.mark.slow
 def test_memory_is_constant_with_a_window_and_grows_without():
     def slots(window, num_chunks):
         _, _, stream = random_stream(dataclasses.replace(TINY, temporal_window=window))
@@ -151,6 +152,7 @@ def test_a_window_limits_what_attention_sees():
     assert np.abs(narrow[:, 1:] - wide[:, 1:]).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spatial, temporal, patch", [pytest.param(8, 8, 4, marks=pytest.mark.slow), (8, 4, 2)])
 def test_streams_go_through_strides_in_time(spatial, temporal, patch):
     sizes = dict(spatial_compression=spatial, temporal_compression=temporal, patch_size=patch)

@@ -14,9 +14,10 @@ from lumos import sharding
 from lumos.config import MeshConfig
 from lumos.errors import UserError
 from lumos.generation import plan
-from lumos.interop import lumos1, lumos1_prompt, safetensors_files
+from lumos.interop import lumos1, lumos1_prompt
 from lumos.interop.lumos1_parse import parse
 from lumos.sequence import vocabulary
+from lumos.weights import safetensors_files
 
 V = vocabulary.lumos1()
 # A model of ours: its markers lie below 40, number token n is 40 + n, its 64 codes start at 64.

@@ -32,6 +32,7 @@ def run(request):
     return config, definition, batch["tokens"], decode, arguments
 
 
+@pytest.mark.fast("clip")
 def test_first_frames_are_kept_where_they_are_part_of_a_group(run):
     config, definition, given, decode, arguments = run
     codes = np.asarray(decode(*arguments, 2))

@@ -111,6 +111,7 @@ def assert_close(got, want, index, bound=1e-5):
     assert np.abs(got - want).max() <= bound * np.abs(want).max()
 
 
+@pytest.mark.fast("frames", "lumos1", "planes", "regions", "ranks", "next_row")
 @pytest.mark.parametrize("name", ARRANGEMENTS)
 def test_cached_equals_uncached_for_every_kind_of_group(name):
     run = setup(**ARRANGEMENTS[name])
@@ -259,6 +260,7 @@ def test_remasking_revises_what_was_kept():
     assert not (plain == again).all() and again.min() >= 0 and again.max() < 30
 
 
+@pytest.mark.slow
 def test_guidance_by_what_a_branch_lacks():
     """Weights of 0 and 1 leave one branch, however many there are; other weights do not."""
     from lumos.generation.guidance import Neighbours, NoGuidance, TextAndHistory, TextGuidance
@@ -272,6 +274,7 @@ def test_guidance_by_what_a_branch_lacks():
     assert not (made(Neighbours(scale=3.0)) == plain).all()
 
 
+@pytest.mark.slow
 def test_a_branch_does_not_see_what_it_lacks():
     """Hidden states of a row that lacks something do not change with it."""
     from lumos.generation.guidance import Neighbours, TextAndHistory
@@ -346,7 +349,7 @@ def test_an_endless_session_compiles_once_and_keeps_its_size(streams, cache):
         sizes.append(stream.num_bytes)
     programs = stream._programs
     assert len(set(sizes)) == 1 and programs.next_frame._cache_size() == 1
-    assert int(stream._state.group) == 40 and len(stream._made) <= cache.width + 1
+    assert int(stream.state.group) == 40 and len(stream._made) <= cache.width + 1
 
 
 def test_frames_depend_on_what_they_see_alone(streams):
@@ -356,7 +359,7 @@ def test_frames_depend_on_what_they_see_alone(streams):
     one, two = (start(session(cache, positions=position), run, seed=seed) for seed in (1, 2))
     list(one.frames(3)), list(two.frames(3))
     assert not (np.asarray(one._made[2][0]) == np.asarray(two._made[2][0])).all()
-    two._state = two._state._replace(keys_B=one._state.keys_B)
+    two.state = two.state._replace(keys_B=one.state.keys_B)
     for stream in (one, two):
         stream._made = {2: one._made[2]}
         stream.recache()
@@ -367,23 +370,24 @@ def test_keys_and_values_are_written_once(streams):
     run, session = streams
     stream = start(session(), run)
     stream.advance()
-    before = jax.tree.map(np.asarray, stream._state.cache)
+    before = jax.tree.map(np.asarray, stream.state.cache)
     list(stream.frames(3))
-    after, count = stream._state.cache, int(before.count)
+    after, count = stream.state.cache, int(before.count)
     for x, y in ((before.k, after.k), (before.v, after.v)):
         np.testing.assert_array_equal(x[:, :, :count], np.asarray(y)[:, :, :count])
 
 
+@pytest.mark.fast("cache0-0", "cache1-2")
 @pytest.mark.parametrize("cache, undo", [(FULL, 0), (Window(width=3, sink=1), 2), (Fifo(width=2), 2)])
 def test_rewind_and_replay(streams, cache, undo):
     run, session = streams
     stream = start(session(cache, undo), run)
     frames = list(stream.frames(4))
-    state = stream._state
+    state = stream.state
     stream.rewind(2)
     assert stream.frame == 2
     np.testing.assert_array_equal(list(stream.frames(2)), frames[2:])
-    for x, y in zip(jax.tree.leaves(state.cache.tokens), jax.tree.leaves(stream._state.cache.tokens)):
+    for x, y in zip(jax.tree.leaves(state.cache.tokens), jax.tree.leaves(stream.state.cache.tokens)):
         np.testing.assert_array_equal(x[: int(state.cache.count)], y[: int(state.cache.count)])
     np.testing.assert_array_equal(list(start(session(cache), run).frames(4)), frames)  # `undo` changes nothing
     with pytest.raises(UserError, match="rewind by 9 frames; allowed: 0 to"):
@@ -408,7 +412,7 @@ def test_a_recache_is_a_cold_prefill(streams):
     given = np.stack(list(stream.frames(2)), axis=1)
     stream.switch(text, run[3]["text_length"], "recache")
     cold = start(session(), run, given=given, text=text)
-    for x, y in ((stream._state.cache.k, cold._state.cache.k), (stream._state.cache.v, cold._state.cache.v)):
+    for x, y in ((stream.state.cache.k, cold.state.cache.k), (stream.state.cache.v, cold.state.cache.v)):
         np.testing.assert_array_equal(x, y)
     np.testing.assert_array_equal(list(stream.frames(2)), list(cold.frames(2)))
 
@@ -418,7 +422,7 @@ def test_a_recache_has_the_sink_too(streams):
     stream = start(session(Window(width=3, sink=1)), run)
     list(stream.frames(6))
     stream.recache()
-    frame_S = np.asarray(stream._engine.view.frames(stream._state.cache.tokens, stream._state.cache.used_S))
+    frame_S = np.asarray(stream._engine.view.frames(stream.state.cache.tokens, stream.state.cache.used_S))
     assert sorted(set(frame_S[frame_S < 99].tolist())) == [-1, 0, 4, 5]
 
 
@@ -450,7 +454,7 @@ def test_switching_keeps_recomputes_or_forgets(streams):
         if how != "none":
             stream.switch(text, run[3]["text_length"], how)
         if how == "flush":
-            frame_S = np.asarray(stream._engine.view.frames(stream._state.cache.tokens, stream._state.cache.used_S))
+            frame_S = np.asarray(stream._engine.view.frames(stream.state.cache.tokens, stream.state.cache.used_S))
             assert sorted(set(frame_S[frame_S < 99].tolist())) == [-1, 0, 3]  # text, sink and the last frame
         out[how] = np.stack(list(stream.frames(2)))
     names = list(out)
@@ -468,11 +472,11 @@ def test_a_cut_moves_what_follows(streams):
     np.testing.assert_array_equal(frames[0], frames[1])
     pair[1].cut(6)
     assert not (np.asarray(pair[0].advance()) == np.asarray(pair[1].advance())).all()
-    times = np.asarray(pair[1]._state.cache.tokens.t)
+    times = np.asarray(pair[1].state.cache.tokens.t)
     assert set(times[times >= 0].tolist()) == {1, 8}
     pair[1].recache()
-    again = np.asarray(pair[1]._state.cache.tokens.t)
-    np.testing.assert_array_equal(times[: int(pair[1]._state.cache.count)], again[: int(pair[1]._state.cache.count)])
+    again = np.asarray(pair[1].state.cache.tokens.t)
+    np.testing.assert_array_equal(times[: int(pair[1].state.cache.count)], again[: int(pair[1].state.cache.count)])
 
 
 def test_a_saved_session_goes_on_bitwise(streams, tmp_path):
@@ -509,6 +513,7 @@ def test_what_a_session_cannot_do_is_said(streams):
         Session(make_engine(config, objective.definition), params)
 
 
+@pytest.mark.slow
 def test_a_diagonal_streams_what_it_decodes(streams):
     run, session = streams
     got = np.stack(list(start(session(FULL, plan=Diagonal(passes=1)), run).frames(4)), axis=1)

@@ -284,6 +284,7 @@ def test_microbatches_add_up(name):
     _assert_close(_mean(_config(data__batch_size=8, **SUMS[name]), parts=2), _whole(name), atol=2e-5)
 
 
+@pytest.mark.fast("next-mesh2")
 @pytest.mark.parametrize("name, mesh", [
     ("neighbours", dict(fsdp=2)), ("bound", dict(fsdp=1, context=2)), ("next", dict(fsdp=1, context=2)),
     slow("neighbours", dict(fsdp=1, context=2)), slow("bound", dict(fsdp=2)), slow("next", dict(fsdp=2)),

@@ -58,7 +58,7 @@ def _layouts(draw):
 LAWS = settings(max_examples=150, derandomize=True, deadline=None, database=None)
 
 
-@settings(LAWS, max_examples=20)  # every shape compiles
+@settings(LAWS, max_examples=8)  # every shape compiles
 @given(_layouts(), st.integers(0, 2**31))
 def test_grid_to_sequence_to_grid_is_the_identity(case, seed):
     _, layout, streams = case
@@ -126,9 +126,15 @@ def test_groups_are_a_partition_in_the_order_of_stages(case):
     together = np.concatenate(groups)
     assert (np.diff(together) > 0).all()
     clean = layout.visual_index if layout.clean_index is None else layout.clean_index
-    want = np.flatnonzero(tokens.t >= 0) if isinstance(arrangement, Lumos1) else np.sort(clean)
+    frames = tokens.stage[clean].reshape(layout.grid[0], -1)
+    if isinstance(arrangement, Lumos1):
+        want = np.flatnonzero(tokens.t >= 0)
+    elif (frames == frames[:, :1]).all():  # streams are of the group of their frame, where that is all of it
+        want = np.sort(np.concatenate([clean, *(index.reshape(-1) for index in layout.stream_index)]))
+    else:
+        want = np.sort(clean)
     np.testing.assert_array_equal(together, want)
-    stages = [set(tokens.stage[group].tolist()) for group in groups]
+    stages = [set(tokens.stage[group[tokens.kind[group] != STREAM]].tolist()) for group in groups]
     assert all(len(stage) == 1 for stage in stages)
     assert (np.diff([stage.pop() for stage in stages]) > 0).all()
     assert layout.prefix_length == groups[0][0]

@@ -89,6 +89,7 @@ def test_one_rotation_moves_all_that_was_summed(endless):
     np.testing.assert_array_equal(moved.k, after.k)
 
 
+@pytest.mark.fast("endless")
 @pytest.mark.parametrize("name", ["endless", "turns"])
 def test_generation_equals_recomputing_everything(name, request):
     run = request.getfixturevalue(name)
@@ -113,9 +114,9 @@ def test_an_endless_video_keeps_its_size_and_all_it_has_seen(endless):
     size, shapes = session.num_bytes, lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     list(session.frames(6))
     # Frame 10,000, and by induction any other.
-    state = session._state._replace(group=jnp.int32(10_000))
+    state = session.state._replace(group=jnp.int32(10_000))
     state = state._replace(cache=state.cache._replace(shift=jnp.int32(4 - 9_999)))
-    after, codes = session._programs.next_frame(session.params, state)
+    after, codes = session._programs.next_frame(session.params, state, ())
     assert shapes(after) == shapes(state) and session.num_bytes == size == after.cache.num_bytes
     assert int(after.cache.shift) == 4 - 10_000 and np.isfinite(after.cache.sums.kv).all() and session.num_programs == 1
     # Two layers, four rows, one head of 32: sums of keys times values, and of keys; the rest is the table of tokens.

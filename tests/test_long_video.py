@@ -63,6 +63,7 @@ def test_position_norm_keeps_distant_cells_apart():
         assert (far > 1e-6) == touched
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient():
     video = jax.random.uniform(jax.random.key(0), (1, 5, 16, 16, 3), minval=-1)
     gradients = []

@@ -32,6 +32,7 @@ def _inputs(num, scale=1.0):
     return hidden, head, labels, jnp.where(jax.random.uniform(keys[3], (num,)) > 0.4, 1.0, 0.0)
 
 
+@pytest.mark.fast("7", "100")
 @pytest.mark.parametrize("chunk", [5, 7, 100])
 def test_chunked_equals_naive_with_gradients(chunk):
     hidden, head, labels, weights = _inputs(23)
@@ -46,6 +47,7 @@ def test_chunked_equals_naive_with_gradients(chunk):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, want)
 
 
+@pytest.mark.fast("0-1", "1-2", "2-3", "3-5", "0-8")
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("seed", range(4))
 def test_any_weights_and_cotangents_give_the_gradients_of_the_definition(chunk, seed):

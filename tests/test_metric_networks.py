@@ -106,6 +106,80 @@ def test_batch_norms_fold_into_convolutions():
     np.testing.assert_allclose(x @ new_kernel[0, 0, 0] + new_bias, expected, rtol=1e-5)
 
 
+def test_i3d_is_its_3d_convolutions_with_their_norms():
+    """Against the network written out with 3D convolutions and unfolded norms, two channels wide, random weights."""
+    rng, params, stats = np.random.default_rng(0), {}, {}
+
+    def add(name, size, inputs, outputs=2, norm=True):
+        *path, last = name.split("/")
+        nodes = [params, stats] if norm else [params]
+        for i, node in enumerate(nodes):
+            for part in path:
+                node = node.setdefault(part, {})
+            scale = 1.5 / np.sqrt(np.prod(size) * inputs)
+            kernel = {"kernel": (scale * rng.normal(size=(*size, inputs, outputs))).astype(np.float32)}
+            if not norm:
+                node[last] = {"Conv_0": kernel | {"bias": rng.normal(size=outputs).astype(np.float32)}}
+            elif i == 0:
+                node[last] = {"Conv_0": kernel, "BatchNorm_0": {"bias": rng.normal(size=outputs).astype(np.float32)}}
+            else:
+                mean, var = rng.normal(size=outputs), rng.uniform(0.5, 2, outputs)
+                node[last] = {"BatchNorm_0": {"mean": mean.astype(np.float32), "var": var.astype(np.float32)}}
+        stats.setdefault(name.split("/")[0], {})
+
+    def conv(name, x, stride=(1, 1, 1), norm=True):
+        node, stat = params, stats
+        for part in name.split("/"):
+            node, stat = node[part], stat.get(part, {})
+        dims = ("NDHWC", "DHWIO", "NDHWC")
+        y = jax.lax.conv_general_dilated(
+            x, node["Conv_0"]["kernel"], stride, "SAME", dimension_numbers=dims, precision="highest"
+        )
+        if not norm:
+            return y + node["Conv_0"]["bias"]
+        stat = stat["BatchNorm_0"]
+        return jax.nn.relu((y - stat["mean"]) / jnp.sqrt(stat["var"] + 1e-3) + node["BatchNorm_0"]["bias"])
+
+    def pool(x, size, stride):
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, *size, 1), (1, *stride, 1), "SAME")
+
+    def mixed(name, x):
+        one = [conv(f"{name}/Branch_{i}/Conv3d_0a_1x1", x) for i in range(3)]
+        wide = [conv(f"{name}/Branch_{i}/Conv3d_0b_3x3", one[i]) for i in (1, 2)]
+        return jnp.concatenate(
+            [one[0], *wide, conv(f"{name}/Branch_3/Conv3d_0b_1x1", pool(x, (3, 3, 3), (1, 1, 1)))], -1
+        )
+
+    names = ["Mixed_3b", "Mixed_3c", *(f"Mixed_4{letter}" for letter in "bcdef"), "Mixed_5b", "Mixed_5c"]
+    add("Conv3d_1a_7x7", (7, 7, 7), 3)
+    add("Conv3d_2b_1x1", (1, 1, 1), 2)
+    add("Conv3d_2c_3x3", (3, 3, 3), 2)
+    for i, name in enumerate(names):
+        inputs = 8 if i else 2
+        for branch in range(3):
+            add(f"{name}/Branch_{branch}/Conv3d_0a_1x1", (1, 1, 1), inputs)
+        for branch in (1, 2):
+            add(f"{name}/Branch_{branch}/Conv3d_0b_3x3", (3, 3, 3), 2)
+        add(f"{name}/Branch_3/Conv3d_0b_1x1", (1, 1, 1), inputs)
+    add("Logits/Conv3d_0c_1x1", (1, 1, 1), 8, 5, norm=False)
+
+    @jax.jit
+    def written_out(x):
+        x = pool(conv("Conv3d_1a_7x7", x, (2, 2, 2)), (1, 3, 3), (1, 2, 2))
+        x = pool(conv("Conv3d_2c_3x3", conv("Conv3d_2b_1x1", x)), (1, 3, 3), (1, 2, 2))
+        for name in names:
+            x = pool(x, (3, 3, 3), (2, 2, 2)) if name == "Mixed_4b" else x
+            x = pool(x, (2, 2, 2), (2, 2, 2)) if name == "Mixed_5b" else x
+            x = mixed(name, x)
+        means = jnp.stack([x[:, t : t + 2].mean((1, 2, 3)) for t in range(x.shape[1] - 1)], axis=1)  # 2 x 7 x 7
+        return conv("Logits/Conv3d_0c_1x1", means[:, :, None, None], norm=False).mean((1, 2, 3))
+
+    video = rng.integers(0, 256, (1, 18, 224, 224, 3), np.uint8)  # three frames are left at the end
+    found = jax.jit(i3d.logits)(i3d.fold(params, stats), video)
+    np.testing.assert_allclose(found, written_out(video.astype(np.float32) / 127.5 - 1), rtol=2e-4, atol=2e-4)
+    assert np.asarray(found).std() > 0.01
+
+
 def test_short_clips_are_refused():
     with pytest.raises(UserError, match="at least 9 frames"):
         i3d.logits({}, jnp.zeros((1, 8, 16, 16, 3), jnp.uint8))

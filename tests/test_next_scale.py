@@ -69,6 +69,7 @@ def test_training_shows_the_parent_in_the_place_of_a_hidden_cell():
     np.testing.assert_array_equal(shown[:, layout.clean_index], ids[:, layout.clean_index])
 
 
+@pytest.mark.slow
 def test_generation_shows_what_training_showed():
     config = tiny.transformer(**METHOD, sequence__grid=(2, 4, 4), data__batch_size=2, model__init_std=0.3)
     definition = TransformerObjective(config).definition

@@ -222,6 +222,7 @@ def test_every_clip_once_an_epoch_holds_across_changes(forty):
     assert len(drawn) == 40 and max(drawn.values()) - min(drawn.values()) <= 1 < min(drawn.values())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_a_run_goes_on_in_its_data_and_names_data_that_were_exchanged(tmp_path, caplog, monkeypatch):
     """A step after the change can be replayed, although the checkpoint before it knows the old batches alone."""

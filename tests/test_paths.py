@@ -41,7 +41,7 @@ def bad_outputs():
         "/proc/a": "cannot write in /proc",  # root may, says the system
         f"{folder}/{'x' * 240}/a": "a name of more than 230 bytes",
         os.fsdecode(os.fsencode(folder) + b"/\xff"): "is not UTF-8",
-        "gs://bucket/a": "buckets are reached through a mount",
+        "ftp://host/a": "ftp:// is not read; give a local path or one of gs://, s3://",
         "~/a": "the shell fills in ~",
     }
     os.seteuid(user)
@@ -137,8 +137,8 @@ def generator(monkeypatch, tmp_path):
     values = config_loading.default()
     values.generate.fps = 8.0
     config = config_loading.parse(values)
-    made = lambda prompts, **_: SimpleNamespace(videos=np.zeros((len(prompts), 2, 16, 16, 3), np.uint8))
-    fake = SimpleNamespace(generate=made, config=config, step=6, read_given=lambda *_: None)
+    made = lambda prompts, **_: [SimpleNamespace(videos=np.zeros((len(prompts), 2, 16, 16, 3), np.uint8))]
+    fake = SimpleNamespace(generate_batches=made, config=config, step=6, read_given=lambda *_: None)
     monkeypatch.setattr(video_files.Generator, "load", lambda *_: loads.append(1) or fake)
     return loads
 
@@ -198,7 +198,7 @@ def test_what_cannot_be_written_or_read_is_found_before_the_model_is_loaded(gene
 
 
 def test_a_prompt_with_anything_in_it_is_kept_in_the_metadata(generator):
-    video_files.generate("run", ["a\udce9 b\x00c\x1b[31m\n d"], "a.mp4")
+    video_files.generate("run", video_files.Request(prompts=("a\udce9 b\x00c\x1b[31m\n d",)), "a.mp4")
     with av.open("a.mp4") as container:
         assert container.metadata["comment"].startswith("prompt: a  b c [31m\n d\n")
 
@@ -288,25 +288,32 @@ def test_home_folders_are_written_by_the_shell_or_refused(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize(
-    "flags",
+    "flags, message",
     [
-        ["train", _CONFIG, "--workdir=gs://bucket/run"],
-        ["data", "index", "--input=s3://bucket/clips", "--out=c.jsonl"],
-        ["data", "vocab", "--manifest=gs://bucket/clips.jsonl", "--out=text.model"],
-        ["convert", "--from=lumos1", "--input=hf://a/b", "--to=run"],
-        ["generate", "--workdir=run", "--image=https://host/a.png", "--out=a.mp4"],
-        ["train", _CONFIG, "--workdir=run", "--config.data.path=gs://bucket/shapes"],
+        (
+            ["convert", "--from=lumos1", "--input=gs://a/b", "--to=run"],
+            "--input=gs://a/b: lumos convert takes a local path",
+        ),
+        (["convert", "--from=lumos1", "--input=hf://a/b", "--to=run"], "--input=hf://a/b: hf:// is not read"),
+        (["generate", "--workdir=run", "--image=gs://host/a.png", "--out=a.mp4"], "takes a local path here"),
+        (["generate", "--workdir=run", "--out", "s3://host/a.mp4"], "takes a local path here"),
+        (["evaluate", "--workdir=run", "--out=gs://host/a"], "takes a local path here"),
+        (["demo", "--workdir=gs://bucket/demo"], "takes a local path here"),
+        (["data", "vocab", "--manifest=m.jsonl", "--out=gs://bucket/text.model"], "takes a local path here"),
+        (["train", _CONFIG, "--workdir=run", "--config.data.path=gs://bucket/shapes"], "config.data.path"),
+        (["train", _CONFIG, "--workdir=run", "--config.text.model=gs://bucket/t.model"], "config.text.model"),
     ],
 )
-def test_no_url_becomes_a_folder(flags, tmp_path, monkeypatch, capsys):
+def test_no_url_becomes_a_folder(flags, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(flags) == 2
     error = capsys.readouterr().err
-    assert "buckets are reached through a mount" in error and "\n" not in error.strip() and not list(tmp_path.iterdir())
+    assert message in error and "\n" not in error.strip() and not list(tmp_path.iterdir())
 
 
-def test_urls_inside_configs_are_refused():
-    with pytest.raises(UserError, match="config.data.path=gs://bucket/a: buckets are reached through a mount"):
-        parse_paths("gs://bucket/a=2,gs://bucket/b")
-    with pytest.raises(UserError, match="workdir=gs://bucket/tokenizer: buckets"):
-        read_config("gs://bucket/tokenizer")
+def test_urls_inside_configs_are_read_or_refused():
+    assert parse_paths("gs://bucket/a=2,gs://bucket/b") == [("gs://bucket/a", 2), ("gs://bucket/b", 1)]
+    with pytest.raises(UserError, match="config.data.path=http://bucket/a: http:// is not read"):
+        parse_paths("http://bucket/a=2")
+    with pytest.raises(UserError, match="ftp:// is not read"):
+        read_config("ftp://bucket/tokenizer")

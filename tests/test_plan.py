@@ -180,7 +180,10 @@ def test_the_last_line_is_json(spec, purpose, topology, capsys):
     from lumos.planning.plan import plan
 
     plan(config_loading.load(f"configs/{spec}"), topology, purpose, compile=False, json=True)
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    printed, config = capsys.readouterr().out, config_loading.load(f"configs/{spec}")
+    result = json.loads(printed.splitlines()[-1])
+    rows = config.evaluate.batch_size if purpose == "generate" else config.data.batch_size
+    assert result["batch_size"] == rows and f"batch {rows}" in printed
     keys = {
         "fits",
         "hbm_gib",

@@ -62,6 +62,7 @@ def test_updates_too_small_for_bfloat16_arrive():
     assert (optax.apply_updates({"w": start}, {"w": jnp.full(4096, -1e-4)})["w"] == start).all()  # to the nearest
 
 
+@pytest.mark.slow
 def test_bfloat16_parameters_have_float32_moments_and_averages_and_learn(reference):
     losses, state = _train(steps=30, model__param_dtype="bfloat16")
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.bfloat16)}
@@ -87,6 +88,7 @@ def test_products_in_8_bits_and_their_gradients_are_close(kind, bits, error):
     assert sum(f"x{bits}>" in line for line in products) >= 1 and len(products) >= 2
 
 
+@pytest.mark.slow
 @needs_qwix
 @pytest.mark.parametrize("kind, margin", [("int8", 0.02), ("float8", 0.05)])
 def test_training_in_8_bits_follows_the_losses_of_32(reference, kind, margin):
@@ -96,6 +98,7 @@ def test_training_in_8_bits_follows_the_losses_of_32(reference, kind, margin):
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.float32)}
 
 
+@pytest.mark.slow
 @needs_qwix
 def test_8_bits_on_eight_devices_are_those_of_one():
     one, _ = _train(steps=3, model__matmul_dtype="int8")

@@ -71,6 +71,7 @@ def finish(processes, seconds):
     return [process.returncode for process in processes], texts
 
 
+@pytest.mark.fast("2")
 @pytest.mark.parametrize("count", [1, 2])
 def test_sigterm_saves_and_leaves_with_the_restart_code(job, tmp_path, count):
     """With two processes only one hears the signal, and both leave after the same step."""
@@ -95,6 +96,7 @@ def test_a_second_sigterm_ends_the_process_at_once(job, tmp_path):
     assert codes == [-signal.SIGTERM]
 
 
+@pytest.mark.slow
 def test_a_stuck_peer_takes_no_one_hostage(job, tmp_path):
     """Process 1 hangs: both processes dump their stacks and leave within the deadline and 10 seconds."""
     job = with_deadlines(job, tmp_path, [600.0, 600.0, 600.0, DEADLINE, 600.0, 600.0])
@@ -117,6 +119,7 @@ def test_a_dead_peer_takes_no_one_hostage(job, tmp_path):
     assert codes[0] not in (0, None) and codes[1] == -signal.SIGKILL, texts[0][-2000:]
 
 
+@pytest.mark.slow
 def test_a_peer_that_never_comes_is_not_waited_for(job, tmp_path):
     first, second = launch(with_deadlines(job, tmp_path, [DEADLINE] + 5 * [600.0]), tmp_path / "run", 2)
     second.kill()
@@ -138,6 +141,7 @@ def save_tokenizer(folder, config):
     checkpointer.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [pytest.param("tokenizer", marks=pytest.mark.slow), "transformer"])
 def test_two_processes_write_the_samples_of_one(tmp_path, task):
     """Processes hold other rows of the data and other parts of the weights, and make the same videos together."""

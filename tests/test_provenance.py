@@ -68,9 +68,11 @@ def test_every_generated_file_says_where_it_comes_from(runs, tmp_path, monkeypat
     made = SimpleNamespace(videos=np.zeros((1, 2, 16, 16, 3), np.uint8))
     values = config_loading.default()
     values.generate.fps = 8.0
-    fake = SimpleNamespace(generate=lambda *_, **__: made, config=config_loading.parse(values), step=6)
+    fake = SimpleNamespace(generate_batches=lambda *_, **__: [made], config=config_loading.parse(values), step=6)
     monkeypatch.setattr(video_files.Generator, "load", lambda *_: fake)
-    (path,) = video_files.generate(folder / "a", ["a red circle"], tmp_path / "x.mp4", seed=3)
+    (path,) = video_files.generate(
+        folder / "a", video_files.Request(prompts=("a red circle",), seed=3), tmp_path / "x.mp4"
+    )
     with av.open(str(path)) as container:
         facts = dict(line.split(": ", 1) for line in container.metadata["comment"].splitlines() if ": " in line)
     assert facts["prompt"] == "a red circle" and facts["seed"] == "3" and facts["run"] == "a" and facts["step"] == "6"

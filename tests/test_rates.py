@@ -20,7 +20,7 @@ from lumos.data.index import index
 from lumos.data.pipeline import make_pipeline
 from lumos.data.video_writer import write_video
 from lumos.errors import UserError
-from lumos.evaluation import evaluate
+from lumos.evaluation import subject
 from lumos.slots import slot
 from lumos.tokenizers.tokenize import tokenize
 from lumos.training.held_out import HeldOut
@@ -179,12 +179,12 @@ def test_a_continuation_is_compared_with_clips_at_the_rate_of_the_tokens(
     def open_pipeline(config, *_, **__):
         raise Opened(config.data.fps)
 
-    monkeypatch.setattr(evaluate, "make_pipeline", open_pipeline)
+    monkeypatch.setattr(subject, "make_pipeline", open_pipeline)
     config = tokens.run_config(with_rate(tmp_path / "tokens", fps=of_tokens), evaluate__num_given=1)
     tokenizer = SimpleNamespace(config=config.tokenizer)
     generator = SimpleNamespace(config=config, tokenizer=tokenizer, frame_size=(32, 32))
     with pytest.raises(Opened) as opened:
-        evaluate._continuation(generator, make_config("clips", "m.jsonl", fps=of_clips), tmp_path, 0, {})
+        next(subject.Subject(generator, make_config("clips", "m.jsonl", fps=of_clips)).real_batches(4))
     assert opened.value.args == (expected,)
 
 

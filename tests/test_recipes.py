@@ -108,6 +108,7 @@ def test_every_recipe_trains_and_generates(name, run):
     assert (codes[0, -1:] != codes[1, -1:]).mean() > 0.5  # two seeds
 
 
+@pytest.mark.fast("lumos1")
 @pytest.mark.parametrize("name", ["lumos1", "next_token"])
 def test_given_frames_are_kept(name, run):
     config, params, _ = run(name)

@@ -115,6 +115,7 @@ def run():
     return Run()
 
 
+@pytest.mark.slow
 def test_a_step_has_the_gradient_of_the_clips_that_it_rolled(run):
     """Rolled clips stay as they are for two updates, so differences of the loss along a line say what the gradient is."""
     after = run.steps(run.start, 0, 1)

@@ -123,6 +123,21 @@ def test_memory_does_not_depend_on_how_long_videos_are():
     assert cache[2] == 6 + 3 * 16
 
 
+@pytest.mark.slow
+def test_a_step_takes_the_same_bytes_for_two_and_for_twenty_clips():
+    """What XLA plans for the compiled step: arguments, results and temporary memory."""
+
+    def planned(num_clips):
+        run = Run(slot("streaming", most=2 * num_clips))
+        with jax.set_mesh(run.mesh):
+            batch = sharding.put_batch(run.mesh, tiny.token_batch(run.config))
+            stats = run.step.lower(run.start(), batch).compile().memory_analysis()
+        return stats.argument_size_in_bytes, stats.output_size_in_bytes, stats.temp_size_in_bytes
+
+    two = planned(2)
+    assert two == planned(20) and two[2] > 0
+
+
 def test_the_student_s_pass_over_a_clip_is_that_over_the_whole_video():
     """By another path: the history and the clip as one sequence, without a cache. So the teacher differs in its weights and in
     the history alone."""

@@ -18,7 +18,7 @@ def run():
 
 def cached(session):
     """Frames in the cache that the next frame sees."""
-    view, cache = session._engine.view, session._state.cache
+    view, cache = session._engine.view, session.state.cache
     frame_S = np.asarray(view.frames(cache.tokens, cache.used_S))
     seen_S = np.asarray(view.seen(cache, session.frame))
     return sorted(set(frame_S[(frame_S >= 0) & seen_S].tolist()))
@@ -42,13 +42,13 @@ def test_the_first_frames_of_the_current_shot_stay(run):
             assert cached(session) == sorted({0, 5 if frame > 5 else 0, frame - 2, frame - 1})
         session.advance()
         sizes.add(session.num_bytes)
-    times = np.asarray(session._state.cache.tokens.t)
+    times = np.asarray(session.state.cache.tokens.t)
     assert set(times[times >= 0].tolist()) == {0, 5 + 8, 10 + 8, 11 + 8}
     assert len(sizes) == 1 and session.num_programs == 1
     seen = cached(session)
     session.recache()
     assert cached(session) == seen == [0, 5, 10, 11]
-    again = np.asarray(session._state.cache.tokens.t)
+    again = np.asarray(session.state.cache.tokens.t)
     assert set(again[again >= 0].tolist()) == {0, 5 + 8, 10 + 8, 11 + 8}
 
 

@@ -86,6 +86,7 @@ def one_after_another(window, plan):
     return codes
 
 
+@pytest.mark.fast("loop", "whole")
 @pytest.mark.parametrize(
     "plan",
     [

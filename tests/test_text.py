@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lumos import cli
 from lumos.config import Config, SequenceConfig, TextConfig
-from lumos.data import captions, index
+from lumos.data import captions, manifest
 from lumos.data.captions import clean
 from lumos.data.text import DEFAULT_MODEL, TextTokenizer, default_corpus, instruct, train_vocab
 from lumos.errors import UserError
@@ -30,7 +30,7 @@ def test_shipped_model(tokenizer):
 
 
 def test_the_vocabulary_size_is_set_without_a_config_file(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(index, "read_manifest", lambda path: [{"caption": "a red circle moves left"}] * 9)
+    monkeypatch.setattr(manifest, "read_manifest", lambda path: [{"caption": "a red circle moves left"}] * 9)
     arguments = ["data", "vocab", "--manifest=clips.jsonl", f"--out={tmp_path / 'text.model'}"]
     assert cli.main([*arguments, "--config.text.vocab_size=280"]) == 0
     assert "280 pieces" in capsys.readouterr().out
@@ -67,7 +67,7 @@ def test_a_prompt_gives_the_tokens_of_the_same_caption(template, tokenizer, tmp_
     )
     for text in SPELLINGS:
         (tmp_path / "clip.txt").write_text(text, errors="replace")
-        assert encode(clean(captions.read_beside(tmp_path / "clip.mp4")).removesuffix(" ?")) == encode(text)
+        assert encode(clean(captions.read_beside(tmp_path / "clip.mp4")[0]).removesuffix(" ?")) == encode(text)
         assert instruct(config, text, (5, 8, 8)) == expected
         if template:  # what is inside already keeps the lines of the template, and is cleaned alike
             assert instruct(config, expected.replace("a red circle moves", text), (5, 8, 8)) == expected

@@ -40,6 +40,7 @@ def unset(path, **changes):
     return run_config(path, **{"sequence__grid": (0, 0, 0)} | changes)
 
 
+@pytest.mark.slow
 def test_a_run_takes_grid_and_buckets_from_its_tokens(tmp_path, one_device):  # noqa: F811
     tokens, losses = write_tokens(tmp_path / "tokens"), []
     for name, config in (("unset", unset(tokens)), ("set", run_config(tokens, data__buckets=((3, 4, 4),)))):

@@ -39,6 +39,7 @@ def run(tmp_path_factory):
     return folder / "run", manifest
 
 
+@pytest.mark.slow
 def test_the_adversarial_stage_is_evaluated_without_its_discriminator(run, tmp_path):
     workdir, _ = run
     lumos("evaluate", f"--workdir={workdir}", f"--out={tmp_path}", "--config.evaluate.batch_size=2", cwd=tmp_path)
@@ -51,6 +52,7 @@ def test_the_adversarial_stage_is_evaluated_without_its_discriminator(run, tmp_p
     assert (tmp_path / "index.html").exists() and (tmp_path / "reconstruction.png").exists()
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_on_clips_of_another_collection(run, tmp_path):
     """Another size, frame rate and length than the clips of training."""
     workdir, _ = run
@@ -65,6 +67,7 @@ def test_it_is_evaluated_on_clips_of_another_collection(run, tmp_path):
     assert found["reconstruction"]["num_clips"] == 3 and np.isfinite(found["reconstruction"]["psnr"])
 
 
+@pytest.mark.slow
 def test_its_tokens_are_those_of_the_trained_tokenizer(run, tmp_path):
     workdir, manifest = run
     lumos(

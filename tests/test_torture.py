@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 # What is left of a run that was killed: before its first checkpoint in three ways, after one that was lost, after a damaged one.
 _LEFTOVERS = """
 import sys
@@ -51,6 +53,7 @@ def test_only_what_was_saved_can_be_lost(tmp_path):
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_ten_kills_lose_nothing():
     script = Path(__file__).with_name("torture.py")
     result = subprocess.run([sys.executable, script, "--kills=10"], capture_output=True, text=True)

@@ -44,6 +44,7 @@ def reference():
 _slow = pytest.mark.slow
 
 
+@pytest.mark.fast("shape0")
 @pytest.mark.parametrize("shape", [
     {"fsdp": 4, "tensor": 2}, {"fsdp": 2, "context": 4},
     pytest.param({"fsdp": 8}, marks=_slow), pytest.param({"replica": 2, "fsdp": 4}, marks=_slow),
@@ -96,6 +97,7 @@ class FixedNoise(TransformerObjective):
         return drawn, batch["text"][:, -1] % 4 == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text_weight", [pytest.param(0.0, marks=pytest.mark.slow), 0.7])
 def test_accumulation_equals_one_large_batch(text_weight):
     """Every row masks its own number of codes and has its own number of text tokens, or none: means of means are wrong."""
@@ -152,6 +154,7 @@ def test_every_term_of_a_loss_is_a_mean_over_the_whole_step(seed):
         np.testing.assert_allclose([state.params[name] for name in names], -np.array(slope), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_scanned_and_unrolled_layers_and_remat_agree(reference):
     for changes in ({"model__scan_layers": False}, {"model__remat": "full"}, {"model__remat": "dots"}):
         losses, _ = _losses(tiny.transformer(optimizer__learning_rate=1e-2, **changes))
@@ -275,6 +278,7 @@ def test_schedules():
     assert wsd(79) == 1.0 and wsd(85) < 1.0
 
 
+@pytest.mark.fast("adamw", "muon")
 @pytest.mark.parametrize("name", ["adamw", pytest.param("lion", marks=_slow), "muon", "sgd", "adafactor"])
 def test_optimizers_by_name_take_a_step(name):
     config = tiny.transformer(optimizer__name=name)
@@ -282,6 +286,7 @@ def test_optimizers_by_name_take_a_step(name):
     assert np.isfinite(losses).all()
 
 
+@pytest.mark.fast("adamw-matrices", "muon-matrices", "adafactor-all", "lamb-all")
 @pytest.mark.parametrize("decay", ["matrices", "all"])
 @pytest.mark.parametrize("name", ["adamw", "lion", "muon", "sgd", "adafactor", "adagrad", "lamb"])
 def test_weight_decay_acts_by_rule_with_every_optimizer(name, decay):

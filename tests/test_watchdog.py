@@ -22,6 +22,7 @@ def run(code, **kwargs):
     )
 
 
+@pytest.mark.fast("step", "save")
 @pytest.mark.parametrize("phase", PHASES)
 def test_every_phase_has_a_deadline_of_its_own(phase, tmp_path):
     result = run(

@@ -13,15 +13,19 @@ from lumos.data.records import RecordWriter
 NUM_CODES = 30
 
 
-def write_tokens(folder, num=64, seed=0, grid=(3, 4, 4), tokenizer=None):
-    """Write a finished token folder of two shards for training and one for validation; return it."""
+def write_tokens(folder, num=64, seed=0, grid=(3, 4, 4), tokenizer=None, streams=()):
+    """Write a finished token folder of two shards for training and one for validation; return it. Streams follow the first cell."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("train-00000-of-00002", "train-00001-of-00002", "validation-00000-of-00001"):
         with RecordWriter(folder / f"{name}.array_record") as writer:
             for i in range(num // 2):
                 tokens = rng.integers(0, NUM_CODES, grid).astype(np.uint32)
-                writer.write({"tokens": tokens, "caption": f"a red circle {i}", "id": f"{name}/{i}"})
+                of_frames = {
+                    f"stream_{s}": np.repeat(tokens[:, :1, 0] % size, count, axis=1)
+                    for s, (size, count) in enumerate(streams)
+                }
+                writer.write({"tokens": tokens, "caption": f"a red circle {i}", "id": f"{name}/{i}"} | of_frames)
     manifest = {
         "grid": list(grid),
         "codebook_size": NUM_CODES,

@@ -8,6 +8,8 @@ again, with another kill waiting for it. At the end the run completes, and must 
     losses            bit for bit those of an undisturbed run, at every step (within 1e-5 on another number of processes)
     token records     neither missing nor twice, bit for bit those of an undisturbed run
 
+With --bucket the runs and the tokens are in a bucket of a server on this machine (tests/buckets.py).
+
 Processes are forked from one that has imported everything, so that a restart costs a second, not ten; it must not use
 any of it, for threads do not survive a fork. Prints one line
 of JSON and exits with 1 when anything was lost.
@@ -33,6 +35,7 @@ os.environ["GLIBC_TUNABLES"] = ""  # a command would start this very program aga
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
 # ruff: noqa: E402
+import buckets
 import jax
 import numpy as np
 import worker
@@ -40,6 +43,7 @@ from tokens import run_config, write_tokens
 
 from lumos import (
     config_loading,
+    files,
     objective,  # noqa: F401
 )
 from lumos.checkpoint import Checkpointer
@@ -100,8 +104,9 @@ def wait(pids: list[int], kill_after: float | None = None, victim: int = 0) -> l
 class Training:
     """A training run; its starts take turns among the numbers of processes in `counts`."""
 
-    def __init__(self, folder: Path, counts: tuple[int, ...], part: float = 1.0):
-        self.folder, self.part, self.workdir, self.starts = folder, part, folder / "run", 0
+    def __init__(self, folder: Path, counts: tuple[int, ...], part: float = 1.0, bucket: str = ""):
+        self.folder, self.part, self.starts = folder, part, 0
+        self.workdir = f"{bucket}/{folder.name}/run" if bucket else folder / "run"
         self.counts, self.newest, self.lines = itertools.cycle(counts), -1, 0
 
     def start(self) -> list[int]:
@@ -112,11 +117,8 @@ class Training:
 
     def check(self, codes: list[int]) -> list[str]:
         """Return what is wrong after a start that ended."""
-        steps = [int(path.name) for path in (self.workdir / "checkpoints").glob("*") if path.name.isdigit()]
-        runs = self.workdir / "runs.jsonl"
-        lines = (
-            [json.loads(line) for line in runs.read_text().splitlines() if line.endswith("}")] if runs.exists() else []
-        )
+        steps, text = self.left()
+        lines = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
         before, self.newest = self.newest, max(steps, default=-1)
         problems = [f"the newest checkpoint went from {before} to {self.newest}"] if self.newest < before else []
         if len(lines) > self.lines and lines[-1]["start_step"] != max(before, 0):
@@ -126,6 +128,18 @@ class Training:
         if len(codes) == 1 and codes[0] not in (0, -signal.SIGKILL):
             problems.append(f"exit code {codes[0]}: {(self.folder / 'log-0').read_text()[-500:]}")
         return problems
+
+    def left(self) -> tuple[list[int], str]:
+        """Return the steps of the checkpoints, and the text of runs.jsonl."""
+        if isinstance(self.workdir, Path):
+            runs = self.workdir / "runs.jsonl"
+            steps = [int(path.name) for path in (self.workdir / "checkpoints").glob("*") if path.name.isdigit()]
+            return steps, runs.read_text() if runs.exists() else ""
+        prefix = self.workdir.partition("://")[2].partition("/")[2]
+        names = [name.removeprefix(f"{prefix}/checkpoints/").split("/") for name in buckets.names(self.workdir)]
+        # What has its marker is a checkpoint.
+        steps = [int(parts[0]) for parts in names if parts[1:] == ["commit_success.txt"] and parts[0].isdigit()]
+        return steps, buckets.read(f"{self.workdir}/runs.jsonl")
 
     def restorable(self) -> list[str]:
         """Return the checkpoints that cannot be restored. Runs in a child: jax must not start in this process."""
@@ -151,7 +165,11 @@ class Training:
         )
 
     def result(self):
-        return [(line["step"], line["loss"], line["grad_norm"]) for line in metrics_writer.read(self.workdir, "train")]
+        if isinstance(self.workdir, str):  # read without lumos, whose threads would not survive the next fork
+            (self.folder / "copy").mkdir(exist_ok=True)
+            (self.folder / "copy" / "metrics.jsonl").write_text(buckets.read(f"{self.workdir}/metrics.jsonl"))
+        workdir = self.workdir if isinstance(self.workdir, Path) else self.folder / "copy"
+        return [(line["step"], line["loss"], line["grad_norm"]) for line in metrics_writer.read(workdir, "train")]
 
 
 class Tokenising:
@@ -159,8 +177,9 @@ class Tokenising:
 
     part = 1.0
 
-    def __init__(self, folder: Path, source: Path, out: str = "tokens"):
-        self.folder, self.source, self.out = folder, source, folder / out
+    def __init__(self, folder: Path, source: Path, bucket: str = ""):
+        self.folder, self.source = folder, source
+        self.out = f"{bucket}/{folder.name}/tokens" if bucket else str(folder / "tokens")
         folder.mkdir(exist_ok=True)
 
     def start(self) -> list[int]:
@@ -187,7 +206,7 @@ class Tokenising:
         """Return the records of all finished shards."""
 
         def target():
-            source = RecordSource(sorted(self.out.glob("*.array_record")))
+            source = RecordSource(files.find(files.path(self.out), "*.array_record"))
             records = [(record["id"], record["caption"], record["tokens"].tolist()) for record in source]
             (self.folder / "records.json").write_text(json.dumps(records))
 
@@ -195,7 +214,7 @@ class Tokenising:
         return json.loads((self.folder / "records.json").read_text())
 
     def result(self):
-        return self.records() if (self.out / "manifest.json").exists() else ["unfinished"]
+        return self.records()
 
 
 def prepare_tokenizer(folder: Path) -> None:
@@ -230,23 +249,27 @@ def differences(kind: str, result: list, expected: list) -> str:
     return "" if same else "the result differs from that of an undisturbed run"
 
 
-def torture(folder: Path, kills: int, seed: int, until: float, only: str) -> dict:
+def torture(folder: Path, kills: int, seed: int, until: float, only: str, bucket: str) -> dict:
     rng = random.Random(seed)
     tokens = folder / "data"
-    for target in (lambda: write_tokens(tokens) and 0, lambda: prepare_tokenizer(folder)):
+    prepare = [lambda: write_tokens(tokens) and 0]
+    if only in "tokenize":
+        prepare.append(lambda: prepare_tokenizer(folder))
+    for target in prepare:
         assert wait([fork(target, folder / "log")]) == [0], (folder / "log").read_text()
     config = run_config(tokens, train__num_steps=STEPS, train__checkpoint_every=2, train__keep_checkpoints=3)
 
     def training(name, counts, part=1.0):
         (folder / name).mkdir()
         config.save(folder / name / "config.json")
-        return Training(folder / name, counts, part)
+        # What an undisturbed run gives is measured on a local disk.
+        return Training(folder / name, counts, part, bucket if not name.endswith("-whole") else "")
 
     # Kills while restoring: in the first part of a run that has something to restore.
     kinds = {
         "train": (0.4, lambda name: training(name, (1,))),
         "restore": (0.2, lambda name: training(name, (1,), part=0.5)),
-        "tokenize": (0.2, lambda name: Tokenising(folder / name, folder)),
+        "tokenize": (0.2, lambda name: Tokenising(folder / name, folder, "" if name.endswith("-whole") else bucket)),
         "two_processes": (0.1, lambda name: training(name, (2,))),
         "changing_processes": (0.1, lambda name: training(name, (2, 1))),
     }
@@ -264,7 +287,7 @@ def torture(folder: Path, kills: int, seed: int, until: float, only: str) -> dic
         if only not in kind:
             continue
         expected, seconds = undisturbed({"restore": "train", "changing_processes": "train"}.get(kind, kind))
-        wanted, landed, rounds = max(1, round(kills * share)), 0, 0
+        wanted, landed, rounds = max(1, round(kills * (1.0 if only else share))), 0, 0
         while landed < wanted and time.monotonic() < until:
             work = make(f"{kind}-{rounds}")
             rounds += 1
@@ -305,11 +328,19 @@ def main() -> int:
     parser.add_argument("--only", default="", help="one kind of work, for finding out what is wrong")
     parser.add_argument("--minutes", type=float, default=30, help="when to give up")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bucket", action="store_true", help="in a bucket, of a server that is started here")
     arguments = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", str(Path(folder) / "cache"))
-        report = torture(Path(folder), arguments.kills, arguments.seed, began + 60 * arguments.minutes, arguments.only)
+        storage = buckets.start(proxy_for_arrays=False) if arguments.bucket else None
+        bucket = buckets.make(storage, "torture") if storage else ""
+        try:
+            until = began + 60 * arguments.minutes
+            report = torture(Path(folder), arguments.kills, arguments.seed, until, arguments.only, bucket)
+        finally:
+            if storage:
+                storage.process.terminate()
     print(json.dumps(report | {"seconds": round(time.monotonic() - began)}))
     return 1 if report["problems"] else 0
 

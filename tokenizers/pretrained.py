@@ -18,6 +18,7 @@ from lumos.tokenizers.adversarial import make_training_definition
 from lumos.tokenizers.causal_vae import ENCODER_PARTS, make_definition
 from lumos.tokenizers.pixel_quality import to_float, to_uint8
 from lumos.tokenizers.streaming import VideoStream
+from lumos.weights import release
 
 _CHUNK_FRAMES = 64  # videos longer than one frame and a chunk are streamed
 
@@ -33,7 +34,7 @@ class Tokenizer:
     def __init__(self, config: TokenizerConfig, params):
         self.config, self.params = config, params
         self.fingerprint = fingerprint({name: params[name] for name in ENCODER_PARTS if name in params})
-        self._definition = definition = make_definition(config)
+        self.definition = definition = make_definition(config)
         self._encode = jax.jit(lambda params, video: definition.bind(params).encode(to_float(video)))
         self._decode = jax.jit(lambda params, tokens: to_uint8(definition.bind(params).decode(tokens)))
 
@@ -52,7 +53,7 @@ class Tokenizer:
         """Return a new stream: a video of any length encoded, or its tokens decoded, chunk by chunk."""
         if self.config.body == "holistic":
             raise UserError("a holistic tokenizer codes whole clips; it has no stream")
-        return VideoStream(self._definition, self.config, self.params)
+        return VideoStream(self.definition, self.config, self.params)
 
     @sharding.on_one_device()
     def encode(self, video_BFYXC: np.ndarray) -> np.ndarray:
@@ -77,7 +78,7 @@ class Tokenizer:
 
 @functools.lru_cache(maxsize=2)
 def load(workdir: str | Path) -> Tokenizer:
-    """Load the tokenizer that `lumos train` left in a workdir (its EMA weights). Raises UserError."""
+    """Load the tokenizer that `lumos train` left in a workdir (its EMA weights), or of a release. Raises UserError."""
     config = config_loading.parse(read_config(workdir))
     if config.task != "tokenizer":
         raise UserError(f"{workdir} holds a {config.task} run, not a tokenizer")
@@ -86,9 +87,12 @@ def load(workdir: str | Path) -> Tokenizer:
 
 def _restore(workdir: str | Path, config: Config) -> Params:
     """Return the weights of the VAE; a discriminator beside it is left out."""
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if release.is_release(workdir):
+        definition = make_definition(config.tokenizer)
+        return release.read(workdir, definition, jax.tree.map(lambda _: place, definition.abstract))
     definition = make_training_definition(config)
     checkpointer = Checkpointer(workdir, read_only=True)
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), definition.abstract)
     try:
         params = checkpointer.restore_params(abstract)

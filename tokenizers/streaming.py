@@ -131,6 +131,30 @@ class VideoStream:
         """Take the next latent frames; return their video frames, float32 [B, F, Y, X, 3]: the first gives one."""
         return np.asarray(self._decoder(self._params, jnp.asarray(indices_BTHW), indices_BTHW.shape[1], self._window))
 
+    def remembered(self) -> tuple:
+        """Return what decoding goes on from: arrays that nothing changes."""
+        return self._decoder.memory, self._decoder.frames, self._decoder.slots
+
+    def go_on_from(self, remembered: tuple) -> None:
+        """Decode as behind the frames after which `remembered` was asked for, by a stream of the same tokenizer."""
+        self._decoder.memory, self._decoder.frames, self._decoder.slots = remembered
+
+    def decode_more(self, params, indices_BTHW: jax.Array, memory: list) -> tuple[jax.Array, list]:
+        """Decode latent frames behind `memory`, which is of one size whatever the length. To be compiled. Raises UserError."""
+        if not self._window and any(isinstance(entry, KeyMemory) for entry in memory):
+            raise UserError(
+                "this tokenizer remembers all frames; set config.tokenizer.temporal_window for videos without end"
+            )
+        return self._decoder.run(params, indices_BTHW, memory, slots=self._decoder.slots)
+
+    def to_arrays(self) -> list[np.ndarray]:
+        """Return what decoding goes on from, to be saved."""
+        return [np.asarray(x) for x in jax.tree.leaves(self._decoder.memory)]
+
+    def from_arrays(self, arrays: list[np.ndarray], shape: tuple[int, ...], num_frames: int) -> None:
+        """Decode as behind so many latent frames, from what `to_arrays` gave there. `shape`: [B, 1, H, W] of a latent frame."""
+        self._decoder.go_on(self._params, jax.ShapeDtypeStruct(shape, np.int32), arrays, num_frames, self._window)
+
     def _encode(self, num_frames: int) -> np.ndarray:
         chunk, self._buffer = self._buffer[:, :num_frames], self._buffer[:, num_frames:]
         if not num_frames:
@@ -149,16 +173,31 @@ class _Side:
     """One direction of a stream: the compiled method and its memory."""
 
     def __init__(self, definition, method: str):
-        self._run, self.memory, self._frames, self._slots = _chunk_program(definition, method), None, 0, 0
+        self.run, self.memory, self.frames, self.slots = _chunk_program(definition, method), None, 0, 0
 
     def __call__(self, params, x, num_latents: int, window: int):
-        self._frames += num_latents
-        if not window and self._frames > self._slots:
-            self._slots = max(8, 1 << (self._frames - 1).bit_length())
-            grow = lambda entry: entry.grown(self._slots) if isinstance(entry, KeyMemory) else entry
+        self.frames += num_latents
+        remembers_keys = self.memory is None or any(isinstance(entry, KeyMemory) for entry in self.memory)
+        if not window and self.frames > self.slots and remembers_keys:
+            self.slots = _slots(self.frames)
+            grow = lambda entry: entry.grown(self.slots) if isinstance(entry, KeyMemory) else entry
             self.memory = self.memory and [grow(entry) for entry in self.memory]
-        out, self.memory = self._run(params, x, self.memory, self._slots)
+        out, self.memory = self.run(params, x, self.memory, self.slots)
         return out
+
+    def go_on(self, params, x, arrays: list[np.ndarray], num_latents: int, window: int) -> None:
+        """Go on behind so many latent frames from the arrays of a memory."""
+        self.frames, self.slots, self.memory = num_latents, 0 if window else _slots(min(num_latents, 1)), None
+        if num_latents:
+            _, memory = jax.eval_shape(functools.partial(self.run, slots=self.slots), params, x, None)
+            if not window and any(isinstance(entry, KeyMemory) for entry in memory):
+                self.slots = _slots(num_latents)
+            self.memory = jax.tree.unflatten(jax.tree.structure(memory), [jnp.asarray(a) for a in arrays])
+
+
+def _slots(num_latents: int) -> int:
+    """Return how many keys are remembered without a window behind so many latent frames."""
+    return max(8, 1 << (num_latents - 1).bit_length())
 
 
 @functools.lru_cache(maxsize=8)
@@ -168,7 +207,7 @@ def _chunk_program(definition: Definition, method: str):
     def run(params, x, memory, slots):
         return getattr(definition.bind(params), method)(x, Stream(memory, slots))
 
-    return jax.jit(run, static_argnums=3)
+    return jax.jit(run, static_argnames="slots")
 
 
 @functools.lru_cache(maxsize=4)

@@ -7,18 +7,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lumos import files
 from lumos.errors import UserError, short
 
 _CLIPS = "plan.clips.jsonl"
 _ADVICE = "choose another --out or delete it"
 
 
-def pin(out: Path, plan: dict[str, Any], clips: dict[str, list[dict]]) -> None:
+def pin(out: Path, plan: dict[str, Any], clips: dict[str, Iterable[dict]]) -> None:
     """Write the plan of an empty folder, or check that the one that is there is the same.
 
     Args:
@@ -35,7 +35,7 @@ def pin(out: Path, plan: dict[str, Any], clips: dict[str, list[dict]]) -> None:
         write_json(path, plan)  # last: where it is, the list of clips is too
         return
     try:
-        found, wanted = json.loads(path.read_text()), json.loads(json.dumps(plan))
+        found, wanted = json.loads(files.read_text(path)), json.loads(json.dumps(plan))
     except ValueError as error:
         raise UserError(f"{path} is damaged, so nobody can tell what {out} holds; {_ADVICE}") from error
     if found != wanted:
@@ -54,23 +54,20 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 def write_whole(path: Path, lines: Iterable[str]) -> None:
     """Write a text file that appears under its name when it is complete."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with files.written(path) as partial, partial.open("w", encoding="utf-8") as file:
             file.writelines(lines)
-        os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _rows(clips: dict[str, list[dict]]) -> Iterator[dict]:
+def _rows(clips: dict[str, Iterable[dict]]) -> Iterator[dict]:
     for split, facts in clips.items():
         for fact in facts:
             yield {"split of": split} | {name: value for name, value in fact.items() if name != "path"}
 
 
-def _differences(found: dict, wanted: dict, listed: Path, clips: dict[str, list[dict]]) -> Iterator[str]:
+def _differences(found: dict, wanted: dict, listed: Path, clips: dict[str, Iterable[dict]]) -> Iterator[str]:
     """Yield what differs, in words. Nothing where the plan is older than the fingerprint and agrees in the rest."""
     was, now = found.get("data", {}), wanted["data"]
     ours, theirs = (plan["tokenizer"].get("fingerprint") for plan in (wanted, found))
@@ -97,7 +94,7 @@ def _differences(found: dict, wanted: dict, listed: Path, clips: dict[str, list[
 
 def _read(path: Path) -> Iterator[dict]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with files.borrowed(path) as local, local.open(encoding="utf-8") as file:
             yield from map(json.loads, file)
     except (OSError, ValueError):  # deleted or damaged: the fingerprint alone says that something differs
         return

@@ -93,6 +93,13 @@ def assign(frames: int, height: int, width: int, buckets: Sequence[Bucket]) -> i
     from square), then the longest, then the largest that does not enlarge the picture.
     """
 
+    fitting = [index for index in ranked(height, width, buckets) if buckets[index].frames <= frames]
+    return fitting[0] if fitting else None
+
+
+def ranked(height: int, width: int, buckets: Sequence[Bucket]) -> list[int]:
+    """Return the buckets for pictures of this size, the best first."""
+
     def badness(index: int) -> tuple:
         bucket = buckets[index]
         aspect = abs(math.log(width / height) - math.log(bucket.width / bucket.height))
@@ -100,30 +107,70 @@ def assign(frames: int, height: int, width: int, buckets: Sequence[Bucket]) -> i
         enlarges = bucket.height > height or bucket.width > width
         return round(aspect, 6), -bucket.frames, enlarges, area if enlarges else -area
 
-    fitting = [index for index, bucket in enumerate(buckets) if bucket.frames <= frames]
-    return min(fitting, key=badness, default=None)
+    return sorted(range(len(buckets)), key=badness)
 
 
-def assign_all(name: str, sizes: Sequence[tuple[int, int, int]], buckets: Sequence[Bucket]) -> np.ndarray:
+_BLOCK = 1 << 20  # clips that are sorted at a time: bounds the memory
+
+
+def assign_all(name: str, sizes_N3: np.ndarray, buckets: Sequence[Bucket]) -> np.ndarray:
     """Return the bucket of every clip, int32 [N], -1 for those that are too short for all, which are counted in the log.
+
+    Args:
+      sizes_N3: frames, height and width of every clip.
 
     Raises:
       UserError: `name` has no clip that is long enough.
     """
-    choices = {size: assign(*size, buckets) for size in set(sizes)}
-    bucket_N = np.array([-1 if choices[size] is None else choices[size] for size in sizes], np.int32)
+    bucket_N, ranks = np.full(len(sizes_N3), -1, np.int32), {}
+    frames_B = np.array([bucket.frames for bucket in buckets])
+    for start in range(0, len(sizes_N3), _BLOCK):
+        part_N3, out_N = sizes_N3[start : start + _BLOCK], bucket_N[start : start + _BLOCK]
+        pictures_U, which_N = np.unique(_packed(part_N3[:, 1:]), return_inverse=True)
+        for height, width in (new := [_unpacked(int(picture), 2) for picture in pictures_U]):
+            if (height, width) not in ranks:
+                ranks[height, width] = ranked(height, width, buckets)
+        rank_UB = np.array([ranks[picture] for picture in new], np.int32).reshape(-1, len(buckets))
+        for choice_U in reversed(rank_UB.T):  # the best last, over all others
+            choice_N = choice_U[which_N]
+            out_N[:] = np.where(frames_B[choice_N] <= part_N3[:, 0], choice_N, out_N)
     short = np.count_nonzero(bucket_N < 0)
-    shortest, longest = min(bucket.frames for bucket in buckets), max((size[0] for size in sizes), default=0)
-    if short == len(sizes):
+    shortest, longest = min(bucket.frames for bucket in buckets), int(sizes_N3[:, 0].max()) if len(sizes_N3) else 0
+    if short == len(sizes_N3):
         raise UserError(
             f"{name}: no clip fills a bucket: the shortest bucket has {shortest} frames, the longest clip {longest}; choose shorter "
             "config.data.buckets, a higher config.data.fps, or longer clips"
         )
     if short:
         warn_once(
-            f"{name}: {short} of {len(sizes)} clips are too short for every bucket (the shortest has {shortest} frames)"
+            f"{name}: {short} of {len(sizes_N3)} clips are too short for every bucket (the shortest has {shortest} frames)"
         )
     return bucket_N
+
+
+def count_sizes(sizes_N3: np.ndarray) -> dict[tuple[int, int, int], int]:
+    """Return how many clips there are of every size."""
+    counts: dict[int, int] = {}
+    for start in range(0, len(sizes_N3), _BLOCK):
+        for value, number in zip(
+            *map(np.ndarray.tolist, np.unique(_packed(sizes_N3[start : start + _BLOCK]), return_counts=True))
+        ):
+            counts[value] = counts.get(value, 0) + number
+    return {_unpacked(value, 3): number for value, number in counts.items()}
+
+
+_BITS = 21  # of each number of a size in one integer, which is sorted faster than three
+
+
+def _packed(sizes_ND: np.ndarray) -> np.ndarray:
+    packed_N = np.zeros(len(sizes_ND), np.int64)
+    for axis in range(sizes_ND.shape[1]):
+        packed_N = packed_N << _BITS | np.minimum(sizes_ND[:, axis], (1 << _BITS) - 1)
+    return packed_N
+
+
+def _unpacked(packed: int, number: int) -> tuple[int, ...]:
+    return tuple(packed >> _BITS * place & (1 << _BITS) - 1 for place in reversed(range(number)))
 
 
 def _round_down(count: int) -> int:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from lumos import files
 from lumos.data import utf8
 from lumos.data.columns import find_columns, unique_fields
 from lumos.errors import UserError, short
@@ -34,15 +38,18 @@ def without_controls(text: str) -> str:
     return "".join(" " if c != "\n" and unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
 
 
-def read_value(value: Any) -> str | None:
-    """Return the caption that a field of a list or a JSON file holds, as it is; None where there is none.
+def read_values(value: Any) -> tuple[str, ...] | None:
+    """Return the captions that a field of a list or a JSON file holds, as they are; None where there is none.
 
-    A list of one caption is that caption. Raises ValueError for what is not one text.
+    Raises ValueError for what is no text, and no list of texts.
     """
-    if isinstance(value, list) and len(value) < 2:
-        value = value[0] if value else None
     if isinstance(value, list):
-        raise ValueError(f"a list of {len(value)} captions; give each a row and an id of its own")
+        found = tuple(_text(part) for part in value)
+        return tuple(part for part in found if part) or None
+    return None if value is None else (_text(value),)
+
+
+def _text(value: Any) -> str | None:
     if value is not None and not isinstance(value, str):
         raise ValueError(f"the caption must be text, got {type(value).__name__} {short(value)}")
     if value is not None and _WRITTEN_LIST.fullmatch(value.strip()):
@@ -50,31 +57,51 @@ def read_value(value: Any) -> str | None:
     return value
 
 
-def read_beside(path: Path) -> str:
-    """Return the caption in `<clip>.txt` or under "caption" in `<clip>.json` beside a clip; "" if there is none.
+def cleaned(texts: Iterable[str]) -> list[str]:
+    """Return captions as `clean` makes them, each once, without those that are empty."""
+    return list(dict.fromkeys(filter(None, map(clean, texts))))
+
+
+def draw(texts: str | list[str], rng: np.random.Generator | None, power: float) -> str:
+    """Return one of several captions, drawn with weights (words of it) ** power; without `rng` the first."""
+    if isinstance(texts, str) or rng is None:
+        return texts if isinstance(texts, str) else texts[0]
+    weights = np.array([max(1, len(text.split())) for text in texts]) ** float(power)
+    return texts[int(rng.choice(len(texts), p=weights / weights.sum()))]
+
+
+def of_folder(path: Path) -> str:
+    """Return the name of the folder that a clip lies in as a caption: "ApplyEyeMakeup" and "apply_eye_makeup" as words."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", path.parent.name)
+    return re.sub(r"[\s_\-]+", " ", words).strip().lower()
+
+
+def read_beside(path: Path) -> tuple[str, ...]:
+    """Return the captions in `<clip>.txt` or under "caption" in `<clip>.json` beside a clip; none if there is neither.
 
     Raises UserError if such a file cannot be read.
     """
     text, fields = path.with_suffix(".txt"), path.with_suffix(".json")
     try:
         if _is_there(text):
-            with text.open("rb") as file:
+            with files.borrowed(text) as local, local.open("rb") as file:
                 data = file.read(4 * _MAX_LENGTH + 3)  # a byte order mark and the longest characters
-            return read_value(utf8.decode(data, final=len(data) <= 4 * _MAX_LENGTH)) or ""
+            return read_values(utf8.decode(data, final=len(data) <= 4 * _MAX_LENGTH)) or ()
         if _is_there(fields):
-            if fields.stat().st_size > _MAX_FIELDS_BYTES:
+            data = files.read_bytes(fields)
+            if len(data) > _MAX_FIELDS_BYTES:
                 raise ValueError(f"more than {_MAX_FIELDS_BYTES} bytes")
-            found = json.loads(utf8.decode(fields.read_bytes()), object_pairs_hook=unique_fields)
+            found = json.loads(utf8.decode(data), object_pairs_hook=unique_fields)
             if not isinstance(found, dict):
                 raise ValueError(f'it must be an object with "caption", got {type(found).__name__}')
             place = find_columns(tuple(found)).get("caption")
-            return read_value(None if place is None else list(found.values())[place]) or ""
+            return read_values(None if place is None else list(found.values())[place]) or ()
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path}: its caption file cannot be read ({error})") from error
-    return ""
+    return ()
 
 
 def _is_there(path: Path) -> bool:
-    if path.is_symlink() and not path.exists():
+    if not files.is_remote(path) and path.is_symlink() and not path.exists():
         raise ValueError(f"{path.name} is a link to a file that is not there")
     return path.is_file()

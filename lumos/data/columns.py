@@ -8,15 +8,21 @@ from typing import Any
 # The first name of each is its own; lists in circulation use the others.
 NAMES = {
     "path": ("path", "file", "file_name", "filename", "file_path", "filepath", "video", "video_path", "image", "image_path"),
-    "caption": ("caption", "text", "prompt"),
+    "caption": ("caption", "text", "prompt", "captions"),
     "id": ("id",),
     "split": ("split",),
+    "start": ("start", "start_time"),
+    "end": ("end", "end_time"),
+    "times": ("timestamp", "timestamps"),
+    "folder": ("page_dir",),
 }  # fmt: skip
+# Where there is no column of these names; the files of Panda-70M and WebVid are called by the number of the video.
+_ELSE = {"path": ("videoid", "video_id", "youtube_id"), "caption": ("name",)}
 
 
 @functools.lru_cache(maxsize=1024)  # the rows of a JSONL file mostly have the same fields
 def find_columns(names: tuple[str, ...]) -> dict[str, int]:
-    """Return which of these columns is the path, the caption, the id and the split, as far as they are there.
+    """Return which of these columns are those of NAMES, as far as they are there.
 
     Capitals and blanks around a name do not count. A field's own name goes before its others.
 
@@ -27,6 +33,8 @@ def find_columns(names: tuple[str, ...]) -> dict[str, int]:
     found = {}
     for field, allowed in NAMES.items():
         places = [i for i, name in enumerate(plain) if name in allowed]
+        if not places and ("page_dir" in plain or field == "path"):
+            places = [i for i, name in enumerate(plain) if name in _ELSE.get(field, ())]
         own = [i for i in places if plain[i] == field]
         chosen = own or places
         if len(chosen) > 1:

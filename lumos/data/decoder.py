@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lumos.data import video
+from lumos.data.media import Media, Member, fetched
 from lumos.errors import UserError
 
 SECONDS_PER_FILE = 600  # of decoding one file, which may be an hour long
@@ -34,15 +35,15 @@ _COMMAND = (sys.executable, "-m", "lumos.data.decoder")
 _LENGTH = struct.Struct("<Q")
 
 
-def probe(path: str | Path, max_pixels: int = 0) -> video.VideoInfo:
+def probe(clip: str | Path | Member, max_pixels: int = 0) -> video.VideoInfo:
     """As `video.probe`. Raises UserError, also when the decoder crashes, hangs or needs too much memory."""
-    answer, _ = _call({"do": "probe", "path": str(path), "max_pixels": max_pixels})
+    answer, _ = _call({"do": "probe", "max_pixels": max_pixels}, clip)
     return video.VideoInfo(**answer)
 
 
-def read_clip(path: str | Path, **arguments: Any) -> np.ndarray:
+def read_clip(clip: str | Path | Member, **arguments: Any) -> np.ndarray:
     """As `video.read_clip`. Raises UserError, also when the decoder crashes, hangs or needs too much memory."""
-    answer, data = _call({"do": "read_clip", "path": str(path), "arguments": arguments})
+    answer, data = _call({"do": "read_clip", "arguments": arguments}, clip)
     return np.frombuffer(data, np.uint8).reshape(answer["shape"])
 
 
@@ -56,14 +57,18 @@ class _Worker:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
 
-    def call(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    def call(self, request: dict[str, Any], clip: Media) -> tuple[dict[str, Any], bytes]:
+        if isinstance(clip, Path):
+            where, data = {"path": str(clip)}, b""
+        else:
+            where, data = dataclasses.asdict(clip) | {"data": None}, clip.data or b""
         try:
-            _send(self._process.stdin, json.dumps(request).encode(), b"")
+            _send(self._process.stdin, json.dumps(request | {"clip": where}).encode(), data)
             return _receive(self._process.stdout)
         except (EOFError, BrokenPipeError):
             code = self._process.wait()
             self.close()
-            raise UserError(f"{request['path']}: {_cause_of_death(code)}") from None
+            raise UserError(f"{clip}: {_cause_of_death(code)}") from None
 
     def close(self) -> None:
         self._process.kill()
@@ -85,23 +90,25 @@ _started: list[_Worker] = []
 _lock = threading.Lock()
 
 
-def _call(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+def _call(request: dict[str, Any], clip: str | Path | Member) -> tuple[dict[str, Any], bytes]:
     """Run a request in an idle worker, or a new one: there are as many as threads that decode at a time."""
-    try:
-        worker = _idle.get_nowait()
-    except queue.Empty:
-        worker = _Worker()
-        with _lock:
-            _started.append(worker)
-    try:
-        answer, data = worker.call(request)
-    except UserError:
-        with _lock:
-            _started.remove(worker)
-        raise
+    # Of a bucket the worker gets a copy, and the message the name that the user knows.
+    with fetched(clip) as local:
+        try:
+            worker = _idle.get_nowait()
+        except queue.Empty:
+            worker = _Worker()
+            with _lock:
+                _started.append(worker)
+        try:
+            answer, data = worker.call(request, local)
+        except UserError:
+            with _lock:
+                _started.remove(worker)
+            raise
     _idle.put(worker)
     if "error" in answer:
-        raise UserError(answer["error"])
+        raise UserError(answer["error"].replace(str(local), str(clip)))
     return answer, data
 
 
@@ -113,6 +120,15 @@ def close() -> None:
             _started.pop().close()
         while not _idle.empty():
             _idle.get()
+
+
+def _forget() -> None:
+    """Leave the workers to the process that this one was forked from."""
+    global _idle, _started, _lock
+    _idle, _started, _lock = queue.SimpleQueue(), [], threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def _send(pipe: BinaryIO, head: bytes, data: bytes | memoryview) -> None:
@@ -142,11 +158,11 @@ def _serve() -> None:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     while True:
         try:
-            request, _ = _receive(requests)
+            request, data = _receive(requests)
         except EOFError:
             return
         signal.alarm(SECONDS_PER_FILE)
-        answer, data = _answer(request)
+        answer, data = _answer(request, data)
         signal.alarm(0)
         try:
             _send(answers, json.dumps(answer).encode(), data)
@@ -154,8 +170,9 @@ def _serve() -> None:
             return
 
 
-def _answer(request: dict[str, Any]) -> tuple[dict[str, Any], bytes | memoryview]:
-    path = Path(request["path"])
+def _answer(request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes | memoryview]:
+    where = request["clip"]
+    path = Member(**where | {"data": data or None}) if "name" in where else Path(where["path"])
     try:
         if request["do"] == "probe":
             return dataclasses.asdict(video.probe(path, request["max_pixels"])), b""

@@ -22,6 +22,8 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from lumos import files
+
 _SYSTEM_FOLDERS = {
     "@eadir", "#recycle", "@recycle", "#snapshot", "__macosx", "$recycle.bin", "system volume information", "lost+found",
 }  # fmt: skip
@@ -79,6 +81,22 @@ def find_files(source: str, suffixes: Collection[str], passed_over: collections.
             fault = fault or f"the same file as {first[entry.real].relative_to(root)}"
         result.append(Found(entry.path, name, fault))
     return sorted(result, key=lambda found: found.path.parts)
+
+
+def find_objects(source: str, suffixes: Collection[str], passed_over: collections.Counter[str]) -> list[Found]:
+    """Return the clips of a folder in a bucket, or a single one, as `find_files`."""
+    root, found = files.path(source), []
+    for path in files.find(root, "*"):
+        name = path.relative_to(root).as_posix() if path != root else path.name
+        *folders, last = Path(name).parts
+        labels = [label for part in folders if (label := _no_data(part, True))] + [_no_data(last, False)]
+        suffix = path.suffix.lower()
+        if label := next(filter(None, labels), ""):
+            passed_over[label] += 1
+        elif suffix in suffixes or suffix in _MEDIA:
+            fault = "" if suffix in suffixes else f"suffix {suffix!r} is not read; convert it, to .mp4 or .png"
+            found.append(Found(path, name, fault))
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,11 +10,12 @@ import contextlib
 import functools
 import io
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+from lumos.data import media
+from lumos.data.media import Media
 from lumos.data.timeline import Frame
 from lumos.errors import UserError
 
@@ -31,17 +32,17 @@ _DEFAULT_DURATION = 0.1  # seconds of an animation's frame that gives none, as i
 _ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
-def is_image(path: Path) -> bool:
+def is_image(path: Media) -> bool:
     """Return whether the file begins like a PNG, JPEG or WebP; its name does not matter."""
     try:
-        with path.open("rb") as file:
+        with media.open_binary(path) as file:
             head = file.read(12)
     except (OSError, ValueError):
         return False
     return head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")) or (head[:4] == b"RIFF" and head[8:] == b"WEBP")
 
 
-def read_frames(path: Path, max_pixels: int = 0) -> Iterator[Frame]:
+def read_frames(path: Media, max_pixels: int = 0) -> Iterator[Frame]:
     """Yield the frames of an image: one of a still (it lasts 0 s), all of an animation.
 
     Raises:
@@ -62,13 +63,13 @@ def read_frames(path: Path, max_pixels: int = 0) -> Iterator[Frame]:
             time += duration
 
 
-def image_format(path: Path) -> str:
+def image_format(path: Media) -> str:
     """Return "png", "jpeg", "mpo" or "webp"."""
     with _open(path) as image:
         return image.format.lower()
 
 
-def check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
+def check_size(path: Media, width: int, height: int, max_pixels: int) -> None:
     if max_pixels and width * height > max_pixels:
         raise UserError(f"{path}: {width}x{height} is more than {max_pixels} pixels")
 
@@ -105,9 +106,9 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[Image.Image]:
+def _open(path: Media) -> Iterator[Image.Image]:
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with media.open_binary(path) as file, Image.open(file, formats=_FORMATS) as image:
             yield image
     except _ERRORS as error:
         raise UserError(f"{path}: damaged or not an image") from error

@@ -1,39 +1,43 @@
 """From a folder, a glob or a list of files to a manifest: what `lumos data index` does.
 
-The manifest is JSONL, one line per good file: path (relative to the manifest where possible), id, caption, split (when
-the list had one), duration, fps, width, height, frames, bytes. Files that cannot be used are listed with the reason in
+A manifest (lumos/data/manifest.py) has one row for every good file: path (relative to the manifest where possible), id, caption,
+split (when the list had one), duration, fps, width, height, frames, bytes. Files that cannot be used are listed with the reason in
 `<manifest>.rejected.jsonl` and never stop the run. Paths keep the names that were found: a link is not resolved, for what
 it leads to may have another suffix, or none. A name that is not UTF-8 comes back as the same bytes.
+
+The work is cut into parts, each a file in `.<manifest>.parts` that appears when it is complete. So a killed run goes on where it was,
+and any number of processes started with the same command share the parts; the last one puts them together, in their order.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
-import glob
-import hashlib
+import itertools
 import json
 import os
-import stat
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from lumos import outputs
+import numpy as np
+
+from lumos import files, outputs
 from lumos.config import DataConfig
-from lumos.data import captions, decoder, lists, video
+from lumos.data import actions, containers
+from lumos.data.candidate import Candidate
+from lumos.data.candidates import DEFAULTS, Candidates, Options, check, expand, find_candidates, stored, told
 from lumos.data.columns import NAMES
-from lumos.data.find_files import find_files
-from lumos.errors import UserError, printable, short
+from lumos.data.manifest import SUFFIXES, fingerprint, hash_of, read_manifest
+from lumos.data.manifest_writer import ManifestWriter
+from lumos.errors import UserError, printable
+from lumos.leases import Leases
 
-_SUFFIXES = video.VIDEO_SUFFIXES + video.IMAGE_SUFFIXES
 _REJECTED = ".rejected.jsonl"
-_OTHER_FILES = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
-
-
-_FIELDS = {
-    "path": (str,), "id": (str,), "caption": (str,), "duration": (float, int), "fps": (float, int), "width": (int,),
-    "height": (int,), "frames": (int,),
-}  # fmt: skip
+_AT_A_TIME = 1024  # clips of a part that are held in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,237 +58,210 @@ class Summary:
             text += f" ({self.note})"
         if self.rejected:
             text += f"; {self.rejected} files rejected, reasons in {self.rejected_list}"
-        return f"{text}{_told(self.passed_over)}; fingerprint {self.fingerprint}"
+        return f"{text}{told(self.passed_over)}; fingerprint {self.fingerprint}"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Candidate:
-    path: Path
-    id: str
-    caption: str | None = None  # None: look for a file beside the clip
-    split: str = ""
-    fault: str = ""  # known before the file is looked at
-    line: int = 0  # of the list
-
-
-def index(source: str | Path, out: str | Path, data: DataConfig) -> Summary:
+def index(
+    source: str | Path, out: str | Path, data: DataConfig, options: Options = DEFAULTS, *, files_per_part: int = 4096
+) -> Summary:
     """Check every clip of `source` and write the manifest `out`.
 
     Args:
       source: a folder (searched recursively), a glob pattern, one clip, or a .csv/.tsv/.jsonl/.parquet list with a column
-        for the path and optionally caption, id, split (lumos/data/columns.py says how they may be called); its paths are
-        relative to the list. Without a caption column, captions come from `<clip>.txt` or the "caption" of `<clip>.json`
-        beside the clip; clips without any are kept.
-      out: a .jsonl file, not the list itself.
+        for the path and optionally caption, id, split, start, end (lumos/data/columns.py says how they may be called); its
+        paths are relative to the list. Without a caption column, captions come from `<clip>.txt` or the "caption" of
+        `<clip>.json` beside the clip; clips without any are kept. Tars and parquet files with the bytes of clips are searched
+        (lumos/data/containers.py), and so is a LeRobot set (lumos/data/lerobot.py).
+      out: a .jsonl or .arrow file, not the list itself.
       data: limits says what is accepted; num_threads files are checked at a time.
 
     Raises:
       UserError: nothing was found, nothing could be used, the list cannot be read, or `out` not written.
     """
-    out = outputs.check_file(out, "--out", (".jsonl",))
+    out = outputs.check_file(out, "--out", SUFFIXES)
     if out.name.endswith(_REJECTED):
         raise UserError(
             f"--out={out}: names that end in {_REJECTED} are those of the lists of rejected files; choose another"
         )
     rejected_list = outputs.check_file(out.with_suffix(_REJECTED), "--out")
     for path in (out, rejected_list):
-        if path.exists() and os.path.exists(source) and os.path.samefile(path, source):
+        same = os.fspath(path) == str(source) if files.is_remote(path) else os.path.exists(source) and path.exists()
+        if same and (files.is_remote(path) or os.path.samefile(path, source)):
             raise UserError(f"--out={out} would overwrite {source}; choose another name")
     passed_over: collections.Counter[str] = collections.Counter()
-    candidates, columns = _candidates(str(source), passed_over)
-    if not candidates:
-        raise UserError(f"no clips in {short(str(source))}; looked for {', '.join(_SUFFIXES)}{_told(passed_over)}")
-    accepted, rejected, seen = [], [], set()
-    with ThreadPoolExecutor(max(1, data.num_threads)) as pool:
-        for candidate, result in zip(candidates, pool.map(lambda c: _check(c, data), candidates)):
-            if isinstance(result, dict) and result["id"] in seen:
-                result = f"the id {candidate.id!r} was given before"
-            if isinstance(result, str):
-                line = {"line": candidate.line} if candidate.line else {}
-                rejected.append({"path": str(candidate.path), **line, "reason": printable(result)})
-                continue
-            seen.add(result["id"])
-            accepted.append({"path": _stored(candidate.path, out.parent), **result})
-    _write_jsonl(rejected_list, rejected)
-    if not accepted:
-        raise UserError(f"none of {len(rejected)} files can be used, e.g. {rejected[0]['reason']}; see {rejected_list}")
-    _write_jsonl(out, accepted)
+    candidates = find_candidates(str(source), passed_over, options)
+    folder = out.with_name(f".{out.name}.parts")
+    try:
+        _begin(folder, f"{candidates.identity} {data.limits} {options} {files_per_part}")
+        summary = _share(candidates, folder, out, rejected_list, data, options, files_per_part)
+    except UserError:
+        files.remove_tree(folder)
+        raise
+    return dataclasses.replace(summary, passed_over=dict(passed_over), note=_note(candidates))
+
+
+def _share(
+    candidates: Candidates, folder: Path, out: Path, rejected_list: Path, data: DataConfig, options: Options, size: int
+) -> Summary:
+    """Write what parts are missing, and the manifest, unless another process has come before."""
+    try:
+        leases, summary = Leases(folder / "leases"), None
+        parts = _write_parts(candidates, folder, leases, out, data, options, size)
+        with leases.hold("merge") as mine:
+            if mine and (folder / "plan").exists():
+                summary = _merge(parts, out, rejected_list)
+                (folder / "plan").unlink()
+        if summary:
+            files.remove_tree(folder)
+            return summary
+    except FileNotFoundError:
+        if (folder / "plan").exists():
+            raise
+    while (folder / "plan").exists():  # another process merges
+        time.sleep(0.5)
+    return _summary_of(out, rejected_list)
+
+
+def _summary_of(out: Path, rejected_list: Path) -> Summary:
+    rows = read_manifest(out)
+    rejected = files.read_bytes(rejected_list).count(b"\n")
+    without_caption = sum(not row["caption"] for row in rows)
     return Summary(
-        manifest=out,
-        rejected_list=rejected_list,
-        accepted=len(accepted),
-        rejected=len(rejected),
-        without_caption=sum(not row["caption"] for row in accepted),
-        seconds=sum(row["duration"] for row in accepted),
-        fingerprint=fingerprint(accepted),
-        passed_over=dict(passed_over),
-        note=_note(candidates, columns),
+        out,
+        rejected_list,
+        len(rows),
+        rejected,
+        without_caption,
+        float(rows.column("duration").sum()),
+        fingerprint(rows),
     )
 
 
-def read_manifest(path: str | Path) -> list[dict]:
-    """Return the rows of a manifest, paths made absolute. Raises UserError when it is missing or malformed."""
-    path = Path(path)
-    rows, seen, folders = [], set(), _folders(path)
-    for number, row in lists.json_lines(path):
-        if missing := _FIELDS.keys() - row.keys():
-            raise UserError(f"{path}:{number} lacks {', '.join(sorted(missing))}; write it with `lumos data index`")
-        for name, kinds in _FIELDS.items():
-            value = row[name]
-            if type(value) not in kinds or (kinds != (str,) and not 0 <= value < 1e12):
-                raise UserError(f"{path}:{number}: {name} must not be {short(value)}; write it with `lumos data index`")
-        if min(row["frames"], row["width"], row["height"]) < 1:
-            raise UserError(
-                f"{path}:{number}: a clip of {row['frames']} frames of {row['width']}x{row['height']} pixels"
-            )
-        row["id"], row["caption"] = _utf8(row["id"]), captions.clean(row["caption"])  # of manifests made by hand
-        if row["id"] in seen:
-            raise UserError(f"{path}:{number}: the id {short(row['id'])} was given before")
-        if _escapes(row["path"]):
-            raise UserError(f"{path}:{number}: {short(row['path'])} leads out of the folder of the manifest")
-        seen.add(row["id"])
-        row["path"] = str(_beside(folders, row["path"]))
-        rows.append(row)
-    return rows
+def _begin(folder: Path, identity: str) -> None:
+    """Make the folder of the parts; those of another source or other limits go."""
+    plan = folder / "plan"
+    if folder.exists() and not (plan.exists() and files.read_text(plan) == identity):
+        files.remove_tree(folder)
+    if not plan.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_text(plan, identity)
 
 
-def fingerprint(rows: list[dict]) -> str:
-    """Return a short hash of what the manifest holds (ids, captions, sizes), wherever the files lie."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps({k: v for k, v in row.items() if k != "path"}, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
+def _write_parts(
+    candidates: Candidates, folder: Path, leases: Leases, out: Path, data: DataConfig, options: Options, size: int
+) -> list[Path]:
+    """Write every part that no other process writes, until all are there. Raises FileNotFoundError when they are merged already."""
+    with ThreadPoolExecutor(max(1, data.num_threads)) as pool:
+        while True:
+            parts, waiting = [], False
+            for chunk in _chunks(candidates.read(), size):
+                part = folder / f"{len(parts):06d}.jsonl"
+                parts.append(part)
+                if part.exists():
+                    continue
+                with leases.hold(part.stem) as mine:
+                    waiting |= mine is None
+                    if mine and not (folder / "plan").exists():
+                        raise FileNotFoundError(folder)
+                    if mine and not part.exists():
+                        files.write_text(part, "".join(_facts_of(chunk, pool, out, data, options)))
+            if not waiting:
+                return parts
+            time.sleep(0.5)  # for the parts of others, which may die
 
 
-def _candidates(source: str, passed_over: collections.Counter[str]) -> tuple[list[_Candidate], tuple[str, ...]]:
-    """Return the files of a source in a fixed order, and the columns of a list that has some."""
-    if not source:
-        raise UserError("--input is empty; give a folder, a glob, a clip, or a list of clips")
-    path = Path(source)
-    suffix = path.suffix.lower()
-    if path.is_dir() or suffix not in lists.SUFFIXES:
-        if not os.path.lexists(path) and not glob.has_magic(source):
-            raise UserError(f"{source}: no such file or folder")
-        if path.is_file() and suffix not in _SUFFIXES:
-            kinds = f"a clip ({', '.join(_SUFFIXES)}) nor a list ({', '.join(lists.SUFFIXES)})"
-            raise UserError(f"{source}: suffix {suffix!r} is neither that of {kinds}")
-        found = find_files(source, _SUFFIXES, passed_over)
-        return [_Candidate(file.path, file.id, fault=file.fault) for file in found], ()
-    rows, columns = lists.read(path, _SUFFIXES)
-    folders = _folders(path)
-    candidates = [_candidate(path, folders, row) for row in rows]
-    if not candidates:
-        raise UserError(f"{source}: no rows")
-    return candidates, columns
+def _chunks(candidates: Iterator[Candidate], size: int) -> Iterator[list[Candidate]]:
+    """Yield candidates `size` at a time; a file that holds many clips ends a chunk."""
+    chunk: list[Candidate] = []
+    for candidate in candidates:
+        chunk.append(candidate)
+        if len(chunk) == size or (not candidate.line and candidate.path.suffix.lower() in containers.SUFFIXES):
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
 
 
-def _candidate(path: Path, folders: tuple[Path, ...], row: lists.Row) -> _Candidate:
-    file = _beside(folders, row.path) if row.path else path
-    if row.path != row.path.strip() and not os.path.lexists(file):
-        return _candidate(path, folders, dataclasses.replace(row, path=row.path.strip(), id=row.id.strip()))
-    fault = row.fault
-    if not fault and _escapes(row.path):
-        fault = "the path leads out of the folder of the list; give an absolute path if that is meant"
-    return _Candidate(file, row.id, row.caption, row.split, fault, row.line)
+def _facts_of(
+    chunk: list[Candidate], pool: ThreadPoolExecutor, out: Path, data: DataConfig, options: Options
+) -> Iterator[str]:
+    """Yield a line of JSON for every clip: its row, or the reason why it cannot be used."""
+    with contextlib.ExitStack() as stack:
+        clips = (clip for candidate in chunk for clip in expand(candidate, options.keep, stack))
+        while some := list(itertools.islice(clips, _AT_A_TIME)):
+            for clip, result in zip(some, pool.map(lambda clip: check(clip, data), some)):
+                fact = {"file": clip.name, **({"line": clip.line} if clip.line else {})}
+                if isinstance(result, dict):
+                    place = lambda name: stored(files.path(name), out.parent)
+                    result = {"path": place(clip.path), **result}
+                    if "actions" in result:
+                        result["actions"] = actions.placed(result["actions"], place)
+                    fact |= {"id": clip.id, "row": result}
+                else:
+                    fact |= {"reason": printable(result)}
+                yield json.dumps(fact) + "\n"
 
 
-def _check(candidate: _Candidate, data: DataConfig) -> dict | str:
-    """Return the manifest row of a file, or the reason why it cannot be used."""
-    path = candidate.path.absolute()
-    if candidate.fault:
-        return candidate.fault
-    if path.suffix.lower() not in _SUFFIXES:
-        return f"suffix {path.suffix!r} is none of {', '.join(_SUFFIXES)}"
-    pixels, seconds, gigabytes = data.limits
-    try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):  # reading a pipe would wait for ever
-            return f"{_OTHER_FILES.get(stat.S_IFMT(facts.st_mode), 'a device')}, not a file"
-        if facts.st_size > gigabytes * 1e9:
-            return f"{facts.st_size / 1e9:.1f} GB is more than {gigabytes:g} (data.limits)"
-        info = decoder.probe(path, pixels)
-        caption = captions.read_beside(path) if candidate.caption is None else candidate.caption
-    except FileNotFoundError:
-        return f"a link to {os.readlink(path)}, which is not there" if path.is_symlink() else "no such file"
-    except (UserError, OSError, ValueError) as error:  # ValueError: a null character in the path
-        return getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
-    if info.duration > seconds:
-        return f"{info.duration:.1f} s is more than {seconds:g} (data.limits)"
-    row = {
-        "id": _utf8(candidate.id),
-        "caption": captions.clean(caption),
-        "duration": round(info.duration, 4),
-        "fps": round(info.fps, 4),
-        "width": info.width,
-        "height": info.height,
-        "frames": info.frames,
-        "bytes": facts.st_size,
-    }
-    return {**row, "split": _utf8(candidate.split)} if candidate.split else row
+def _merge(parts: list[Path], out: Path, rejected_list: Path) -> Summary:
+    """Write the manifest and the list of rejected files, in order. Of files with one id the first is accepted."""
+    hashes, columns, text = [], set(), set()
+    for fact in _facts(parts):
+        if "row" in fact:
+            row = fact["row"]
+            hashes.append(hash_of(row["id"]))
+            columns |= row.keys()
+            text |= {name for name, value in row.items() if isinstance(value, str)}
+    values, counts = np.unique(np.array(hashes, np.uint64), return_counts=True)
+    perhaps_again, seen = set(values[counts > 1].tolist()), set()
+    accepted = rejected = without_caption = 0
+    seconds, first_reason = 0.0, ""
+    with ManifestWriter(out, columns, columns - text) as manifest:
+        with (
+            files.written(rejected_list) as partial,
+            partial.open("w", encoding="utf-8", errors="backslashreplace") as others,
+        ):
+            for fact in _facts(parts):
+                row = fact.get("row")
+                if row and hash_of(row["id"]) in perhaps_again:
+                    if row["id"] in seen:
+                        row, fact["reason"] = None, printable(f"the id {fact['id']!r} was given before")
+                    else:
+                        seen.add(row["id"])
+                if row:
+                    # A column has one type: where one row has text, all have.
+                    manifest.write({name: _as_text(value) if name in text else value for name, value in row.items()})
+                    seconds, without_caption = seconds + row["duration"], without_caption + (not row["caption"])
+                    continue
+                rejected += 1
+                first_reason = first_reason or fact["reason"]
+                line = {"line": fact["line"]} if "line" in fact else {}
+                reason = {"path": fact["file"], **line, "reason": fact["reason"]}
+                others.write(json.dumps(reason, ensure_ascii=False) + "\n")
+        if not manifest.num_rows:
+            raise UserError(f"none of {rejected} files can be used, e.g. {first_reason}; see {rejected_list}")
+        accepted, digest = manifest.num_rows, manifest.fingerprint
+    return Summary(out, rejected_list, accepted, rejected, without_caption, seconds, digest)
 
 
-def _note(candidates: list[_Candidate], columns: tuple[str, ...]) -> str:
+def _facts(parts: list[Path]) -> Iterator[dict[str, Any]]:
+    for part in parts:
+        with files.borrowed(part) as local, local.open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _note(candidates: Candidates) -> str:
     """Return why no row of a list has a caption of its own; "" if one has, or the source is no list."""
-    rows = [candidate for candidate in candidates if candidate.line and not candidate.fault]
-    if not rows or any(row.caption is not None for row in rows):
+    lines = 0
+    for candidate in candidates.read():
+        if candidate.line and not candidate.fault:
+            if candidate.captions is not None:
+                return ""
+            lines += 1
+    if not lines:
         return ""
-    among = f" among the columns {', '.join(columns)}" if columns else ""
+    among = f" among the columns {', '.join(candidates.columns)}" if candidates.columns else ""
     return f"no {' or '.join(NAMES['caption'])}{among}; captions are those beside the clips"
-
-
-def _told(passed_over: dict[str, int]) -> str:
-    """Return the part of a message that says what is no data, the most frequent first."""
-    counts = collections.Counter(passed_over).most_common(6)
-    more = sum(passed_over.values()) - sum(number for _, number in counts)
-    parts = [f"{number} {printable(name)}" for name, number in counts] + [f"{more} others"] * bool(more)
-    return f"; passed over: {', '.join(parts)}" if parts else ""
-
-
-def _utf8(text: str) -> str:
-    """Return the text with a backslash escape for what is not UTF-8: ids go into records, hashes and reports."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-# Paths ---------------------------------------------------------------------------------------------------------------
-
-
-def _escapes(path: str) -> bool:
-    """Return whether a relative path leads out of its folder. Absolute paths are meant as they are."""
-    return not os.path.isabs(path) and os.path.normpath(path).split(os.sep)[0] == os.pardir
-
-
-def _folders(file: Path) -> tuple[Path, ...]:
-    """Return where the relative paths of a list or manifest start. One that is a link may have its clips beside either end."""
-    here = file.absolute().parent
-    return (here, file.resolve().parent) if file.is_symlink() else (here,)
-
-
-def _beside(folders: tuple[Path, ...], name: str) -> Path:
-    """Return the path of what a list or manifest names: the first that exists."""
-    paths = [folder / name for folder in folders]
-    return paths[0] if len(paths) == 1 else next(filter(os.path.lexists, paths), paths[0])
-
-
-def _stored(path: Path, folder: Path) -> str:
-    """Return the path relative to the manifest's folder if it lies below it (such a data set can be moved), else absolute.
-
-    It keeps the name of the file, and those of linked folders unless `..` stands in it or only their targets lie below.
-    """
-    path, folder = path.absolute(), folder.absolute()
-    if os.pardir in folder.parts:
-        folder = folder.resolve()
-    if os.pardir not in path.parts and path.is_relative_to(folder):
-        return path.relative_to(folder).as_posix()
-    resolved = path.parent.resolve() / path.name
-    if resolved.is_relative_to(folder.resolve()):
-        return resolved.relative_to(folder.resolve()).as_posix()
-    return str(resolved if os.pardir in path.parts else path)
-
-
-def _write_jsonl(path: Path, rows: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    # Bytes of a name that are not UTF-8 become \udcXX, which is how JSON writes them: they come back as they were.
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(temporary, path)

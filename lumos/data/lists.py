@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lumos.data import captions, utf8
+from lumos.data import captions, spans, utf8
 from lumos.data.columns import expected, find_columns, unique_fields
 from lumos.errors import UserError, printable, short
 
@@ -25,14 +25,19 @@ _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One row: `path` and `id` as they stand there (the id is the path by default), the caption not cleaned yet."""
+    """A clip of a list: `path` and `id` as they stand there (the id is the path by default), the captions not cleaned yet.
+
+    span: (first, last second) where it is a part of the file. fields: what else stands in its row.
+    """
 
     line: int  # of the file, from 1, where the row begins; of parquet the number of the row
     path: str
     id: str = ""
-    caption: str | None = ""  # None: the row has none
+    captions: tuple[str, ...] | None = ()  # None: the row has none
     split: str = ""
     fault: str = ""  # why the row cannot be used
+    span: tuple[float, float] | None = None
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read(path: Path, row_may_be: Iterable[str]) -> tuple[Iterator[Row], tuple[str, ...]]:
@@ -75,14 +80,13 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
             fault = f"{path.name}:{number}: no path; its fields are {', '.join(map(repr, fields))}; {expected()}"
             yield Row(number, "", fault=fault)
             continue
-        yield _row(number, f"{path.name}:{number}", {name: values[place] for name, place in places.items()})
+        used = {name: values[place] for name, place in places.items()}
+        yield from _rows(number, f"{path.name}:{number}", used, fields)
 
 
 def _read_parquet(path: Path) -> tuple[Iterator[Row], tuple[str, ...]]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise UserError(f"{path}: parquet needs pyarrow; pip install pyarrow, or give CSV or JSONL") from error
+    from pyarrow import ArrowException, parquet  # here: it takes a moment
+
     try:
         file = parquet.ParquetFile(path)
         names = tuple(file.schema_arrow.names)
@@ -92,27 +96,54 @@ def _read_parquet(path: Path) -> tuple[Iterator[Row], tuple[str, ...]]:
 
     def rows() -> Iterator[Row]:
         number = 0
-        used = [names[place] for place in places.values()]
         try:
-            for batch in file.iter_batches(columns=used):
+            for batch in file.iter_batches():
                 for values in batch.to_pylist():
                     number += 1
                     fields = {name: values[names[place]] for name, place in places.items()}
-                    yield _row(number, f"{path.name}: row {number}", fields)
+                    yield from _rows(number, f"{path.name}: row {number}", fields, values)
         except (ArrowException, OSError, ValueError) as error:
             raise UserError(f"{path}: damaged behind row {number} ({printable(str(error))})") from error
 
     return rows(), names
 
 
-def _row(line: int, where: str, fields: dict[str, Any]) -> Row:
-    """Return a row of these values of path, caption, id, split; `where` begins its fault."""
-    name = fields["path"]
+def _rows(line: int, where: str, used: dict[str, Any], fields: dict[str, Any]) -> Iterator[Row]:
+    """Yield the clips of a row: one, or as many as it has times. used: the values of the columns in NAMES."""
+    if not _is_list(used.get("times")):
+        yield _row(line, where, used, fields)
+        return
+    try:
+        found = spans.spans(used["times"])
+        lists = {name: spans.literal(value) for name, value in fields.items() if _is_list(value)}
+        lists = {name: values for name, values in lists.items() if len(values) == len(found)}
+        texts = (
+            spans.literal(used.get("caption")) if _is_list(used.get("caption")) else [used.get("caption")] * len(found)
+        )
+        if len(texts) != len(found):
+            raise ValueError(f"{len(found)} times and {len(texts)} captions")
+    except ValueError as error:
+        yield Row(line, str(used["path"]), fault=f"{where}: {error}")
+        return
+    for i, (start, end) in enumerate(found):
+        own = used | {"start": start, "end": end, "caption": texts[i]}
+        yield _row(line, where, own, fields | {name: values[i] for name, values in lists.items()})
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) or isinstance(value, str) and value.lstrip().startswith("[")
+
+
+def _row(line: int, where: str, used: dict[str, Any], more: dict[str, Any]) -> Row:
+    """Return a clip of these values of the columns in NAMES; `where` begins its fault."""
+    fields, name = used, used["path"]
     if isinstance(name, bytes):
         name = os.fsdecode(name)
     if not name or not isinstance(name, str) or not name.strip():
         empty = name is None or isinstance(name, str)
         return Row(line, "", fault=f"{where}: {'no path' if empty else f'the path must be text, got {short(name)}'}")
+    if fields.get("folder"):
+        name = f"{fields['folder']}/{name}"
     texts = {}
     for field in ("id", "split"):
         value = fields.get(field)
@@ -120,10 +151,14 @@ def _row(line: int, where: str, fields: dict[str, Any]) -> Row:
             return Row(line, name, fault=f"{where}: the {field} must be text, got {short(value)}")
         texts[field] = "" if value is None else str(value)
     try:
-        caption = captions.read_value(fields.get("caption"))
+        found = captions.read_values(fields.get("caption"))
+        span = spans.span(fields.get("start"), fields["end"]) if fields.get("end") not in (None, "") else None
     except ValueError as error:
         return Row(line, name, fault=f"{where}: {error}")
-    return Row(line, name, texts["id"] or Path(name).as_posix(), caption, texts["split"])
+    clip_id = texts["id"] or Path(name).as_posix()
+    if span and "times" in fields or span and not texts["id"]:
+        clip_id += f"@{span[0]:g}-{span[1]:g}"
+    return Row(line, name, clip_id, found, texts["split"], span=span, fields=more)
 
 
 def _places(names: tuple[str, ...], where: str, hint: str = "") -> dict[str, int]:
@@ -216,7 +251,8 @@ def _separated_rows(
                 fault += f"; a field that holds a {_SEPARATORS.get(separator, separator)} needs quotes around it"
             yield Row(lines.first, fields[places["path"]] if places["path"] < len(fields) else "", fault=fault)
             continue
-        yield _row(lines.first, where, {name: fields[place] for name, place in places.items()})
+        used = {name: fields[place] for name, place in places.items()}
+        yield from _rows(lines.first, where, used, dict(zip(names, fields)))
 
 
 def _swallowed(fields: list[str], separator: str, path_column: int, row_may_be: tuple[str, ...]) -> str:

@@ -4,6 +4,7 @@ Small enough to learn in minutes on a CPU, and checkable: captions name colour, 
 holds combinations that training never shows, and `score` reads all three back from generated pixels. Levels:
 
     easy    one large flat object, 4 directions, smooth background
+    endless as easy, but to and fro between the edges for ever: a cut of a long clip looks like any other
     medium  1-2 objects, 3 sizes and speeds, 8 directions, bounces, light texture behind
     hard    1-3 objects, most of them textured, before a textured background that a moving camera pans over; occlusion
 
@@ -55,7 +56,7 @@ def make_clip(level: str, clip_shape: tuple[int, int, int], seed: int, split: st
     """Draw clip `index` of a split; a pure function of its arguments.
 
     Args:
-      level: "easy", "medium" or "hard".
+      level: "easy", "endless", "medium" or "hard".
       clip_shape: (frames, height, width), at least (2, 32, 32).
       seed: changes the clips, never which combinations a split holds.
       split: "train", "validation" or "test".

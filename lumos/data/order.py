@@ -41,13 +41,19 @@ class Group:
     shares: list[float]
 
 
-def group(sources: list[tuple[Source, float]], buckets: list[Bucket]) -> list[Group]:
-    """Assign every clip to a bucket. Raises UserError when all clips of a source are too short."""
+def group(sources: list[tuple[Source, float]], buckets: list[Bucket], *, images_elsewhere: bool = False) -> list[Group]:
+    """Assign every clip to a bucket. Raises UserError when all clips of a source are too short.
+
+    With `images_elsewhere` a source of single frames alone may be there too, which has no clip here; the others share by their weights.
+    """
     groups = [Group(bucket, [], []) for bucket in buckets]
-    total_weight = sum(weight for _, weight in sources)
-    for number, (source, weight) in enumerate(sources):
-        assigned = assign_all(source.name, source.sizes, buckets)
-        kept = np.count_nonzero(assigned >= 0)
+    are_images = [images_elsewhere and int(source.sizes[:, 0].max(initial=1)) == 1 for source, _ in sources]
+    if all(are_images) and images_elsewhere:
+        are_images = [False] * len(sources)  # and the first of them is named as too short
+    total_weight = sum(weight for (_, weight), images in zip(sources, are_images) if not images)
+    for number, ((source, weight), images) in enumerate(zip(sources, are_images)):
+        assigned = np.full(len(source.sizes), -1) if images else assign_all(source.name, source.sizes, buckets)
+        kept = max(1, np.count_nonzero(assigned >= 0))
         for index, part in enumerate(groups):
             clips = np.flatnonzero(assigned == index).astype(np.int32)
             part.clips_N2.append(np.stack([np.full_like(clips, number), clips], axis=1))
@@ -61,7 +67,15 @@ def group_kinds(
     """Return (whether these are images, share of the steps, groups) of what training alternates between."""
     kinds = ((False, 1 - data.image_fraction), (True, data.image_fraction))
     return [
-        (images, weight, group(sources, plan_buckets(data, tokenizer, images=images, divisor=divisor)))
+        (
+            images,
+            weight,
+            group(
+                sources,
+                plan_buckets(data, tokenizer, images=images, divisor=divisor),
+                images_elsewhere=not images and data.image_fraction > 0,
+            ),
+        )
         for images, weight in kinds
         if weight
     ]
@@ -194,6 +208,16 @@ def _seen(plan: Plan, num_batches: int) -> Iterator[tuple[tuple, tuple[int, int]
             for stream, number in zip(bucket["streams"], examples):
                 key = (kind["images"], *bucket["shape"], stream["source"])
                 yield key, (stream["clips"], stream["start"] + number)
+
+
+def drawn_by_source(plan: Plan, num_batches: int) -> list[dict[str, tuple[int, int]]]:
+    """Return for every source, of "video" and "image" batches, (its clips, the examples drawn from it) after so many batches."""
+    found: list[dict[str, tuple[int, int]]] = [{} for _ in plan["names"]]
+    for (images, *_, number), (clips, examples) in _seen(plan, num_batches):
+        kind = "image" if images else "video"
+        before = found[number].get(kind, (0, 0))
+        found[number][kind] = before[0] + clips, before[1] + examples
+    return found
 
 
 def drawn(number: int, weights: Sequence[float]) -> list[int]:

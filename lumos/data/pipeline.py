@@ -22,10 +22,11 @@ import numpy as np
 from absl import logging
 
 from lumos.config import Config
-from lumos.data import order
+from lumos.data import captions, order
 from lumos.data.buckets import Bucket, plan_buckets
 from lumos.data.rates import UNKNOWN, common_rate
-from lumos.data.sources import Source, open_sources
+from lumos.data.read_ahead import ReadAhead
+from lumos.data.sources import Captions, Source, open_sources
 from lumos.data.text import TextTokenizer, instruct
 from lumos.errors import UserError
 
@@ -46,12 +47,24 @@ class Pipeline:
       num_clips: distinct clips behind them.
     """
 
-    def __init__(self, dataset: grain.MapDataset, reader: _Reader, *, step: int, plan: order.Plan | None):
-        self._dataset, self._reader, self.plan = dataset, reader, plan
+    def __init__(
+        self,
+        make: Callable[[_Examples], grain.MapDataset],
+        reader: _Reader,
+        *,
+        step: int,
+        plan: order.Plan | None,
+    ):
+        dataset, self._reader, self.plan = make(reader.examples), reader, plan
         self.num_batches = len(dataset) if plan is None else None
         self.num_clips = sum(len(source.sizes) for source in reader.sources)
         self.wait_ms = 0.0
         data = reader.config.data
+        self._ahead = None
+        if room := sum(getattr(source, "room", 0) for source in reader.sources):
+            clips, first = make(_clips), plan["first"] if plan else 0
+            fetch = lambda number, found: reader.sources[number].fetch(found.tolist())
+            self._ahead = ReadAhead(lambda step: clips[step - first], fetch, room, step)
         self._iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(data.num_threads, data.prefetch)))
         self.seek(step)
 
@@ -70,12 +83,16 @@ class Pipeline:
             raise
         self.wait_ms = 1000 * (time.perf_counter() - began)
         self.step += 1
+        if self._ahead:
+            self._ahead.move_to(self.step)
         return batch
 
     def seek(self, step: int) -> None:
         """Make the batch of `step` the next one."""
         self._iterator.set_state({"next_index": step - (self.plan["first"] if self.plan else 0)})
         self.step = step
+        if self._ahead:
+            self._ahead.move_to(step)
 
     @property
     def video_fps(self) -> float:
@@ -96,6 +113,8 @@ class Pipeline:
     def close(self) -> None:
         """Stop the threads; batches prepared ahead are dropped."""
         self._iterator.close()
+        if self._ahead:
+            self._ahead.close()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -137,8 +156,8 @@ def make_pipeline(
     divisor = int(np.lcm(process_count, divisor))
     process = slice(process_index, None, process_count)
     if not train:
-        dataset = _evaluation_dataset(reader, sources, config, divisor, process)
-        return Pipeline(dataset, reader, step=start_step, plan=None)
+        make = lambda examples_of: _evaluation_dataset(examples_of, sources, config, divisor, process)
+        return Pipeline(make, reader, step=start_step, plan=None)
     kinds = order.group_kinds(sources, config.data, config.tokenizer, divisor)
     plan = order.make_plan(sources, config.seed, kinds)
     before = (saved or {}).get("data_plan")
@@ -146,23 +165,35 @@ def make_pipeline(
         before = order.plan_of_config(sources, saved["config"], config.data)
     if before is not None:
         plan = order.continue_plan(plan, before, start_step)
-    return Pipeline(_training_dataset(reader, kinds, plan, process), reader, step=start_step, plan=plan)
+    make = lambda examples_of: _training_dataset(examples_of, kinds, plan, process)
+    return Pipeline(make, reader, step=start_step, plan=plan)
+
+
+_Examples = Callable[[np.ndarray, Bucket], Callable[[int, np.random.Generator], Any]]
+
+
+def _clips(clips_N2: np.ndarray, bucket: Bucket) -> Callable[[int, np.random.Generator], np.ndarray]:
+    """Give, in the place of an example, which clip it is made of."""
+    del bucket
+    return lambda place, rng: clips_N2[place]
 
 
 def _training_dataset(
-    reader: _Reader, kinds: list[tuple[bool, float, list[order.Group]]], plan: order.Plan, process: slice
+    examples_of: _Examples, kinds: list[tuple[bool, float, list[order.Group]]], plan: order.Plan, process: slice
 ) -> grain.MapDataset:
     datasets = []
     for (images, _, groups), kind in zip(kinds, plan["kinds"]):
         batches = []
         for group, bucket in zip(groups, kind["buckets"]):
-            examples = _stream(reader, group, plan["seed"], images, bucket["streams"])
+            examples = _stream(examples_of, group, plan["seed"], images, bucket["streams"])
             batches.append(_batch(examples, group.bucket, process))
         datasets.append(_mix(batches, order.turns(kind)))
     return _mix(datasets, [kind["weight"] for kind in plan["kinds"]])
 
 
-def _stream(reader: _Reader, group: order.Group, seed: int, images: bool, streams: list[dict]) -> grain.MapDataset:
+def _stream(
+    examples_of: _Examples, group: order.Group, seed: int, images: bool, streams: list[dict]
+) -> grain.MapDataset:
     """Return the endless stream of a bucket's examples: every source shuffled anew each epoch, mixed by share."""
     parts, bucket = [], group.bucket
     for stream in streams:
@@ -171,14 +202,18 @@ def _stream(reader: _Reader, group: order.Group, seed: int, images: bool, stream
         key = (seed, images, number, *bucket.key)
         stream_seed = int(np.random.SeedSequence(key).generate_state(1)[0])
         part = grain.MapDataset.range(len(clips_N2)).seed(stream_seed).shuffle().repeat()
-        part = part.random_map(reader.examples(clips_N2, bucket))
+        part = part.random_map(examples_of(clips_N2, bucket))
         # Behind the random map: an example keeps its cut, whatever came before it.
         parts.append(part[stream["start"] :] if stream["start"] else part)
     return _mix(parts, [stream["share"] for stream in streams])
 
 
-def _evaluation_dataset(reader, sources, config: Config, divisor: int, process: slice) -> grain.MapDataset:
-    groups = order.group(sources, plan_buckets(config.data, config.tokenizer, divisor=divisor))
+def _evaluation_dataset(
+    examples_of: _Examples, sources, config: Config, divisor: int, process: slice
+) -> grain.MapDataset:
+    elsewhere = config.data.image_fraction > 0
+    buckets = plan_buckets(config.data, config.tokenizer, divisor=divisor)
+    groups = order.group(sources, buckets, images_elsewhere=elsewhere)
     lists = [(_interleaved(group.clips_N2), group.bucket) for group in groups]
     full = [(clips_N2, bucket) for clips_N2, bucket in lists if len(clips_N2) >= bucket.batch_size]
     if not full:  # too few for a batch
@@ -190,7 +225,7 @@ def _evaluation_dataset(reader, sources, config: Config, divisor: int, process: 
     batches = []
     for clips_N2, bucket in full:
         whole = len(clips_N2) // bucket.batch_size * bucket.batch_size
-        examples = grain.MapDataset.range(whole).random_map(reader.examples(clips_N2, bucket), seed=0)
+        examples = grain.MapDataset.range(whole).random_map(examples_of(clips_N2, bucket), seed=0)
         batches.append(_batch(examples, bucket, process))
     if len(batches) == 1:
         return batches[0]
@@ -228,7 +263,8 @@ class _Reader:
 
         def example(place: int, rng: np.random.Generator) -> Batch:
             where = rng.random() if self._train else 0.5
-            arrays, caption = self._load(clips_N2, place, bucket, where)
+            arrays, found = self._load(clips_N2, place, bucket, where)
+            caption = captions.draw(found, rng if self._train else None, self.config.data.caption_length_power)
             text_ids, slots = arrays.pop("text_ids", None), self.config.sequence.text_length
             if text_ids is None:
                 text_P, length = self.text.encode(instruct(self.config, caption, bucket.latent_THW), slots)
@@ -238,7 +274,7 @@ class _Reader:
 
         return example
 
-    def _load(self, clips_N2: np.ndarray, place: int, bucket: Bucket, where: float) -> tuple[Batch, str]:
+    def _load(self, clips_N2: np.ndarray, place: int, bucket: Bucket, where: float) -> tuple[Batch, Captions]:
         """Load a clip; one that cannot be read gives way to the next, so that a bad file never ends a run."""
         for attempt in range(_MAX_FAILURES):
             source, clip = clips_N2[(place + attempt) % len(clips_N2)].tolist()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -19,18 +19,23 @@ UNKNOWN = 8.0  # at which clips are shown that nobody knows the rate of
 
 def agree(rates: Iterable[float]) -> bool:
     """Return whether rates are the same but for rounding; unknown ones (0) agree with all."""
-    known = [rate for rate in rates if rate]
-    return not known or max(known) <= min(known) * (1 + _TOLERANCE)
+    known = _known(rates)
+    return not len(known) or bool(known.max() <= known.min() * (1 + _TOLERANCE))
 
 
-def common_rate(name: str, rates: Sequence[float]) -> float:
+def _known(rates: Iterable[float]) -> np.ndarray:
+    rates = rates if isinstance(rates, np.ndarray) else np.array(list(rates), float)
+    return rates if rates.all() else rates[rates != 0]  # there may be millions
+
+
+def common_rate(name: str, rates: Iterable[float]) -> float:
     """Return the rate of clips that each have one: theirs if they agree, else their median, with a warning; 0 = unknown.
 
     Args:
       name: of what holds the clips, for the warning.
       rates: of the clips; those that have none (0: still pictures, tokens made elsewhere) do not count.
     """
-    known = np.array([rate for rate in rates if rate])
+    known = _known(rates)
     if not len(known):
         return 0.0
     rate = float(np.quantile(known, 0.5, method="lower"))  # one that a clip has

@@ -20,6 +20,10 @@ _TOWARDS = {
     "down-left": ("down and left", "to the lower left"),
 }
 _PANS = ("right", "down", "left", "up")  # every 90 degrees, y pointing down
+_ON_ROUTE = {
+    "left and right": ("left and right", "to the left and to the right"),
+    "up and down": ("up and down", "upwards and downwards"),
+}
 _ADVERBS = {"slow": "slowly", "normal": "", "fast": "quickly"}
 
 
@@ -90,9 +94,13 @@ def _participle(rng: np.random.Generator, item: ShapeObject) -> str:
 
 
 def _motion(rng: np.random.Generator, item: ShapeObject, verb: str) -> str:
-    towards = _TOWARDS[item.direction][rng.integers(2)]
+    towards = (_TOWARDS | _ON_ROUTE)[item.direction][rng.integers(2)]
     adverb = _ADVERBS[item.speed] if rng.random() < 0.7 else ""
-    bounce = ("and bouncing" if verb.endswith("ing") else "and bounces") + " off the edge" if item.bounces else ""
+    bounce = (
+        ("and bouncing" if verb.endswith("ing") else "and bounces") + " off the edge"
+        if item.bounces and item.direction in _TOWARDS
+        else ""
+    )
     return " ".join(filter(None, (verb, adverb, towards, bounce)))
 
 

@@ -14,8 +14,9 @@ from typing import Protocol
 import numpy as np
 from scipy import ndimage
 
+from lumos.data import shapes_motion
 from lumos.data.shapes_render import coverage_FYX
-from lumos.data.shapes_scene import COLOURS, DIRECTIONS, SHAPES
+from lumos.data.shapes_scene import COLOURS, DIRECTIONS, ROUTES, SHAPES
 
 NONE = "none"
 
@@ -24,6 +25,7 @@ _MIN_AREA, _MAX_AREA = 0.012, 0.6  # of the frame
 _MIN_PRESENCE = 0.6  # share of frames that show the object
 _MIN_TRAVEL = 0.05  # way covered over the clip, in frame sides
 _MAX_STRAY = 0.18  # median distance from a straight uniform path, relative to the way covered
+_LEAST_LEGAL = 0.8  # share of the steps of an object on a route that go on as those before them
 _GRID = 24  # cells along one side of a normalised outline
 _EXTENT = 2.2  # half side of that grid, in square roots of area over pi (1 = a disc's radius)
 _MIN_LIKENESS = 0.8  # correlation of an outline with the best template
@@ -49,9 +51,16 @@ class Reading:
 
 
 def score(video_FYXC: np.ndarray, prompt: Wanted) -> dict[str, bool]:
-    """Return whether colour, shape and direction of the video's main object are those of the prompt."""
+    """Return whether colour, shape and direction of the video's main object are those of the prompt.
+
+    The direction of an object on a route is right if nearly all of its steps are (`shapes_motion.legal_steps`).
+    """
     reading = read(video_FYXC)
-    return {name: getattr(reading, name) == getattr(prompt, name) for name in ("colour", "shape", "direction")}
+    right = {name: getattr(reading, name) == getattr(prompt, name) for name in ("colour", "shape", "direction")}
+    if prompt.direction in ROUTES:
+        legal = shapes_motion.legal_steps(reading.centre_F2, video_FYXC.shape[1:3], prompt.direction, prompt.shape)
+        right["direction"] = bool(legal.mean() >= _LEAST_LEGAL) if len(legal) else False
+    return right
 
 
 def read(video_FYXC: np.ndarray) -> Reading:

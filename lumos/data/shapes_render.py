@@ -57,6 +57,11 @@ def coverage_FYX(shape: str, radius: float, y_FY: np.ndarray, x_FX: np.ndarray) 
     return np.clip(np.float32(0.5) - distance_FYX, 0, 1)
 
 
+def centroid_below(shape: str) -> float:
+    """Return how far the centroid of a shape lies below its centre, in radii."""
+    return _TRIANGLE[1] / 3 if shape == "triangle" else 0.0
+
+
 def background_FYXC(background: Background, clip_shape: tuple[int, int, int]) -> np.ndarray:
     """Return float32 frames of the background; a single frame where the camera stands still.
 

@@ -35,6 +35,9 @@ DIRECTIONS = {  # (x, y), y pointing down as pixel rows do
     "down-right": (0.5**0.5, 0.5**0.5),
     "down-left": (-(0.5**0.5), 0.5**0.5),
 }
+# Along what an object goes to and fro for ever (level "endless").
+ROUTES = {"left and right": (1.0, 0.0), "up and down": (0.0, -1.0)}
+MOTIONS = DIRECTIONS | ROUTES  # what captions say of motion
 SPLITS = ("train", "validation", "test")
 SIZES = {"small": (0.28, 0.33), "medium": (0.35, 0.40), "large": (0.42, 0.50)}  # diameter, in frame sides
 SPEEDS = {"slow": (0.018, 0.024), "normal": (0.024, 0.038), "fast": (0.042, 0.055)}  # in frame sides per frame
@@ -54,11 +57,11 @@ def aligned_cell(side: int) -> int:
 class Level:
     """What the scenes of one difficulty may contain."""
 
-    num_directions: int
+    motions: tuple[str, ...]
     num_objects: tuple[int, int]  # least, most
     sizes: tuple[str, ...]
     speeds: tuple[str, ...]
-    bounce: float  # probability that an object bounces off the edge
+    bounce: float  # probability that an object bounces off the edge, once; on a route it always does
     textured: float  # probability that an object is textured
     num_waves: int  # of the background
     wavelength: tuple[float, float]  # of the background, in frame sides
@@ -70,9 +73,18 @@ class Level:
 
 
 LEVELS = {
-    "easy": Level(4, (1, 1), ("large",), ("normal",), 0.0, 0.0, 3, (1.0, 2.5), 14.0, 0.0, False, True, 8),
-    "medium": Level(8, (1, 2), tuple(SIZES), tuple(SPEEDS), 0.3, 0.0, 8, (0.3, 1.0), 14.0, 0.0, False, False, 0),
-    "hard": Level(8, (1, 3), tuple(SIZES), tuple(SPEEDS), 0.3, 0.75, 16, (0.12, 0.6), 28.0, 0.025, True, False, 0),
+    "easy": Level(
+        tuple(DIRECTIONS)[:4], (1, 1), ("large",), ("normal",), 0.0, 0.0, 3, (1.0, 2.5), 14.0, 0.0, False, True, 8
+    ),
+    "endless": Level(
+        tuple(ROUTES), (1, 1), ("large",), ("normal",), 0.0, 0.0, 3, (1.0, 2.5), 14.0, 0.0, False, True, 8
+    ),
+    "medium": Level(
+        tuple(DIRECTIONS), (1, 2), tuple(SIZES), tuple(SPEEDS), 0.3, 0.0, 8, (0.3, 1.0), 14.0, 0.0, False, False, 0
+    ),
+    "hard": Level(
+        tuple(DIRECTIONS), (1, 3), tuple(SIZES), tuple(SPEEDS), 0.3, 0.75, 16, (0.12, 0.6), 28.0, 0.025, True, False, 0
+    ),
 }
 
 
@@ -89,7 +101,7 @@ class ShapeObject:
 
     colour: str
     shape: str
-    direction: str  # of the first (and longest) part of its path
+    direction: str  # of the first (and longest) part of its path, or its route
     size: str
     speed: str
     texture: str  # "" or one of TEXTURES
@@ -132,7 +144,8 @@ def combinations(level: str, split: str) -> tuple[Combination, ...]:
 
     A combination is held out when its value indices add up to a multiple of 4. Because 4 shapes and 4 (or 8)
     directions are whole periods, each colour-shape pair keeps exactly 3 of 4 directions in train and each
-    colour-direction pair 3 of 4 shapes. Of the held-out ones 2 in 5 go to validation, spread the same way.
+    colour-direction pair 3 of 4 shapes; of two routes each pair keeps one at least. Of the held-out ones 2 in 5 go to validation,
+    spread the same way.
 
     Raises:
       UserError: unknown level or split.
@@ -141,15 +154,15 @@ def combinations(level: str, split: str) -> tuple[Combination, ...]:
         raise UserError(f"unknown moving_shapes level {level!r}; allowed: {', '.join(LEVELS)}")
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
-    num_directions = LEVELS[level].num_directions
+    motions = LEVELS[level].motions
     chosen = []
-    for c, s, d in itertools.product(range(len(COLOURS)), range(len(SHAPES)), range(num_directions)):
+    for c, s, d in itertools.product(range(len(COLOURS)), range(len(SHAPES)), range(len(motions))):
         if (c + s + d) % 4:
             owner = "train"
         else:
             owner = "validation" if (c + 2 * s + d // 4) % 5 in (0, 2) else "test"
         if owner == split:
-            chosen.append(Combination(tuple(COLOURS)[c], SHAPES[s], tuple(DIRECTIONS)[d]))
+            chosen.append(Combination(tuple(COLOURS)[c], SHAPES[s], motions[d]))
     return tuple(chosen)
 
 
@@ -160,7 +173,7 @@ def sample_scene(level: str, clip_shape: tuple[int, int, int], seed: int, split:
     its main object.
 
     Args:
-      level: "easy", "medium" or "hard".
+      level: "easy", "endless", "medium" or "hard".
       clip_shape: (frames, height, width), at least (2, 32, 32).
       seed: any non-negative int; other seeds give other clips of the same combinations.
       split: "train", "validation" or "test".
@@ -210,9 +223,9 @@ def _balanced_order(level: str, split: str, seed: int, block: int) -> tuple[int,
     choices = combinations(level, split)
     rng = np.random.default_rng([seed, SPLITS.index(split), block, 1])
     values_N3 = np.array(
-        [(list(COLOURS).index(c.colour), SHAPES.index(c.shape), list(DIRECTIONS).index(c.direction)) for c in choices]
+        [(list(COLOURS).index(c.colour), SHAPES.index(c.shape), list(MOTIONS).index(c.direction)) for c in choices]
     )
-    counts_3V = np.zeros((3, 8))
+    counts_3V = np.zeros((3, len(MOTIONS)))
     left = rng.permutation(len(choices)).tolist()
     order = []
     while left:
@@ -235,7 +248,7 @@ def _sample_object(
     # A bounce needs a few frames on either side of it.
     bounces = bool(rng.random() < level.bounce and frames >= 8)
     texture = TEXTURES[rng.integers(len(TEXTURES))] if rng.random() < level.textured else ""
-    direction_2 = np.array(DIRECTIONS[combination.direction])
+    direction_2 = np.array(MOTIONS[combination.direction])
     moving = np.flatnonzero(direction_2)
     bounce_axis = rng.choice(moving) if bounces else None
     last = frames - 1
@@ -246,10 +259,11 @@ def _sample_object(
     cell = aligned_cell(side)
     low = np.ceil(2 * radius / cell) * cell / 2 if level.aligned else 1.1 * radius
     high_2 = np.array([width, height]) - low
+    on_route = combination.direction in ROUTES
     limit = min((high_2[a] - low) / (abs(direction_2[a]) * (bounce_time if a == bounce_axis else last)) for a in moving)
     speed_name = level.speeds[rng.integers(len(level.speeds))]
     speed = cell / 4 if level.aligned else rng.uniform(*SPEEDS[speed_name]) * side
-    if speed > limit:  # long clips: slow down rather than leave the frame
+    if speed > limit and not on_route:  # long clips: slow down rather than leave the frame
         speed_name, speed = "normal", limit
 
     time_F = np.arange(frames)
@@ -259,6 +273,10 @@ def _sample_object(
         if a == bounce_axis:
             wall = high_2[a] if velocity > 0 else low
             centre_F2[:, a] = wall - velocity * np.abs(time_F - bounce_time)
+        elif on_route and velocity:
+            span = np.floor((high_2[a] - low) / cell + 1e-6) * cell
+            start = rng.integers(round(2 * span / cell)) * cell if span else 0  # along the way there and back
+            centre_F2[:, a] = low + triangle(start + speed * time_F, span)
         else:
             travel = velocity * last
             free = high_2[a] - low - abs(travel)
@@ -268,8 +286,13 @@ def _sample_object(
                 offset = rng.random() * free
             start = low - min(travel, 0.0) + offset
             centre_F2[:, a] = start + velocity * time_F
-    look = {"size": size, "speed": speed_name, "texture": texture, "bounces": bounces, "radius": radius}
+    look = {"size": size, "speed": speed_name, "texture": texture, "bounces": bounces or on_route, "radius": radius}
     return ShapeObject(**dataclasses.asdict(combination), **look, centre_F2=centre_F2)
+
+
+def triangle(way: np.ndarray, span: float) -> np.ndarray:
+    """Return where an object is that has gone some way to and fro between 0 and `span`."""
+    return span - np.abs(way % (2 * span) - span) if span else 0 * way
 
 
 def _sample_background(rng: np.random.Generator, level: Level, clip_shape: tuple[int, int, int]) -> Background:

@@ -15,41 +15,42 @@ each source gives that share of the training clips, whatever its size. `parse_pa
 
 from __future__ import annotations
 
-import collections
-import hashlib
-import itertools
 import json
+import math
 import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
+import sys
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from absl import logging
 
+from lumos import files
 from lumos.config import Config
-from lumos.data.buckets import Bucket, assign, check_given, plan_buckets
+from lumos.data import actions, media
+from lumos.data.buckets import Bucket, assign, check_given, count_sizes, plan_buckets
 from lumos.data.decoder import read_clip
-from lumos.data.index import read_manifest
+from lumos.data.manifest import SUFFIXES, Manifest, Rows, open_manifest
 from lumos.data.rates import common_rate
 from lumos.data.records import RecordSource
-from lumos.data.video import VideoInfo
-from lumos.errors import UserError, refuse_url, warn_once
+from lumos.data.timeline import frames_at
+from lumos.errors import UserError, warn_once
 
+Captions = str | list[str]
 HELD_OUT = 0.05  # share of a manifest without splits that validation and test get
 
 
 class Source(Protocol):
     name: str
-    # Frames, height, width of every clip, at the target frame rate; of tokens the grid.
-    sizes: list[tuple[int, int, int]]
+    # int32 [N, 3]: frames, height, width of every clip, at the target frame rate; of tokens the grid.
+    sizes: np.ndarray
     fps: float  # frames a second of the clips that it loads; 0 = unknown
     # What the clips are, wherever they lie: rows of a manifest (id, caption, ...), or one dict for a set made at once.
-    facts: list[dict]
+    facts: Sequence[dict]
 
-    def load(self, index: int, bucket: Bucket, where: float) -> tuple[dict[str, np.ndarray], str]:
-        """Return ({"video": uint8 [F, Y, X, 3]} or {"tokens": int32 [T, H, W]}, caption), cut to the bucket.
+    def load(self, index: int, bucket: Bucket, where: float) -> tuple[dict[str, np.ndarray], Captions]:
+        """Return ({"video": uint8 [F, Y, X, 3]} or {"tokens": int32 [T, H, W]}, caption or several), cut to the bucket.
 
         `where` in [0, 1] says which part of a longer clip: 0 its first frames, 1 its last. Tokens are always the first.
         """
@@ -62,7 +63,21 @@ def open_sources(config: Config, split: str) -> list[tuple[Source, float]]:
     if not paths:
         raise UserError(f"config.data.path is empty; data source {config.data.source!r} needs a folder or manifest")
     check_given(config.data)
+    for path, _ in paths:
+        if config.data.source != "moving_shapes":
+            _check_kind(path, config.data.source)
     return [(opener(config, path, split), weight) for path, weight in paths]
+
+
+def _check_kind(path: str, source: str) -> None:
+    """Raise UserError for tokens among clips, and for clips among tokens."""
+    name = files.path(path).suffix.lower()
+    if (source == "tokens") == (name in SUFFIXES):
+        is_what = "a manifest of clips" if source == "tokens" else "a folder, not a manifest (.jsonl, .arrow)"
+        raise UserError(
+            f"config.data.path: {path} is {is_what}, but config.data.source is {source!r}: all sources of a run are of one kind; "
+            "`lumos data index` makes manifests of clips, `lumos tokenize` folders of tokens of them"
+        )
 
 
 _QUOTED = re.compile(r'\s*"((?:[^"]|"")+)"\s*(?:=([^,]*))?(?:,|\Z)')
@@ -84,13 +99,13 @@ def parse_paths(text: str) -> list[tuple[str, float]]:
             continue
         if not name:
             raise UserError(f"config.data.path={text!r}: the weight {weight!r} has no name before it")
-        refuse_url(name, "config.data.path")
+        files.check_scheme(name, "config.data.path")
         if weight is not None and not (
             weight.count(".") < 2 and re.fullmatch(r"[\d.]*\d[\d.]*", weight) and float(weight)
         ):
             raise UserError(f"config.data.path: weight {weight!r} of {name!r} must be a positive number")
         pairs.append((name, float(weight or 1)))
-    there = [os.path.exists(name) for name, _ in pairs]
+    there = [files.is_remote(name) or os.path.exists(name) for name, _ in pairs]
     if any(there) and not all(there):
         raise UserError(
             f"config.data.path={text!r}: no file or folder {pairs[there.index(False)][0]!r}. It is read as "
@@ -131,10 +146,10 @@ class MovingShapesSource:
                     f"{self.name}: its clips are {height}x{width}, config.data.buckets asks for "
                     f"{bucket[1]}x{bucket[2]}; prepare them again or change the buckets"
                 )
-        self.sizes = [(frames, height, width)] * len(self._clips)
+        self.sizes = np.broadcast_to(np.array([frames, height, width], np.int32), (len(self._clips), 3))
         self.fps, self.facts = FPS, [self._clips.facts]
 
-    def load(self, index: int, bucket: Bucket, where: float) -> tuple[dict[str, np.ndarray], str]:
+    def load(self, index: int, bucket: Bucket, where: float) -> tuple[dict[str, np.ndarray], Captions]:
         clip = self._clips[index]
         first = round(where * (len(clip["video"]) - bucket.frames))
         return {"video": clip["video"][first : first + bucket.frames]}, clip["caption"]
@@ -148,46 +163,67 @@ class ClipsSource:
     def __init__(self, config: Config, path: str, split: str):
         self.name = f"{path} ({split})"
         self._fps = config.data.fps
-        self.facts = self._rows = _rows_of_split(read_manifest(path), split, path)
-        names = ("frames", "duration", "fps", "width", "height")
-        self._infos = [VideoInfo(*(row[name] for name in names), rotation=0, codec="") for row in self._rows]
-        self.sizes = [(info.frames_at(self._fps), info.height, info.width) for info in self._infos]
-        self.fps = self._fps or common_rate(self.name, [info.fps for info in self._infos if info.frames > 1])
+        self.facts = self._rows = rows_of_split(open_manifest(path), split)
+        self.sizes = sizes_N3 = self._sizes()
+        self.fps = self._fps or common_rate(self.name, self._rows.column("fps")[sizes_N3[:, 0] > 1])
         frame_bytes = 3 * max(height * width for _, height, width in config.data.buckets)
-        clip_bytes = np.cumsum([frames * frame_bytes for frames, _, _ in self.sizes])
-        self._num_kept = int(np.searchsorted(clip_bytes, config.data.cache_gb * 1e9, side="right"))
+        most_frames = int(config.data.cache_gb * 1e9) // frame_bytes
+        self._num_kept = int(np.searchsorted(np.cumsum(sizes_N3[:, 0], dtype=np.int64), most_frames, side="right"))
         self._kept: dict[tuple[int, int, int], np.ndarray] = {}
 
-    def load(self, index: int, bucket: Bucket, where: float) -> tuple[dict[str, np.ndarray], str]:
-        path, caption = self._rows[index]["path"], self._rows[index]["caption"]
-        first = round(where * (self.sizes[index][0] - bucket.frames))
+    def _sizes(self) -> np.ndarray:
+        sizes_N3 = np.empty((len(self._rows), 3), np.int32)
+        frames_N = self._rows.column("frames")
+        if self._fps:
+            frames_N = frames_at(frames_N, self._rows.column("duration"), self._rows.column("fps"), self._fps)
+        sizes_N3[:, 0] = np.minimum(frames_N, np.iinfo(np.int32).max)
+        del frames_N
+        for axis, name in ((1, "height"), (2, "width")):
+            sizes_N3[:, axis] = np.minimum(self._rows.column(name), np.iinfo(np.int32).max)
+        return sizes_N3
+
+    def load(self, index: int, bucket: Bucket, where: float) -> tuple[dict[str, np.ndarray], Captions]:
+        row = self._rows[index]
+        clip, caption, begin = media.of_row(row), row.get("captions", row["caption"]), row.get("start", 0.0)
+        first = round(where * (int(self.sizes[index][0]) - bucket.frames))
         if index >= self._num_kept:
             size = {"num_frames": bucket.frames, "height": bucket.height, "width": bucket.width}
-            own_fps = self._infos[index].fps
-            start = first / (self._fps or own_fps or 1.0)
-            return {"video": read_clip(path, start=start, fps=self._fps, own_fps=own_fps, **size)}, caption
+            own_fps = row["fps"]
+            start = begin + first / (self._fps or own_fps or 1.0)
+            return {"video": read_clip(clip, start=start, fps=self._fps, own_fps=own_fps, **size)}, caption
         key = (index, bucket.height, bucket.width)
         if key not in self._kept:
-            self._kept[key] = read_clip(path, fps=self._fps, height=bucket.height, width=bucket.width)
+            whole = {"start": begin, "num_frames": int(self.sizes[index][0])} if "start" in row else {}
+            self._kept[key] = read_clip(clip, fps=self._fps, height=bucket.height, width=bucket.width, **whole)
         video_FYX3 = self._kept[key][first : first + bucket.frames]
         if len(video_FYX3) < bucket.frames:
-            raise UserError(f"{path}: only {first + len(video_FYX3)} of {self.sizes[index][0]} frames (cut short)")
+            raise UserError(f"{clip}: only {first + len(video_FYX3)} of {self.sizes[index][0]} frames (cut short)")
         return {"video": video_FYX3}, caption
+
+    def actions(self, index: int, bucket: Bucket, where: float) -> np.ndarray | None:
+        """Return the actions of the frames that `load` returns, float32 [F, A]; None where the manifest has none. Raises UserError."""
+        row = self._rows[index]
+        if "actions" not in row:
+            return None
+        actions_NA = actions.read(row["actions"])
+        first = round(where * (int(self.sizes[index][0]) - bucket.frames)) + np.arange(bucket.frames)
+        frame_F = np.rint(first * row["fps"] / self._fps).astype(int) if self._fps else first
+        return actions_NA[np.minimum(frame_F, len(actions_NA) - 1)]
 
 
 class TokensSource:
-    """Clips that were tokenized before. A shorter bucket takes the first latent frames, and never others.
+    """Clips that were tokenized before. A shorter bucket takes the first latent frames, or with `data.windows` any others.
 
     The first latent frame of a clip stands for one frame of pixels, each other one for `temporal_compression` of them, coded
-    given those before: a cut further back would pass such a frame off as a first one. Clips that reach beyond their bucket
-    lose their end, with a warning; tokenize them again with shorter `data.buckets` to use it.
+    given those before: a cut further back passes such a frame off as a first one, unless the model is told which it is
+    (`model.first_frame`). Without windows clips that reach beyond their bucket lose their end, with a warning.
     """
 
     def __init__(self, config: Config, path: str, split: str):
         self.name = f"{path} ({split})"
-        folder = Path(path)
+        folder = files.path(path)
         try:
-            manifest = json.loads((folder / "manifest.json").read_text())
+            manifest = json.loads(files.read_text(folder / "manifest.json"))
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: no readable manifest.json; finish `lumos tokenize` first") from error
         vocabulary = config.model.visual_vocab or config.codebook_size
@@ -203,38 +239,49 @@ class TokensSource:
             raise UserError(
                 f"{path}: {len(shards)} of {promised} shards of split {split!r}; finish `lumos tokenize` first"
             )
-        self._records, self._codebook = RecordSource(shards), codebook
-        self.sizes = list(self._shapes())
+        self._records, self._codebook = RecordSource(shards, int(config.data.cache_gb * 1e9)), codebook
+        self._streams = config.sequence.streams
+        self.room = self._records.remote.room if self._records.remote else 0
+        self.fetch = self._records.fetch
+        self.sizes = self._shapes()
         self.fps = manifest_fps(manifest)
         self.facts = [manifest]
-        self._warn_of_cuts(plan_buckets(config.data, config.tokenizer))
+        self._windows = config.data.windows
+        if not self._windows:
+            self._warn_of_cuts(plan_buckets(config.data, config.tokenizer))
 
     def _warn_of_cuts(self, buckets: list[Bucket]) -> None:
         cut = {}
-        for size, number in collections.Counter(self.sizes).items():
+        for size, number in count_sizes(self.sizes).items():
             choice = assign(*size, buckets)
             if choice is not None and size[0] > buckets[choice].frames:
                 cut[size[0], buckets[choice].frames] = cut.get((size[0], buckets[choice].frames), 0) + number
         for (frames, used), number in sorted(cut.items()):
             warn_once(
                 f"{self.name}: of {number} clips of {frames} latent frames only the first {used} are used, for tokens can be cut at "
-                "their end alone; run `lumos tokenize` again with shorter config.data.buckets to use all"
+                "their end alone; set config.data.windows and config.model.first_frame to use all, or run `lumos tokenize` again with shorter config.data.buckets"
             )
 
-    def _shapes(self) -> Iterator[tuple[int, int, int]]:
-        """Yield the shape of every record, reading two of each shard: tokens are written sorted by size."""
-        start = 0
+    def _shapes(self) -> np.ndarray:
+        """Return the shape of every record, int32 [N, 3], reading two of each shard: tokens are written sorted by size."""
+        sizes_N3, start = np.empty((len(self._records), 3), np.int32), 0
+        ends_S = np.cumsum(self._records.lengths)
+        self._records.fetch(
+            [place for end, n in zip(ends_S.tolist(), self._records.lengths) if n for place in {end - n, end - 1}]
+        )
         for length in filter(None, self._records.lengths):
             places = range(start, start + length)
             first, last = (self._shape_of(place) for place in (places[0], places[-1]))
             if first and first == last:
-                yield from itertools.repeat(first, length)
+                sizes_N3[start : start + length] = first
             else:  # the border between two sizes, or damage, which shows when it is read in training
-                known = [shape for shape in map(self._shape_of, places) if shape]
-                if not known:
+                shapes = [self._shape_of(place) for place in places]
+                known = next(filter(None, shapes), None)
+                if known is None:
                     raise UserError(f"{self.name}: no record of {length} can be read")
-                yield from (self._shape_of(place) or known[0] for place in places)
+                sizes_N3[start : start + length] = [shape or known for shape in shapes]
             start += length
+        return sizes_N3
 
     def _shape_of(self, index: int) -> tuple[int, int, int] | None:
         try:
@@ -252,16 +299,38 @@ class TokensSource:
             raise UserError(f"{self.name}: record {index} holds tokens outside of the codebook of {self._codebook}")
         return record
 
-    def load(self, index: int, bucket: Bucket, where: float) -> tuple[dict[str, np.ndarray], str]:
-        del where
-        record = self._read(index)
-        tokens_THW = record["tokens"][: bucket.latent_THW[0]]
+    def load(self, index: int, bucket: Bucket, where: float) -> tuple[dict[str, np.ndarray], Captions]:
+        record, num_frames = self._read(index), bucket.latent_THW[0]
+        start = 0
+        if where < self._windows and num_frames > 1:  # images are first frames
+            # Below the share, `where` is uniform in [0, share).
+            start = int(where / self._windows * max(len(record["tokens"]) - num_frames + 1, 1))
+        tokens_THW = record["tokens"][start : start + num_frames]
         if tokens_THW.shape != bucket.latent_THW:
             raise UserError(f"{self.name}: tokens {tokens_THW.shape} do not fill the bucket's {bucket.latent_THW}")
-        arrays = {"tokens": tokens_THW.astype(np.int32)}
+        arrays = {"tokens": tokens_THW.astype(np.int32)} | self._streams_of(index, record, start, len(tokens_THW))
+        if self._windows:
+            arrays["start"] = np.int32(start)
         if "text_ids" in record:  # the text was tokenized with the video
             arrays["text_ids"] = record["text_ids"]
-        return arrays, record["caption"]
+        return arrays, json.loads(record["captions"]) if "captions" in record else record["caption"]
+
+    def _streams_of(self, index: int, record: dict, start: int, num_frames: int) -> dict[str, np.ndarray]:
+        """Return the codes of the frames from `start` on of each stream beside the video, int32 [T, tokens]."""
+        streams = {}
+        for i, (size, num) in enumerate(self._streams):
+            name, codes_TN = f"stream_{i}", record.get(f"stream_{i}")
+            if not isinstance(codes_TN, np.ndarray) or codes_TN.dtype.kind not in "iu" or codes_TN.shape[1:] != (num,):
+                raise UserError(
+                    f"{self.name}: record {index} holds no {name} [T, {num}] of integers, which config.sequence.streams asks for"
+                )
+            if len(codes_TN) < start + num_frames or codes_TN.min() < 0 or codes_TN.max() >= size:
+                raise UserError(
+                    f"{self.name}: {name} of record {index} has {len(codes_TN)} frames with codes up to {codes_TN.max()}; needed are {start + num_frames}, "
+                    f"below {size}"
+                )
+            streams[name] = codes_TN[start : start + num_frames].astype(np.int32)
+        return streams
 
 
 def manifest_fps(manifest: dict) -> float:
@@ -269,20 +338,22 @@ def manifest_fps(manifest: dict) -> float:
     return float(manifest.get("fps") or manifest.get("data", {}).get("fps") or 0)
 
 
-def _rows_of_split(rows: list[dict], split: str, path: str) -> list[dict]:
+def rows_of_split(manifest: Manifest, split: str) -> Rows:
     """Pick a split: by its column, else 5 % of the clips (chosen by a hash of the id) are held out from training."""
-    if any("split" in row for row in rows):
-        chosen = [row for row in rows if row.get("split") == split]
-        if not chosen:
-            names = sorted({row.get("split", "") for row in rows})
-            raise UserError(f"{path}: no clip of split {split!r}; its splits are: {', '.join(names)}")
-        return chosen
-    chosen = [row for row in rows if _held_out(row["id"]) == (split != "train")]
-    if not chosen:
-        logging.warning("%s: too few clips to hold any out; split %r takes all %d clips", path, split, len(rows))
-        return rows
-    return chosen
-
-
-def _held_out(clip_id: str) -> bool:
-    return int.from_bytes(hashlib.sha256(clip_id.encode()).digest()[:4]) < HELD_OUT * 2**32
+    if (found := manifest.splits()) is not None:
+        codes_N, names = found
+        chosen_N = np.flatnonzero(codes_N == (names.index(split) if split in names else -2))
+        if not len(chosen_N):
+            names = sorted({*names, *([""] if (codes_N < 0).any() else [])})
+            raise UserError(f"{manifest.path}: no clip of split {split!r}; its splits are: {', '.join(names)}")
+    else:
+        # Of the first four bytes of the hash. The views and whole numbers copy nothing.
+        high = 1 if sys.byteorder == "little" else 0
+        held_out_N = manifest.column("hash").view(np.uint32)[high::2] < np.uint32(math.ceil(HELD_OUT * 2**32))
+        chosen_N = np.flatnonzero(held_out_N == (split != "train"))
+        if not len(chosen_N):
+            number = len(manifest)
+            logging.warning(
+                "%s: too few clips to hold any out; split %r takes all %d clips", manifest.path, split, number
+            )
+    return Rows(manifest, chosen_N.astype(np.int32) if 0 < len(chosen_N) < len(manifest) else None)

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 # Containers round times (Matroska to 1 ms, GIF to 10 ms) and manifests round durations, so that a whole number of
 # frames may look a little less than it is: so much of a frame may be missing from the last one.
 _MISSING = 0.25
@@ -23,6 +25,19 @@ def frames_within(duration: float, fps: float) -> int:
     """Return how many frames a video of `duration` seconds gives at `fps`; at least one."""
     # Manifests hold four digits: the same number must come out before and after that.
     return max(1, math.floor(round(duration, 4) * fps + _MISSING))
+
+
+def frames_at(frames_N: np.ndarray, duration_N: np.ndarray, own_fps_N: np.ndarray, fps: float) -> np.ndarray:
+    """Return how many frames files give when resampled to `fps`, given what they have; a still gives one."""
+    if fps == 0:
+        return frames_N
+    own_rate_N = (np.abs(fps - own_fps_N) < 1e-3) & (np.abs(duration_N * fps - frames_N) < 1)
+    # NumPy's rounding may differ from that of `frames_within` in the last bit, where there is something to round.
+    rounded_N = np.round(duration_N, 4)
+    more_digits_N = rounded_N != duration_N
+    rounded_N[more_digits_N] = [round(duration, 4) for duration in duration_N[more_digits_N].tolist()]
+    resampled_N = np.maximum(1, np.floor(rounded_N * fps + _MISSING)).astype(np.int64)
+    return np.where((frames_N == 1) | own_rate_N, frames_N, resampled_N)
 
 
 def select(frames: Iterable[Frame], start: float, fps: float) -> Iterator[Frame]:

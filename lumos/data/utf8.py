@@ -33,16 +33,22 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
 
     Raises UserError, with the line, if the file is missing or not UTF-8.
     """
+    for number, _, text in placed_lines(path):
+        yield number, text
+
+
+def placed_lines(path: Path) -> Iterator[tuple[int, tuple[int, int], str]]:
+    """As `lines`, with the bytes (first, end) that each stands in."""
     if not path.is_file():
         raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-    number = 0
+    number = end = 0
     with path.open("rb") as file:
         for chunk in file:
             for raw in chunk.splitlines(keepends=True):
-                number += 1
+                number, start, end = number + 1, end, end + len(raw)
                 try:
                     text = decode(raw) if number == 1 else raw.decode("utf-8")
                 except ValueError as error:
                     reason = _reason(error) if isinstance(error, UnicodeDecodeError) else error
                     raise UserError(f"{path}:{number}: {reason}") from error
-                yield number, text.removeprefix("\ufeff")  # also where files were joined
+                yield number, (start, end), text.removeprefix("\ufeff")  # also where files were joined

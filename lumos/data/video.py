@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from lumos.data import images
+from lumos.data import images, media, timeline
+from lumos.data.media import Media, Member
 from lumos.data.timeline import Frame, frames_within, select
 from lumos.data.video_file import open_video
 from lumos.data.video_picture import Fit, check_picture
@@ -43,11 +44,10 @@ class VideoInfo:
 
     def frames_at(self, fps: float) -> int:
         """Return how many frames the file gives when resampled to `fps` (0 = its own rate)."""
-        own_rate = abs(fps - self.fps) < 1e-3 and abs(self.duration * fps - self.frames) < 1
-        return self.frames if fps == 0 or self.frames == 1 or own_rate else frames_within(self.duration, fps)
+        return int(timeline.frames_at(*(np.array([x]) for x in (self.frames, self.duration, self.fps)), fps)[0])
 
 
-def probe(path: str | Path, max_pixels: int = 0) -> VideoInfo:
+def probe(path: str | Path | Member, max_pixels: int = 0) -> VideoInfo:
     """Read the facts of a video or image, and check that it can be read as they say.
 
     A picture of more than `max_pixels` (0 = any) is refused before anything is decoded. The first frame is decoded, all
@@ -56,7 +56,7 @@ def probe(path: str | Path, max_pixels: int = 0) -> VideoInfo:
     Raises:
       UserError: the file is missing, damaged, cut short, too large, has no video, or nothing that can be shown rightly.
     """
-    path = Path(path)
+    path = media.of(path)
     if images.is_image(path):
         return _probe_image(path, max_pixels)
     with open_video(path, max_pixels) as video:
@@ -81,7 +81,7 @@ def probe(path: str | Path, max_pixels: int = 0) -> VideoInfo:
 
 
 def read_clip(
-    path: str | Path,
+    path: str | Path | Member,
     *,
     start: float = 0.0,
     num_frames: int | None = None,
@@ -109,7 +109,7 @@ def read_clip(
     Raises:
       UserError: the file is damaged, has no video, or ends before the clip does.
     """
-    path = Path(path)
+    path = media.of(path)
     size = (height, width)
     clip, own_rate = _read(path, start, num_frames, fps, size, own_fps)
     if fps == 0 and start > 0 and (len(clip) < (num_frames or 1) or not own_rate):
@@ -124,7 +124,7 @@ def read_clip(
     return np.stack(clip)
 
 
-def _probe_image(path: Path, max_pixels: int) -> VideoInfo:
+def _probe_image(path: Media, max_pixels: int) -> VideoInfo:
     frames, duration, size = 0, 0.0, (0, 0)
     for frame in images.read_frames(path, max_pixels):
         frames, duration, size = frames + 1, frame.time + frame.duration, frame.picture.size
@@ -133,7 +133,7 @@ def _probe_image(path: Path, max_pixels: int) -> VideoInfo:
 
 
 def _read(
-    path: Path,
+    path: Media,
     start: float,
     num_frames: int | None,
     fps: float,
@@ -160,7 +160,7 @@ def _read(
     )
 
 
-def _checked(path: Path, frames: Iterator[Frame]) -> Iterator[Frame]:
+def _checked(path: Media, frames: Iterator[Frame]) -> Iterator[Frame]:
     for i, frame in enumerate(frames):
         if i == 0:
             check_picture(path, frame.picture)

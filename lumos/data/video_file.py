@@ -12,12 +12,13 @@ import math
 import re
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import av
 import av.logging
 
+from lumos.data import media
 from lumos.data.images import check_size
+from lumos.data.media import Media
 from lumos.data.timeline import Frame
 from lumos.data.video_picture import Shape
 from lumos.errors import UserError
@@ -36,16 +37,12 @@ _logging_lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def open_video(path: Path, max_pixels: int = 0) -> Iterator[VideoFile]:
+def open_video(path: Media, max_pixels: int = 0) -> Iterator[VideoFile]:
     """Open the video stream that a player would show; FFmpeg errors inside the block become UserError."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty")
+    media.check(path)
     try:
-        # Absolute, so that no file name is taken for a protocol ("concat:a|b", "12:30:00.mp4").
         options = {"format_whitelist": _CONTAINERS, "protocol_whitelist": "file"}
-        with av.open(str(path.absolute()), container_options=options) as container:
+        with av.open(media.for_ffmpeg(path), container_options=options) as container:
             stream = _choose_stream(container)
             if stream is None:
                 raise UserError(f"{path}: no video stream")
@@ -59,7 +56,7 @@ def open_video(path: Path, max_pixels: int = 0) -> Iterator[VideoFile]:
 class VideoFile:
     """An open video stream; `shape` is how the container wants its pictures shown."""
 
-    def __init__(self, path: Path, container: av.container.InputContainer, stream: av.VideoStream):
+    def __init__(self, path: Media, container: av.container.InputContainer, stream: av.VideoStream):
         self.path, self.stream = path, stream
         self._container, self._decoder = container, _decoder(path, stream)
         self._tick = float(stream.time_base)
@@ -290,7 +287,7 @@ def _choose_stream(container: av.container.InputContainer) -> av.VideoStream | N
     return max(default or streams, key=lambda s: s.codec_context.width * s.codec_context.height, default=None)
 
 
-def _decoder(path: Path, stream: av.VideoStream) -> av.VideoCodecContext:
+def _decoder(path: Media, stream: av.VideoStream) -> av.VideoCodecContext:
     name = _ALPHA_DECODERS.get(stream.codec_context.name)
     transparent = any(key.lower() == "alpha_mode" and value == "1" for key, value in stream.metadata.items())
     if name is None or not transparent:

@@ -14,7 +14,6 @@ import dataclasses
 import math
 import struct
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import av.filter
@@ -24,6 +23,7 @@ from av.video.reformatter import Colorspace, VideoReformatter
 from PIL import Image
 
 from lumos.data.images import to_srgb
+from lumos.data.media import Media
 from lumos.errors import UserError
 
 # Numbers of ITU-T H.273, which FFmpeg shares.
@@ -104,7 +104,7 @@ class Fit:
         return orientation(rgb_YX3)
 
 
-def check_picture(path: Path, picture: av.VideoFrame) -> None:
+def check_picture(path: Media, picture: av.VideoFrame) -> None:
     """Refuse pictures that would come out in wrong colours or askew. Raises UserError."""
     if picture.color_trc in _TRANSFERS:
         raise UserError(f"{path}: its transfer function is {_TRANSFERS[picture.color_trc]}; convert it to SDR (BT.709)")

@@ -17,6 +17,7 @@ from av.video.reformatter import Colorspace
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from lumos import files
 from lumos.errors import UserError
 
 # One thread, for files that do not depend on the number of cores. With x264's macroblock tree the same frames encoded
@@ -62,6 +63,9 @@ def write_video(
     Raises:
       UserError: unknown suffix, a folder that cannot be written, or a rate that the format cannot have.
     """
+    if files.is_remote(path):
+        with files.written(files.path(path)) as local:
+            return write_video(local, video_FYX3, fps, metadata)
     path = Path(path)
     if video_FYX3.dtype != np.uint8 or video_FYX3.ndim != 4 or video_FYX3.shape[3] != 3 or not len(video_FYX3):
         raise ValueError(f"write_video wants uint8 [F, Y, X, 3], got {video_FYX3.dtype} {video_FYX3.shape}")
@@ -93,7 +97,8 @@ def _writer(path: Path, fps: float):
     return writers[suffix]
 
 
-def _comment(metadata: dict[str, str]) -> str:
+def comment_of(metadata: dict[str, str]) -> str:
+    """Return what a file says of itself, one `key: value` line each."""
     return "\n".join(f"{key}: {value}" for key, value in metadata.items())
 
 
@@ -103,7 +108,7 @@ def _write_mp4(path: Path, video_FYX3: np.ndarray, fps: float, metadata: dict[st
     padded = np.pad(video_FYX3, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
         if metadata:
-            container.metadata["comment"] = _comment(metadata)
+            container.metadata["comment"] = comment_of(metadata)
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=_X264)
         stream.height, stream.width, stream.pix_fmt = padded.shape[1], padded.shape[2], "yuv420p"
         # FFmpeg converts RGB with the BT.601 matrix; untagged, players of large videos would assume BT.709.
@@ -118,7 +123,7 @@ def _write_gif(path: Path, video_FYX3: np.ndarray, fps: float, metadata: dict[st
     # Each frame ends at the hundredth nearest to its time, so that roundings do not add up.
     ends = [round(100 * i / fps) for i in range(len(video_FYX3) + 1)]
     milliseconds = [10 * (end - begin) for begin, end in itertools.pairwise(ends)]
-    comment = _comment(metadata).encode()
+    comment = comment_of(metadata).encode()
     first.save(path, save_all=True, append_images=rest, duration=milliseconds, loop=0, comment=comment)
 
 

@@ -1,8 +1,9 @@
-"""`lumos evaluate`: reconstruction, masked cross-entropy per frame, prompt following, throughput."""
+"""`lumos evaluate`: a workdir as it is, every measure, and the page of the report."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import platform
@@ -15,65 +16,141 @@ import numpy as np
 import lumos
 from lumos import config_loading, provenance
 from lumos.checkpoint import read_config
+from lumos.checkpoint_steps import resolve
 from lumos.config import Config
-from lumos.data.contact_sheet import contact_sheet
-from lumos.data.pipeline import make_pipeline
-from lumos.data.rates import agree
-from lumos.data.sources import manifest_fps
-from lumos.data.video_writer import write_video
 from lumos.errors import UserError
-from lumos.evaluation import report
+from lumos.evaluation import measures, report, rows
+from lumos.evaluation.metric import Metric
 from lumos.evaluation.reconstruction import reconstruction
-from lumos.objective import Objective
-from lumos.tokenizers.pixel_quality import frame_psnr
-from lumos.training.match_data import token_manifests, with_grids_of_tokens
-from lumos.training.transformer_objective import TransformerObjective
+from lumos.evaluation.subject import Clip, Subject
 from lumos.videos.generator import Generator
+from lumos.videos.prompts import read_prompts
 
 _log = logging.getLogger(__name__)
 
 
 def evaluate(
-    workdir: str | Path, out: str | Path, overrides: dict[str, Any] | None = None, *, seed: int = 0, what: str = "all"
+    workdir: str | Path,
+    out: str | Path,
+    overrides: dict[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    what: str = "all",
+    step: str = "",
+    weights: str = "",
+    prompts: str = "",
 ) -> dict[str, Any]:
-    """Evaluate a training workdir into `out`: `results.jsonl`, videos, contact sheets and `index.html`.
+    """Evaluate a training workdir into `out`: `results.jsonl`, `row.json`, videos, contact sheets and `index.html`.
 
     A tokenizer run gets reconstruction metrics. A transformer run gets those of its tokenizer, its masked
     cross-entropy per latent frame, samples, on moving_shapes how well held-out prompts are followed, and, where
     `evaluate.num_given` says so, how well clips are continued. `what="tokenizer"` stops after the tokenizer.
+
+    Every process of a run calls it; process 0 writes. With several steps (see `checkpoint_steps.resolve`) each has a folder of its
+    own, and the page shows all. `prompts` is a file of prompts (`videos.prompts`), "" for held-out ones.
     """
     if what not in ("all", "tokenizer"):
         raise UserError(f"what={what!r}; allowed: all, tokenizer")
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    out, texts = Path(out), tuple(read_prompts(prompts)) if prompts else ()
     read_config(workdir)
     config = config_loading.load(str(Path(workdir) / "config.json"), overrides)
-    results: dict[str, Any] = {"name": config.name, "versions": versions(), "provenance": provenance.describe(config)}
-    facts = provenance.of_file(config, workdir, seed=seed)
-    if config.task == "tokenizer":
-        results["reconstruction"] = _reconstruction(config, Path(workdir), out, facts)
-        runs = {"tokenizer": Path(workdir)}
-    elif what == "tokenizer":
-        runs = {"tokenizer": Path(config.tokenizer_workdir)}
-        trained = dataclasses.replace(config_loading.parse(read_config(runs["tokenizer"])), evaluate=config.evaluate)
-        results["reconstruction"] = _reconstruction(trained, runs["tokenizer"], out, facts)
-    else:
-        generator = Generator.load(workdir, overrides)
-        facts |= {"step": str(generator.step)}
-        tokenizer_workdir = Path(config.tokenizer_workdir)
-        tokenizer_config = config_loading.parse(read_config(tokenizer_workdir))
-        tokenizer_config = dataclasses.replace(tokenizer_config, evaluate=config.evaluate)
-        results["reconstruction"] = _reconstruction(tokenizer_config, tokenizer_workdir, out, facts)
-        results["masked_cross_entropy"] = _masked_cross_entropy(generator)
-        if tokenizer_config.data.source == "moving_shapes":
-            results |= _prompt_following(generator, tokenizer_config.shapes.level, out, seed, facts)
-        if config.evaluate.num_given:
-            results["continuation"] = _continuation(generator, tokenizer_config, out, seed, facts)
-        runs = {"tokenizer": tokenizer_workdir, "transformer": Path(workdir)}
-    with open(out / "results.jsonl", "a") as file:
-        file.write(json.dumps(results) + "\n")
-    results["report"] = str(report.write(out, results, runs))
+    if config.task == "tokenizer" or what == "tokenizer":
+        if given := [
+            f"--{name}" for name, value in (("prompts", prompts), ("step", step), ("weights", weights)) if value
+        ]:
+            raise UserError(f"{given[0]} is for the generator; a tokenizer is evaluated alone, with its newest weights")
+        return _evaluate_tokenizer(config, Path(workdir), out, seed)
+    steps = resolve(workdir, step)
+    generator = Generator.load(workdir, overrides, steps[0], weights)
+    run = _Run(generator, Path(workdir), seed, texts, {"prompts": Path(prompts).stem} if prompts else {})
+    folders = [out / f"step_{number:08d}" if len(steps) > 1 else out for number in steps]
+    for number, folder in zip(steps, folders):
+        if number != generator.step:
+            generator.read_weights(workdir, number, weights)
+        results = run.evaluate(folder)
+    if len(steps) > 1 and jax.process_index() == 0:
+        report.write(out, [out])
+    return results | {"report": str(out / "index.html")}
+
+
+class _Run:
+    """A transformer run whose checkpoints are evaluated one after the other; their tokenizer is evaluated once."""
+
+    def __init__(self, generator: Generator, workdir: Path, seed: int, prompts: tuple[str, ...], cell: dict[str, Any]):
+        self.generator, self.workdir, self.seed, self.prompts, self.cell = generator, workdir, seed, prompts, cell
+        self.tokenizer_workdir = Path(generator.config.tokenizer_workdir)
+        tokenizer_config = config_loading.parse(read_config(self.tokenizer_workdir))
+        self.tokenizer_config = dataclasses.replace(tokenizer_config, evaluate=generator.config.evaluate)
+
+    @functools.cached_property
+    def reconstruction(self) -> tuple[dict[str, Any], dict[str, Metric], list[Clip]]:
+        return _reconstruction(self.tokenizer_config, self.tokenizer_workdir)
+
+    def evaluate(self, out: Path) -> dict[str, Any]:
+        """Evaluate the checkpoint that the generator has."""
+        generator, config = self.generator, self.generator.config
+        results, metrics, clips = self.reconstruction
+        facts = provenance.of_file(config, self.workdir, seed=self.seed, step=generator.step)
+        subject = Subject(generator, self.tokenizer_config, self.seed, self.prompts)
+        for name, measure in measures.chosen(config.evaluate).items():
+            found, more = measure(subject)
+            metrics, clips = metrics | {f"{name}/{key}": value for key, value in found.items()}, clips + more
+            scalars = {key: value.value for key, value in found.items() if isinstance(value.value, float)}
+            _log.info("%s: %s", name, ", ".join(f"{key} {value:.4g}" for key, value in scalars.items()))
+        results = _head(config) | {"reconstruction": results} | _figures(subject, metrics)
+        if jax.process_index() == 0:
+            out.mkdir(parents=True, exist_ok=True)
+            cell = {"run": self.workdir.name, "step": generator.step, "weights": generator.weights or "ema"}
+            row = rows.Row(cell | self.cell | {"seed": self.seed}, metrics)
+            rows.write(out, row, clips, config.generate.fps, facts)
+        return _finish(out, results, {"tokenizer": self.tokenizer_workdir, "transformer": self.workdir})
+
+
+def _figures(subject: Subject, metrics: dict[str, Metric]) -> dict[str, Any]:
+    """Return the tables of a transformer run."""
+    get = lambda name: metrics[name].value
+    results = {"masked_cross_entropy": {key: get(f"likelihood/{key}") for key in ("nll", "accuracy", "frame_nll")}}
+    if subject.is_shapes:
+        accuracy = {key: get(f"prompts/{key}") for key in ("colour", "shape", "direction")}
+        results["prompt_accuracy"] = {"num_prompts": len(subject.distinct), **accuracy}
+        results["prompt_accuracy_reconstructed"] = _ceiling(subject)
+    # The first call compiles; with a single call its time includes that.
+    speed = max(made.tokens.size / made.seconds for made in subject.batches)
+    results["generate"] = {"tokens_per_s": speed, "batch_size": len(subject.batches[0].tokens)}
+    if subject.settings.num_given:
+        results["continuation"] = {
+            "num_clips": metrics["continuation/psnr_frames"].n,
+            "num_known_frames": subject.num_known,
+            "psnr_first_new_frame": get("continuation/psnr_first_new_frame"),
+            "psnr_frames": get("continuation/psnr_frames"),
+        }
     return results
+
+
+def _evaluate_tokenizer(config: Config, workdir: Path, out: Path, seed: int) -> dict[str, Any]:
+    results, run = _head(config), workdir
+    facts = provenance.of_file(config, workdir, seed=seed)
+    if config.task != "tokenizer":
+        run = Path(config.tokenizer_workdir)
+        config = dataclasses.replace(config_loading.parse(read_config(run)), evaluate=config.evaluate)
+    results["reconstruction"], metrics, clips = _reconstruction(config, run)
+    if jax.process_index() == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        row = rows.Row(cell={"run": run.name, "seed": seed}, metrics=metrics)
+        rows.write(out, row, clips, results["reconstruction"]["fps"], facts)
+    return _finish(out, results, {"tokenizer": run})
+
+
+def _head(config: Config) -> dict[str, Any]:
+    return {"name": config.name, "versions": versions(), "provenance": provenance.describe(config)}
+
+
+def _finish(out: Path, results: dict[str, Any], runs: dict[str, Path]) -> dict[str, Any]:
+    if jax.process_index() == 0:
+        with open(out / "results.jsonl", "a") as file:
+            file.write(json.dumps(results) + "\n")
+        report.write(out, [out], results, runs)
+    return results | {"report": str(out / "index.html")}
 
 
 def versions() -> dict[str, str]:
@@ -86,124 +163,22 @@ def versions() -> dict[str, str]:
     }
 
 
-def _evaluate_objective(objective: Objective, params, config: Config, split: str) -> dict[str, Any]:
-    """Evaluate `evaluate.num_clips` clips of a split, `evaluate.batch_size` of them at a time."""
-    batch_size = min(config.evaluate.batch_size, config.evaluate.num_clips)
-    num_batches = max(1, config.evaluate.num_clips // batch_size)
-    data = dataclasses.replace(config.data, batch_size=batch_size)
-    train = dataclasses.replace(config.train, accumulation=1)
-    config = dataclasses.replace(config, data=data, train=train)
-    evaluate_batch, sums = jax.jit(objective.evaluate_batch), None
-    with make_pipeline(config, split, process_index=0, process_count=1, train=False) as pipeline:
-        for _, batch in zip(range(num_batches), pipeline):
-            part = evaluate_batch(params, {k: v for k, v in batch.items()})
-            sums = part if sums is None else jax.tree.map(lambda a, b: a + b, sums, part)
-    return objective.summarize(jax.tree.map(np.asarray, sums))
-
-
-def _reconstruction(config: Config, workdir: Path, out: Path, facts) -> dict[str, Any]:
-    results, videos, labels = reconstruction(config, workdir)
-    _write_videos(out, "reconstruction", videos, labels, results["fps"], facts)
+def _reconstruction(config: Config, workdir: Path) -> tuple[dict[str, Any], dict[str, Metric], list[Clip]]:
+    results, metrics, videos, labels = reconstruction(config, workdir)
     _log.info("reconstruction: psnr %.2f dB, usage %.2f", results["psnr"], results["usage"])
-    return results
+    clips = [Clip("reconstruction", video, label) for video, label in zip(videos, labels)]
+    return results, {f"reconstruction/{name}": found for name, found in metrics.items()}, clips
 
 
-def _masked_cross_entropy(generator: Generator) -> dict[str, Any]:
-    config = with_grids_of_tokens(generator.config, token_manifests(generator.config))
-    objective = TransformerObjective(config)
-    return _evaluate_objective(objective, generator.params, config, config.data.eval_split)
-
-
-def _prompt_following(generator: Generator, level: str, out: Path, seed: int, facts) -> dict[str, Any]:
-    """Generate held-out prompts and let the checker read colour, shape and direction back from the pixels.
-
-    It also reads true clips of the same prompts after the tokenizer: what is lost there, no transformer can show.
-    """
+def _ceiling(subject: Subject) -> dict[str, float]:
+    """Let the checker read true clips of the prompts after the tokenizer: what is lost there, no transformer can show."""
     from lumos.data import moving_shapes
 
-    c, tokenizer = generator.config.evaluate, generator.tokenizer
-    prompts = moving_shapes.test_prompts(level, c.num_prompts, seed=seed, split=c.split)
-    videos, reconstructed, seconds, num_tokens = [], [], [], 0
-    for start in range(0, len(prompts), c.batch_size):
-        captions = [prompt.caption for prompt in prompts[start : start + c.batch_size]]
-        captions += captions[-1:] * (c.batch_size - len(captions))  # one compiled shape
-        made = generator.generate(captions, seed=seed + start)
-        videos += list(made.videos[: len(prompts) - start])
-        shape, indices = made.videos.shape[1:4], range(start, start + c.batch_size)
-        truth = np.stack([moving_shapes.make_clip(level, shape, seed, c.split, i)["video"] for i in indices])
-        reconstructed += list(tokenizer.decode(tokenizer.encode(truth)))
-        seconds.append(made.seconds)
-        num_tokens = made.tokens.size
-    scores, of_reconstructed = (
-        [moving_shapes.score(video, prompt) for video, prompt in zip(clips, prompts)]
-        for clips in (videos, reconstructed)
-    )
-    accuracy, ceiling = _share_right(scores), _share_right(of_reconstructed)
-    shown = list(range(min(16, len(prompts))))
-    marks = [
-        prompts[i].caption + "   [" + ", ".join(f"{k} {'ok' if v else 'wrong'}" for k, v in scores[i].items()) + "]"
-        for i in shown
-    ]
-    fps = generator.config.generate.fps
-    _write_videos(out, "prompts", [videos[i] for i in shown], marks, fps, facts, [seed + i for i in shown])
-    _log.info("prompt following over %d prompts: %s; true clips, reconstructed: %s", len(prompts), accuracy, ceiling)
-    # The first call compiles; with a single call its time includes that.
-    return {
-        "prompt_accuracy": {"num_prompts": len(prompts), **accuracy},
-        "prompt_accuracy_reconstructed": ceiling,
-        "generate": {"tokens_per_s": num_tokens / min(seconds), "batch_size": c.batch_size},
-    }
-
-
-def _share_right(scores: list[dict[str, bool]]) -> dict[str, float]:
+    level, c, tokenizer = subject.tokenizer_config.shapes.level, subject.settings, subject.generator.tokenizer
+    shape, scores = subject.generated.videos.shape[1:4], []
+    for start in range(0, len(subject.shapes_prompts), c.batch_size):
+        indices = range(start, start + c.batch_size)
+        truth = np.stack([moving_shapes.make_clip(level, shape, subject.seed, c.split, i)["video"] for i in indices])
+        wanted = subject.shapes_prompts[start : start + c.batch_size]
+        scores += [moving_shapes.score(*pair) for pair in zip(tokenizer.decode(tokenizer.encode(truth)), wanted)]
     return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
-
-
-def _continuation(generator: Generator, tokenizer_config: Config, out: Path, seed: int, facts) -> dict[str, Any]:
-    """Give the first latent frames of real clips and compare what follows with the truth, by pixel frame.
-
-    The first new frame can be judged against the truth; later ones may rightly take another course.
-    """
-    c = generator.config.evaluate
-    temporal = generator.tokenizer.config.temporal_compression
-    clip = (1 + (generator.config.sequence.grid[0] - 1) * temporal, *generator.frame_size)
-    data = dataclasses.replace(tokenizer_config.data, batch_size=min(c.batch_size, c.num_clips), buckets=(clip,))
-    rate = next(filter(None, map(manifest_fps, token_manifests(generator.config).values())), 0.0)
-    if data.source == "clips" and not agree([data.fps, rate]):  # the transformer knows clips at the rate of its tokens
-        data = dataclasses.replace(data, fps=rate)
-    # The tokenizer's clips with the transformer's text.
-    text = {"text": generator.config.text, "sequence": generator.config.sequence}
-    config = dataclasses.replace(tokenizer_config, data=data, **text)
-    num_known = 1 + (c.num_given - 1) * temporal
-    psnr_NF, shown, labels = [], [], []
-    with make_pipeline(config, c.split, process_index=0, process_count=1, train=False) as pipeline:
-        for _, batch in zip(range(max(1, c.num_clips // data.batch_size)), pipeline):
-            truth = batch["video"]
-            captions = [generator.text.decode(ids) for ids in batch["text"]]
-            first = seed + sum(map(len, psnr_NF))
-            made = generator.generate(captions, seed=first, given=truth[:, :num_known], num_frames=truth.shape[1])
-            psnr_NF.append(np.asarray(frame_psnr(truth, made.videos)))
-            if not shown:
-                shown = list(np.concatenate([truth, made.videos], axis=3)[:6])
-                labels = [f"{caption}   [truth | continued after {num_known} frames]" for caption in captions[:6]]
-    seeds = [seed + i for i in range(len(shown))]
-    _write_videos(out, "continuation", shown, labels, generator.config.generate.fps, facts, seeds)
-    psnr_F = np.concatenate(psnr_NF).mean(axis=0)
-    _log.info("continuation: first new frame %.2f dB", psnr_F[num_known])
-    return {
-        "num_clips": sum(map(len, psnr_NF)),
-        "num_known_frames": num_known,
-        "psnr_first_new_frame": float(psnr_F[num_known]),
-        "psnr_frames": [float(x) for x in psnr_F],
-    }
-
-
-def _write_videos(out: Path, name: str, videos, captions: list[str], fps: float, facts, seeds=()) -> None:
-    """Write clips and their contact sheet; `seeds` are those of generated clips."""
-    folder = out / name
-    folder.mkdir(exist_ok=True)
-    for i, (video, caption) in enumerate(zip(videos, captions)):
-        own = {"seed": str(seeds[i])} if seeds else {}
-        write_video(folder / f"{i:02d}.mp4", video, fps, {"prompt": caption} | facts | own)
-    (folder / "captions.json").write_text(json.dumps(captions))
-    contact_sheet(videos, captions).save(out / f"{name}.png")

@@ -106,17 +106,22 @@ def _mixed(params, x: jax.Array, name: str) -> jax.Array:
     return jnp.concatenate(branches, axis=-1)
 
 
-def frechet_distance(a_NC: np.ndarray, b_NC: np.ndarray) -> float:
+def frechet_distance(
+    a_NC: np.ndarray, b_MC: np.ndarray, a_N: np.ndarray | None = None, b_M: np.ndarray | None = None
+) -> float:
     """Return |mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^1/2), unbiased covariances, float64.
 
     The trace of the root comes from the eigenvalues of the symmetric S_a^1/2 S_b S_a^1/2, which holds up where there are
     fewer clips than features.
+
+    Args:
+      a_N, b_M: how often each clip counts, int; once by default.
     """
-    a, b = np.asarray(a_NC, np.float64), np.asarray(b_NC, np.float64)
-    difference = np.square(a.mean(axis=0) - b.mean(axis=0)).sum()
+    a, b = np.asarray(a_NC, np.float64), np.asarray(b_MC, np.float64)
+    difference = np.square(np.average(a, axis=0, weights=a_N) - np.average(b, axis=0, weights=b_M)).sum()
     if min(len(a), len(b)) < 2:
         return float(difference)
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    cov_a, cov_b = np.cov(a, rowvar=False, fweights=a_N), np.cov(b, rowvar=False, fweights=b_M)
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     mixed = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0)).sum()

@@ -87,6 +87,11 @@ class Cache(NamedTuple):
         take = lambda x: x if x.ndim < 2 else jnp.take(x, index_R, axis=1)
         return jax.tree.map(take, self)
 
+    def first(self, num: int) -> Cache:
+        """Return the cache with its first slots alone."""
+        tokens = Tokens(*(field[..., :num] for field in self.tokens))
+        return self._replace(k=self.k[:, :, :num], v=self.v[:, :, :num], tokens=tokens)
+
     def with_text(self, other: Cache, length: int) -> Cache:
         """Return the cache with the text of another one, in the first `length` slots."""
         put = lambda x, new, num: x.at[:, :, :num].set(new[:, :, :num])

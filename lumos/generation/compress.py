@@ -47,7 +47,8 @@ class Compress(Window, name="compress"):
     def num_writes(self):
         return self.recent
 
-    def settle(self, cache, prefix, size):
+    def settle(self, cache, view):
+        prefix, size = view.sizes
         first, last = prefix + self.sink * size, cache.num_slots - self.recent * size
         num, empty = self.budget * size, jnp.full(last - first - self.budget * size, -1)
 

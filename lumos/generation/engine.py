@@ -24,7 +24,7 @@ from lumos.generation.groups import Groups
 from lumos.generation.passes import Cells, Kept, Passes
 from lumos.generation.sampler import keys_of_rows
 from lumos.generation.view import View
-from lumos.model import transformer
+from lumos.model import added, transformer
 from lumos.model.definition import Definition
 from lumos.model.heads import gather_arms
 from lumos.sequence.layout import Layout
@@ -46,6 +46,7 @@ class State(NamedTuple):
     cut: jax.Array  # latent frames that what comes stands later
     cells: Cells  # of the W groups in flight
     given: Kept | None  # codes of groups to come, where some of their cells are given
+    streams_BGS: jax.Array | None  # ids of the streams beside the video, of the groups of the layout
     newest_BP: jax.Array  # the last finished code in each place of a frame, as the cache has it; -1 = none, or hidden
     # Hidden states of the last tokens, which predict the next group; none where hidden tokens predict themselves.
     features_RND: jax.Array
@@ -129,12 +130,18 @@ class Engine:
 
     # Prefill --------------------------------------------------------------------------------------------------------
 
-    def prefill(self, params, text_BP, text_length_B, given_BTHW, keys_B, num_given: int, kept_BTHW=None) -> State:
+    def prefill(
+        self, params, text_BP, text_length_B, given_BTHW, keys_B, num_given: int, kept_BTHW=None, streams=()
+    ) -> State:
         """Start with a prompt, and with the first `num_given` latent frames of `given_BTHW` (kept as they are), or with its codes
-        where `kept_BTHW` is true."""
+        where `kept_BTHW` is true. `streams`: the codes [B, T, tokens] of each stream beside the video."""
+        if len(streams) != len(self.layout.stream_index):
+            raise UserError(
+                f"{len(streams)} streams beside the video are given, config.sequence.streams has {len(self.layout.stream_index)}"
+            )
         keys_B = keys_of_rows(keys_B, len(text_BP))
         first_R, first = self.view.first_visible(text_length_B), self.first_group(num_given)
-        ids_BL = self.layout.assemble(text_BP, given_BTHW)
+        ids_BL = self.layout.assemble(text_BP, given_BTHW, streams)
         cache, hidden_RQD = self.run_prefix(params, ids_BL, first_R, first)
         num_features = 0 if self.in_place else self.groups.size
         newest_BP = self.passes.newest(self.passes.prefix_ids(ids_BL, first), first)
@@ -150,6 +157,7 @@ class Engine:
             if self.at_once == 1
             else jacobi.guess(self, ids_BL, keys_B, first),
             given=given,
+            streams_BGS=self.groups.stream_ids(ids_BL) if streams else None,
             newest_BP=newest_BP,
             features_RND=jnp.pad(hidden_RQD, ((0, 0), (num_features, 0), (0, 0)))[:, hidden_RQD.shape[1] :],
             forwards=jnp.int32(0),
@@ -172,20 +180,21 @@ class Engine:
         `numbers`: the numbers of the latent frames that the groups make up, and the cuts before them; by default 0, 1, ... and 0.
         """
         view, model, length = self.view, self.definition.bind(params), int(self.groups.starts[num_groups])
-        tokens, now = view.prefix(num_groups, numbers)
-        ids_BQ = self.passes.prefix_ids(ids_BL, num_groups)
-        level_Q = jnp.where(tokens.group >= 0, self.settings.history_ratio if self.in_place else 0.0, 0.0)
-        hidden_RQD, own = model(
-            view.rows(ids_BQ), view.place(tokens, first_R, tokens, True, now), view.prefix_keys(tokens, num_groups, first_R),
-            **view.level(model, level_Q[None], len(first_R)),
-        )  # fmt: skip
-        spare = view.num_slots - length
-        if spare < 0:
+        num_frames = num_groups // max(self.groups.per_frame, 1)
+        if view.bounded and num_frames > view.history_frames:
             raise UserError(
-                f"{num_groups // max(self.groups.per_frame, 1)} given latent frames do not fit into a cache of {view.history_frames}; give "
-                "fewer, set config.generate.cache to a wider one, or use a session, which keeps the newest"
+                f"{num_frames} given latent frames do not fit into a cache of {view.history_frames}; give fewer, set config.generate.cache "
+                "to a wider one, or use a session, which keeps the newest"
             )
-        return keeping.begin(view, own, tokens, spare), hidden_RQD
+        tokens, now = view.prefix(num_groups, numbers)
+        ids_RQ = view.ids(self.passes.prefix_ids(ids_BL, num_groups), tokens)
+        rungs = tuple(rung.frames(num_frames) for rung in self.layout.memory if num_frames)
+        level_11 = jnp.full((1, 1), self.settings.history_ratio if self.in_place else 0.0)
+        hidden_RQD, own = model(
+            ids_RQ, view.place(tokens, first_R, tokens, True, now), view.prefix_keys(tokens, num_groups, first_R),
+            **view.level(model, tokens, level_11, len(first_R)), **added.embeddings(model, ids_RQ, rungs, view.is_first(tokens)),
+        )  # fmt: skip
+        return keeping.begin(view, own, tokens, max(view.num_slots - length, 0)), hidden_RQD
 
     # Hidden tokens that predict themselves --------------------------------------------------------------------------
 
@@ -286,19 +295,22 @@ class Engine:
         codes_BC, state = self.draw_next(params, state)
         return self.feed(params, state, codes_BC), codes_BC
 
-    def decode(self, params, text_BP, text_length_B, given_BTHW, keys_B, num_given: int, kept_BTHW=None) -> jax.Array:
+    def decode(
+        self, params, text_BP, text_length_B, given_BTHW, keys_B, num_given: int, kept_BTHW=None, streams=()
+    ) -> jax.Array:
         """Return the codes of a whole clip, int32 [B, T, H, W]; the first `num_given` latent frames are those given.
 
         kept_BTHW: bool, which other codes of `given_BTHW` are kept (a future, an outline); codes must predict themselves.
+        streams: the codes [B, T, tokens] of each stream beside the video (actions).
         Every row draws with a random key of its own; where one key is given instead of [B], that of row i is folded with i.
         """
-        return self.clip(params, text_BP, text_length_B, given_BTHW, keys_B, num_given, kept_BTHW)[1]
+        return self.clip(params, text_BP, text_length_B, given_BTHW, keys_B, num_given, kept_BTHW, streams)[1]
 
-    def clip(self, params, text_BP, text_length_B, given_BTHW, keys_B, num_given: int, kept_BTHW=None):
+    def clip(self, params, text_BP, text_length_B, given_BTHW, keys_B, num_given: int, kept_BTHW=None, streams=()):
         """As `decode`; return the state behind it too: (state, codes)."""
         if self.settings.plan.is_whole:
             return stitched.clip(self, params, text_BP, text_length_B, given_BTHW, keys_B, num_given, kept_BTHW)
-        state = self.prefill(params, text_BP, text_length_B, given_BTHW, keys_B, num_given, kept_BTHW)
+        state = self.prefill(params, text_BP, text_length_B, given_BTHW, keys_B, num_given, kept_BTHW, streams)
         first = self.first_group(num_given)
         (passes, later), num, parts = self.rounds, (self.groups.num - first) // self.at_once, []
         if len(passes) != len(later):  # the first round is longer
@@ -323,8 +335,9 @@ class Engine:
         are written) -> (hidden states [R, Q, D], what is written of them)."""
         view, first_R = self.view, state.first_R
         tokens, template = view.flight(groups_W, state.cut)
+        template = self._with_streams(template, state, groups_W)
         now = self.groups.tokens(state.group).t[0] + state.cut
-        cache, bias_RS = self.settings.cache.recall(keeping.anchored(view, state.cache, now, model.config), *view.sizes)
+        cache, bias_RS = self.settings.cache.recall(keeping.anchored(view, state.cache, now, model.config), view)
         place = lambda tokens: view.place(tokens, first_R, cache.tokens, cache.used_S, now)
         k, v = cache.read(model.config.dtype)
         k_rotated = transformer.rotate_cache(k, place(cache.tokens), model.config)
@@ -334,12 +347,22 @@ class Engine:
         def run(ids_BQ, level_BQ, begun=None, is_write=False):
             keys = own if begun is None else view.begun(own, *begun)
             seen = past._replace(measure=self.settings.cache.measure if is_write else None)
-            return model(view.rows(ids_BQ), positions, keys, seen, **view.level(model, level_BQ, len(first_R)))
+            ids_RQ = view.ids(ids_BQ, tokens)
+            more = added.embeddings(model, ids_RQ, self.groups.memory(len(groups_W)), view.is_first(tokens))
+            return model(ids_RQ, positions, keys, seen, **view.level(model, tokens, level_BQ, len(first_R)), **more)
 
         return tokens, template, run
 
+    def _with_streams(self, template_Q, state: State, groups_W):
+        """Return the ids of markers with those of the streams of groups, [B, Q]; as they are where there are no streams."""
+        if state.streams_BGS is None:
+            return template_Q
+        index = (jnp.arange(len(groups_W))[:, None] * self.groups.size + self.groups.streams).reshape(-1)
+        ids_BS = state.streams_BGS[:, self.groups.row(groups_W)].reshape(len(state.keys_B), -1)
+        return jnp.broadcast_to(template_Q, (len(ids_BS), len(template_Q))).at[:, index].set(ids_BS)
+
     def _with_codes(self, template_Q, groups_W, codes_BWC, known_BWC=None):
-        """Return ids [B, Q] of groups: codes where they are known, [MASK] elsewhere, and the markers of the template."""
+        """Return ids [B, Q] of groups: codes where they are known, [MASK] elsewhere, and the others of the template ([Q] or [B, Q])."""
         cells = (jnp.arange(len(groups_W))[:, None] * self.groups.size + self.groups.cells).reshape(-1)
         ids = codes_BWC + self.layout.vocabulary.visual_start
         if not self.settings.sampler.masks:
@@ -347,6 +370,6 @@ class Engine:
         if known_BWC is not None:
             ids = jnp.where(known_BWC, ids, self.layout.vocabulary.mask)
         if not self.groups.is_uniform:
-            ids = jnp.where(self.groups.is_code(groups_W), ids, template_Q[cells].reshape(ids.shape[1:]))
+            ids = jnp.where(self.groups.is_code(groups_W), ids, template_Q[..., cells].reshape(-1, *ids.shape[1:]))
         batch = codes_BWC.shape[0]
-        return jnp.broadcast_to(template_Q, (batch, len(template_Q))).at[:, cells].set(ids.reshape(batch, -1))
+        return jnp.broadcast_to(template_Q, (batch, template_Q.shape[-1])).at[:, cells].set(ids.reshape(batch, -1))

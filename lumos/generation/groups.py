@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumos.sequence.layout import Layout
-from lumos.sequence.tokens import CODE, Tokens
+from lumos.sequence.memory import Rung
+from lumos.sequence.tokens import CODE, STREAM, Tokens
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,7 +54,24 @@ class Groups:
     def content(self) -> np.ndarray:
         """Offsets of what a history mask may hide inside a group (codes, and new_lines in lumos1)."""
         first = self.layout.groups[0] if self.is_uniform else max(self.layout.groups, key=len)
-        return np.flatnonzero(self.layout.tokens.kind[first] >= CODE).astype(np.int32)
+        kinds = self.layout.tokens.kind[first]
+        return np.flatnonzero((kinds >= CODE) & (kinds < STREAM)).astype(np.int32)
+
+    def memory(self, width: int) -> tuple[Rung, ...]:
+        """Return where memory tokens and their cells are in `width` consecutive groups."""
+        start = int(self.starts[0])
+        more = start - self.size * np.arange(width)[:, None]
+        tile = lambda x_T: np.concatenate([x_T[:1] - more[w] for w in range(width)])
+        return tuple(Rung(tile(rung.index), tile(rung.cells)) for rung in self.layout.memory)
+
+    @cached_property
+    def streams(self) -> np.ndarray:
+        """Offsets of the tokens of streams inside a group, int32 [S]."""
+        return np.flatnonzero(self.layout.tokens.kind[self.starts[0] : self.starts[1]] == STREAM).astype(np.int32)
+
+    def stream_ids(self, ids_BL: jax.Array) -> jax.Array:
+        """Return the ids of the streams of each group of assembled sequences, [B, G, S]."""
+        return ids_BL[:, self.starts[:-1, None] + self.streams]
 
     @property
     def is_uniform(self) -> bool:
@@ -140,7 +158,9 @@ class Groups:
 
     def clip(self, text_BP, given_BTHW, codes_BGC: jax.Array) -> jax.Array:
         """Return the codes of a clip [B, T, H, W] from those of its last G groups; those before are given."""
-        ids_BL = jnp.pad(self.layout.assemble(text_BP, given_BTHW), ((0, 0), (0, 1)))  # one more, where padding goes
+        ids_BL = jnp.pad(
+            self.layout.assemble(text_BP, given_BTHW, None), ((0, 0), (0, 1))
+        )  # one more, where padding goes
         index = self.cell_index[self.num - codes_BGC.shape[1] :]
         return self.layout.codes(ids_BL.at[:, index].set(codes_BGC + self.layout.vocabulary.visual_start))
 

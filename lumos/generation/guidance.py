@@ -7,7 +7,7 @@ everything, weighted `scale`, and the one without text, weighted `1 - scale`. Th
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from lumos.slots import Slot
 
 class Branch(NamedTuple):
     """weight: of its logits. drop: what it does not see: "text", "history" (what is finished), "neighbours" (all other groups,
-    finished or in flight)."""
+    finished or in flight), "streams" (beside the video, such as actions)."""
 
     weight: float
     drop: frozenset[str]
@@ -25,6 +25,8 @@ class Branch(NamedTuple):
 
 class Guidance(Slot):
     """Which branches are computed."""
+
+    NUMBERS: ClassVar[dict[str, float | None]] = {}  # see `lumos.generation.numbers`
 
     def branches(self) -> tuple[Branch, ...]:
         """Return the branches; the first one has everything."""
@@ -45,8 +47,10 @@ class TextGuidance(Guidance, name="text"):
 
     scale: float = 3.0  # 1 = off
 
+    NUMBERS = {"scale": 1.0}
+
     def branches(self):
-        if self.scale == 1.0:
+        if not isinstance(self.scale, jax.Array) and self.scale == 1.0:
             return NoGuidance().branches()
         return Branch(self.scale, frozenset()), Branch(1 - self.scale, frozenset({"text"}))
 
@@ -58,6 +62,8 @@ class TextAndHistory(Guidance, name="text_history"):
     text: float = 7.5  # scale of what the text adds
     history: float = 1.5  # scale of what the history adds
 
+    NUMBERS = {"text": None, "history": None}
+
     def branches(self):
         return (
             Branch(self.text, frozenset()),
@@ -67,11 +73,31 @@ class TextAndHistory(Guidance, name="text_history"):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TextAndStreams(Guidance, name="text_streams"):
+    """Three branches: n + streams (u - n) + text (c - u), where u lacks the text, and n the text and the streams beside the video
+    (guidance on actions; train with `corruption.stream_drop`)."""
+
+    text: float = 1.0  # scale of what the text adds
+    streams: float = 2.0  # scale of what the streams add
+
+    NUMBERS = {"text": None, "streams": None}
+
+    def branches(self):
+        return (
+            Branch(self.text, frozenset()),
+            Branch(self.streams - self.text, frozenset({"text"})),
+            Branch(1 - self.streams, frozenset({"text", "streams"})),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Neighbours(Guidance, name="neighbours"):
     """(1 + scale) c - scale u, where u sees neither text nor other groups (omni guidance of Generative View Stitching, arXiv
     2510.24718 section 3.2); groups in flight see each other by the plan 'diagonal'."""
 
     scale: float = 1.0  # 0 = off
+
+    NUMBERS = {"scale": None}
 
     def branches(self):
         return Branch(1 + self.scale, frozenset()), Branch(-self.scale, frozenset({"text", "neighbours"}))

@@ -26,7 +26,8 @@ def begin(view: View, own: Own, tokens: Tokens, spare: int) -> Cache:
     shift = None if own.sums is None else jnp.int32(0)
     cache = Cache(k, v, slots, jnp.int32(len(tokens.kind)), scales=scales, sums=own.sums, shift=shift)
     num_writes = view.settings.cache.num_writes
-    return cache.scored(num_writes * view.groups.per_frame) if num_writes else cache
+    cache = cache.scored(num_writes * view.groups.per_frame) if num_writes else cache
+    return view.settings.cache.begin(cache, view)
 
 
 def anchored(view: View, cache: Cache, now: jax.Array, config: ModelConfig) -> Cache:
@@ -58,4 +59,4 @@ def write(view: View, cache: Cache, own: Own, tokens: Tokens, group: jax.Array, 
         cache = cache._replace(sums=cache.sums + own.sums)
     num = len(tokens.kind) if view.groups.is_uniform else view.groups.num_tokens(group)
     cache = make_room(view, cache, group).write((own.k, own.v), tokens, num)
-    return view.settings.cache.settle(cache, *view.sizes)
+    return view.settings.cache.settle(cache, view)

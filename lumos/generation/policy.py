@@ -47,11 +47,19 @@ class CachePolicy(Slot):
     measure = None  # how a written group scores the cached keys (`model.salience`), None = it does not
     num_writes = 0  # how many frames' scores are kept
 
-    def settle(self, cache: Cache, prefix: int, size: int) -> Cache:
-        """Return the cache as it is kept after a write; `prefix` slots hold the text, `size` each frame."""
+    def num_slots(self, view: View) -> int:
+        """Return how many slots a bounded cache has."""
+        return view.sizes[0] + view.history_frames * view.sizes[1]
+
+    def begin(self, cache: Cache, view: View) -> Cache:
+        """Return the cache as it is kept behind the first tokens; it may have more slots before."""
         return cache
 
-    def recall(self, cache: Cache, prefix: int, size: int) -> tuple[Cache, jax.Array | None]:
+    def settle(self, cache: Cache, view: View) -> Cache:
+        """Return the cache as it is kept after a write."""
+        return cache
+
+    def recall(self, cache: Cache, view: View) -> tuple[Cache, jax.Array | None]:
         """Return what of the cache a frame is generated from, and what is added to the logits of its slots, [R, S] or None."""
         return cache, None
 

@@ -25,7 +25,7 @@ class Released(Sampler, name="released"):
 
     temperature: float = 1.0  # of the Gumbel noise in the first pass of the first frame
 
-    masks_given, always_masks, reads_log_p = False, True, True
+    masks_given, always_masks, reads_log_p, NUMBERS = False, True, True, {"temperature": None}
 
     def __post_init__(self):
         super().__post_init__()

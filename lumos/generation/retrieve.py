@@ -38,7 +38,8 @@ class Retrieve(Window, name="retrieve"):
         if not 0 < self.mass <= 1:
             raise ValueError(f"mass={self.mass} must lie in (0, 1]")
 
-    def recall(self, cache, prefix, size):
+    def recall(self, cache, view):
+        prefix, size = view.sizes
         num, held = (cache.count - prefix) // size, (cache.num_slots - prefix) // size
         total, sink = self.sink + self.most + self.recent, self.sink
         shown = jnp.minimum(num, total)  # frames that are seen, the first of which are the sink

@@ -62,7 +62,7 @@ def choose(logits_V: jax.Array, gumbel_V: jax.Array, top_k: int = 0, top_p: floa
     if top_k:
         least = jax.lax.top_k(logits_V, min(top_k, logits_V.shape[-1]))[0][..., -1:]
         logits_V = jnp.where(logits_V < least, -jnp.inf, logits_V)
-    if top_p < 1:
+    if isinstance(top_p, jax.Array) or top_p < 1:
         falling = jnp.sort(logits_V, axis=-1)[..., ::-1]
         p = jax.nn.softmax(falling, axis=-1)
         # A code stays if those before it have less than top_p; the first one always does.
@@ -106,6 +106,7 @@ class Sampler(Slot):
     # anew, the discrete counterpart of predicting x0 and adding noise again.
     eta: float = 0.0
 
+    NUMBERS: ClassVar[dict[str, float | None]] = {}  # see `lumos.generation.numbers`
     masks_given: ClassVar[bool] = True  # whether the history mask hides parts of given frames too
     single_pass: ClassVar[bool] = False  # whether a group takes one pass: `generate.steps` is 1 then
     keeps_drawn: ClassVar[bool] = False  # whether what is known stays known, and was drawn in the pass that kept it
@@ -182,7 +183,7 @@ class Confidence(Sampler, name="confidence"):
     """The most probable codes are kept: log p + temperature * Gumbel, annealed to 0 within a group (MaskGIT, Lumos-1)."""
 
     temperature: float = 1.0  # of the Gumbel noise in the first pass
-    reads_log_p, keeps_drawn = True, True
+    reads_log_p, keeps_drawn, NUMBERS = True, True, {"temperature": None}
 
     def __post_init__(self):
         super().__post_init__()

@@ -7,24 +7,31 @@ cache policy its memory does not grow. Nothing waits for the device but who read
 from __future__ import annotations
 
 import copy
-import functools
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos import sharding
 from lumos.errors import UserError
 from lumos.generation.engine import Engine, State
-from lumos.generation.policy import keep_index
+from lumos.generation.session_programs import Programs
 from lumos.model.mixer import LINEAR
 from lumos.sequence import rule
 
 SWITCHES = ("keep", "recache", "flush")
+
+
+class _Made(NamedTuple):
+    """A finished frame: codes [B, H * W], how many latent frames later it stands by cuts, codes [B, tokens] of its streams."""
+
+    codes: jax.Array
+    cut: int
+    streams: tuple[jax.Array, ...] = ()
 
 
 class Session:
@@ -43,16 +50,16 @@ class Session:
             raise UserError(
                 f"plan {engine.settings.plan.name!r} makes whole clips: a session, a bounded cache and a search need another"
             )
-        self._engine, self.params, self._programs = engine, params, _Programs(engine)
-        self._state: State | None = None
+        self._engine, self.params, self._programs = engine, params, Programs(engine)
+        self.state: State | None = None  # what the next frame is made of
         self._text: tuple[jax.Array, jax.Array] | None = None  # of the prompt: ids [B, P], lengths [B]
-        # Codes [B, H * W] and cut by frame number: what encoding the history again may need.
-        self._made: dict[int, tuple[jax.Array, int]] = {}
+        self._made: dict[int, _Made] = {}  # by frame number: what encoding the history again may need
         self._cut = 0  # latent frames that what comes stands later
         self.frame = 0
 
-    def prefill(self, text_BP, text_length_B, keys_B, given_BTHW=None) -> None:
-        """Begin: text ids right-aligned [B, P], their lengths [B], a random key for each row [B], first frames if any."""
+    def prefill(self, text_BP, text_length_B, keys_B, given_BTHW=None, streams=()) -> None:
+        """Begin: text ids right-aligned [B, P], their lengths [B], a random key for each row [B], first frames if any, with the codes
+        [B, T, tokens] of each of their streams."""
         batch, grid = len(text_BP), self._engine.layout.grid
         num_given = 0 if given_BTHW is None else given_BTHW.shape[1]
         fits = num_given <= min(grid[0], self._engine.view.history_frames)
@@ -62,33 +69,48 @@ class Session:
         if fits and num_given:
             codes[:, :num_given] = given_BTHW
         self._text, self._begins = (jnp.asarray(text_BP), jnp.asarray(text_length_B)), True
-        self._state = self._programs.prefill(num_given if fits else 0)(self.params, *self._text, codes, keys_B)
+        of_frames = self._streams(streams, num_given) if num_given or streams else ()
+        self.state = self._programs.prefill(num_given if fits else 0)(
+            self.params, *self._text, codes, keys_B, self._laid_out(of_frames if fits else (), batch)
+        )
         self.frame = num_given
         self._cut = 0
-        self._made = {f: (jnp.asarray(given_BTHW[:, f]).reshape(batch, -1), 0) for f in range(num_given)}
+        self._made = {
+            f: _Made(jnp.asarray(given_BTHW[:, f]).reshape(batch, -1), 0, tuple(x[:, f] for x in of_frames))
+            for f in range(num_given)
+        }
         if not fits:  # those that are seen alone
             group = jnp.int32(num_given * self._engine.groups.per_frame)
-            self._state = self._state._replace(first=group, group=group)
+            self.state = self.state._replace(first=group, group=group)
             self.recache()
 
-    def advance(self) -> jax.Array:
-        """Generate the next latent frame; return its codes, int32 [B, H, W], without waiting for them."""
-        if self._state is None:
+    def advance(self, streams=()) -> jax.Array:
+        """Generate the next latent frame; return its codes, int32 [B, H, W], without waiting for them.
+
+        streams: the codes [B, tokens] of each stream beside the video (the action that leads to the frame).
+        """
+        if self.state is None:
             raise UserError("a session begins with prefill")
         if not self._engine.view.bounded and self.frame >= self._engine.layout.grid[0]:
             raise UserError(
                 f"the cache 'full' ends at {self._engine.layout.grid[0]} latent frames; use config.generate.cache=slot('window', ...) or "
                 "'fifo' for longer videos"
             )
+        of_frame = tuple(x[:, 0] for x in self._streams([np.asarray(x)[:, None] for x in streams], 1))
         program = self._programs.first_frame if self._begins else self._programs.next_frame
-        self._state, codes = program(self.params, self._state)
-        self._made[self.frame] = codes, self._cut
+        self.state, codes = program(self.params, self.state, of_frame)
+        return self.codes(self.took(codes, of_frame))
+
+    def took(self, codes_BP: jax.Array, streams: tuple[jax.Array, ...] = ()) -> int:
+        """Note the codes [B, H * W] of the next frame, which was made of `state`; return its number."""
+        number = self.frame
+        self._made[number] = _Made(codes_BP, self._cut, streams)
         self.frame, self._begins = self.frame + 1, False
         if self._engine.view.bounded:
             frames = np.array(list(self._made))
             needed = self._seen() | (frames >= self.frame - self._engine.view.history_frames)
             self._made = {f: self._made[f] for f in frames[needed].tolist()}
-        return codes.reshape(-1, *self._engine.layout.grid[1:])
+        return number
 
     def frames(self, num: int) -> Iterator[np.ndarray]:
         """Yield the codes of the next `num` frames, each when it is there; the next one is computed meanwhile."""
@@ -120,13 +142,13 @@ class Session:
         if how == "recache":
             self.recache()
             return
-        state = self._state
+        state = self.state
         if how == "flush":
             keep = self._seen_frames(
                 state, lambda frame: (frame < self._engine.settings.cache.num_sink) | (frame >= self.frame - last)
             )
             state = state._replace(cache=self._programs.gather(state.cache, keep))
-        self._state = self._programs.new_text(self.params, state, *self._text)
+        self.state = self._programs.new_text(self.params, state, *self._text)
 
     def recache(self) -> None:
         """Compute the keys and values of all frames that are seen again, under the current prompt, as a new session would."""
@@ -148,17 +170,18 @@ class Session:
         batch, grid = len(self._text[0]), engine.layout.grid
         codes = jnp.zeros((batch, *grid), jnp.int32)
         for i, f in enumerate(frames):
-            codes = codes.at[:, i].set(self._made[f][0].reshape(batch, *grid[1:]))
-        numbers, cuts = (jnp.asarray(x, jnp.int32) for x in (frames, [self._made[f][1] for f in frames]))
+            codes = codes.at[:, i].set(self._made[f].codes.reshape(batch, *grid[1:]))
+        numbers, cuts = (jnp.asarray(x, jnp.int32) for x in (frames, [self._made[f].cut for f in frames]))
+        streams = [jnp.stack(x, axis=1) for x in zip(*(self._made[f].streams for f in frames))]
         program = self._programs.recache(len(frames))
-        self._state = program(self.params, self._state, *self._text, codes, numbers, cuts)
+        self.state = program(self.params, self.state, *self._text, codes, self._laid_out(streams, batch), numbers, cuts)
 
     def cut(self, frames: int | None = None) -> None:
         """Begin a new scene: what follows stands `frames` latent frames later in time (Infinity-RoPE's RoPE cut).
 
         By default as many as the cache policy says.
         """
-        if self._state is None:
+        if self.state is None:
             raise UserError("a session begins with prefill")
         frames = self._engine.settings.cache.shot_offset if frames is None else frames
         if frames is None:
@@ -166,7 +189,7 @@ class Session:
                 f"cut needs a number of frames, which the cache {self._engine.settings.cache.name!r} does not say"
             )
         self._cut += frames
-        self._state = self._state._replace(cut=jnp.int32(self._cut))
+        self.state = self.state._replace(cut=jnp.int32(self._cut))
 
     def rewind(self, frames: int) -> None:
         """Take the last frames back: what follows is as if they had not been.
@@ -190,17 +213,17 @@ class Session:
             )
         if not frames:
             return
-        target, state = self.frame - frames, self._state
+        target, state = self.frame - frames, self.state
         keep = self._seen_frames(state, lambda frame: frame < target)
         group = jnp.int32(target * self._engine.groups.per_frame)
         newest_BP, groups = jnp.full_like(state.newest_BP, -1), self._engine.groups
         if target:
             groups_W = group - groups.per_frame + np.arange(groups.per_frame)
-            codes_BP = self._made[target - 1][0]
+            codes_BP = self._made[target - 1].codes
             newest_BP = self._engine.passes.remember(
                 newest_BP, groups_W, codes_BP[:, groups.places[groups.row(groups_W)]]
             )
-        self._state = state._replace(cache=self._programs.gather(state.cache, keep), group=group, newest_BP=newest_BP)
+        self.state = state._replace(cache=self._programs.gather(state.cache, keep), group=group, newest_BP=newest_BP)
         self._made = {f: made for f, made in self._made.items() if f < target}
         self.frame = target
 
@@ -209,24 +232,27 @@ class Session:
         self._refuse_in_flight("a session is forked")
         other = copy.copy(self)
         index_B = jnp.asarray(rows, jnp.int32)
-        other._state = self._programs.rows(self._state, index_B)
+        other.state = self._programs.rows(self.state, index_B)
         if keys_B is not None:
-            other._state = other._state._replace(keys_B=keys_B)
+            other.state = other.state._replace(keys_B=keys_B)
         other._text = tuple(x[index_B] for x in self._text)
-        other._made = {f: (codes[index_B], cut) for f, (codes, cut) in self._made.items()}
+        take = lambda x: x[index_B]
+        other._made = {f: _Made(take(m.codes), m.cut, tuple(map(take, m.streams))) for f, m in self._made.items()}
         return other
 
     def save(self, path: str | Path) -> None:
         """Write everything that goes on to one file."""
-        leaves = jax.tree.leaves(self._state._replace(keys_B=jax.random.key_data(self._state.keys_B)))
+        leaves = jax.tree.leaves(self.state._replace(keys_B=jax.random.key_data(self.state.keys_B)))
         arrays = {
             f"state_{i}": np.asarray(x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x)
             for i, x in enumerate(leaves)
         }
         frames, (text, length) = sorted(self._made), self._text
         facts = {"frame": self.frame, "begins": self._begins, "cut": self._cut, "text": text, "text_length": length}
-        facts |= {"frames": frames, "cuts": [self._made[f][1] for f in frames]}
-        facts |= {"codes": np.stack([self._made[f][0] for f in frames])} if frames else {}
+        made = [self._made[f] for f in frames]
+        facts |= {"frames": frames, "cuts": [m.cut for m in made]}
+        facts |= {"codes": np.stack([m.codes for m in made])} if frames else {}
+        facts |= {f"stream_{i}": np.stack(x) for i, x in enumerate(zip(*(m.streams for m in made)))}
         partial = Path(f"{path}.{os.getpid()}.partial")
         with open(partial, "wb") as file:
             np.savez(file, **facts, **arrays)
@@ -246,6 +272,7 @@ class Session:
             *text,
             np.zeros((len(text[0]), *self._engine.layout.grid), np.int32),
             keys_B,
+            self._laid_out([], len(text[0])),
         )
         shapes = shapes._replace(keys_B=jax.eval_shape(jax.random.key_data, keys_B))
         leaves, tree = jax.tree.flatten(shapes)
@@ -253,16 +280,35 @@ class Session:
         if any(x is None or x.shape != leaf.shape for x, leaf in zip(saved, leaves)):
             raise UserError(f"{path} was saved by a session of another model, cache or batch")
         state = jax.tree.unflatten(tree, [jnp.asarray(x, leaf.dtype) for x, leaf in zip(saved, leaves)])
-        self._state = state._replace(keys_B=jax.random.wrap_key_data(state.keys_B))
+        self.state = state._replace(keys_B=jax.random.wrap_key_data(state.keys_B))
         self._text, self.frame = tuple(map(jnp.asarray, text)), int(arrays["frame"])
         self._begins, self._cut = bool(arrays["begins"]), int(arrays["cut"])
+        streams = [
+            arrays[f"stream_{i}"] for i in range(len(self._engine.layout.stream_index)) if f"stream_{i}" in arrays
+        ]
         made = zip(arrays["frames"].tolist(), arrays.get("codes", ()), arrays["cuts"].tolist())
-        self._made = {int(f): (jnp.asarray(codes), int(cut)) for f, codes, cut in made}
+        self._made = {
+            f: _Made(jnp.asarray(codes), cut, tuple(jnp.asarray(x[i]) for x in streams))
+            for i, (f, codes, cut) in enumerate(made)
+        }
+
+    def codes(self, frame: int) -> jax.Array:
+        """Return the codes of a finished frame that is still remembered, int32 [B, H, W]."""
+        return self._made[frame].codes.reshape(-1, *self._engine.layout.grid[1:])
+
+    @property
+    def width(self) -> int:
+        """How many frames are in flight together."""
+        return self._engine.width
+
+    def make_frame(self, params, state: State) -> tuple[State, jax.Array]:
+        """Make a latent frame behind the first one from a state; return the state behind it, and codes [B, H * W]. To be compiled."""
+        return self._programs.make_frame(params, state)
 
     @property
     def num_bytes(self) -> int:
         """Memory of the cache."""
-        return self._state.cache.num_bytes
+        return self.state.cache.num_bytes
 
     @property
     def most_rewind(self) -> int | None:
@@ -272,7 +318,7 @@ class Session:
     @property
     def keys_B(self) -> jax.Array:
         """The random keys of the rows."""
-        return self._state.keys_B
+        return self.state.keys_B
 
     @property
     def text(self) -> tuple[np.ndarray, np.ndarray]:
@@ -282,14 +328,14 @@ class Session:
     @property
     def log_p(self) -> tuple[np.ndarray, np.ndarray | None]:
         """Log-probabilities of the codes drawn since the prefill [B], and those without the text, if guidance has such a branch."""
-        log_p = [np.asarray(x) for x in self._state.log_p]
+        log_p = [np.asarray(x) for x in self.state.log_p]
         lack = [i for i, branch in enumerate(self._engine.view.branches) if branch.drop == {"text"}]
         return log_p[0], log_p[lack[0]] if lack else None
 
     @property
     def num_forwards(self) -> int:
         """How often the model was run for frames since the prefill."""
-        return int(self._state.forwards)
+        return int(self.state.forwards)
 
     @property
     def num_programs(self) -> int:
@@ -298,13 +344,34 @@ class Session:
 
     def _seen(self) -> np.ndarray:
         """Return which of the frames whose codes are kept the next frame sees, bool [frames]."""
-        cuts = np.array([cut for _, cut in self._made.values()], int)
+        cuts = np.array([made.cut for made in self._made.values()], int)
         return self._engine.settings.cache.sees(np.array(list(self._made), int), self.frame, cuts)
 
     def _seen_frames(self, state: State, keep) -> jax.Array:
         """Return which slots hold text, or a frame that `keep` is true of, bool [S]."""
         frame_S = self._engine.view.frames(state.cache.tokens, state.cache.used_S)
         return state.cache.used_S & ((frame_S < 0) | keep(frame_S))
+
+    def _streams(self, streams, num_frames: int) -> tuple[jax.Array, ...]:
+        """Return the codes [B, frames, tokens] of all streams as arrays, if they are those of the layout. Raises UserError."""
+        want = [
+            (size, index.shape[1])
+            for size, index in zip(self._engine.layout.vocabulary.stream_sizes, self._engine.layout.stream_index)
+        ]
+        got = [np.asarray(x, np.int32) for x in streams]
+        shapes = [(len(self._text[0]), num_frames, num) for _, num in want]
+        if [x.shape for x in got] != shapes or any(x.min() < 0 or x.max() >= size for x, (size, _) in zip(got, want)):
+            raise UserError(
+                f"streams of shapes {[x.shape for x in got]}; this model has {len(want)} of (rows, frames, tokens) {shapes}, with codes "
+                f"below {[size for size, _ in want]}"
+            )
+        return tuple(map(jnp.asarray, got))
+
+    def _laid_out(self, streams, batch: int) -> tuple[jax.Array, ...]:
+        """Return the codes of streams for all frames of the layout, 0 behind those that are given."""
+        num_frames, tables = self._engine.layout.grid[0], self._engine.layout.stream_index
+        streams = streams or [jnp.zeros((batch, 0, table.shape[1]), jnp.int32) for table in tables]
+        return tuple(jnp.pad(x, ((0, 0), (0, num_frames - x.shape[1]), (0, 0))) for x in streams)
 
     def _refuse_sums(self, what: str) -> None:
         if LINEAR in self._engine.model_config.mixer.kinds:
@@ -313,80 +380,9 @@ class Session:
             )
 
     def _refuse_in_flight(self, what: str) -> None:
-        if self._state is None:
+        if self.state is None:
             raise UserError("a session begins with prefill")
         if self._engine.width > 1:
             raise UserError(
                 f"{self._engine.width} frames are in flight together, so none is finished when {what}: use the plan 'one_by_one'"
             )
-
-
-class _Programs:
-    """The compiled programs of a session, shared by its forks."""
-
-    def __init__(self, engine: Engine):
-        first, later = engine.rounds
-        self._engine = engine
-        self.first_frame = jax.jit(functools.partial(_frame, engine, first, later))
-        self.next_frame = (
-            jax.jit(functools.partial(_frame, engine, later, later)) if len(first) != len(later) else self.first_frame
-        )
-        self.prefill = functools.cache(self._prefill)
-        self.recache = functools.cache(self._recache)
-        self.gather = jax.jit(lambda cache, keep_S: cache.gather(keep_index(keep_S)))
-        self.new_text = jax.jit(functools.partial(_new_text, engine))
-        self.rows = jax.jit(functools.partial(_rows, engine))
-
-    def _prefill(self, num_given: int):
-        return jax.jit(
-            lambda params, text, length, codes, keys: self._engine.prefill(params, text, length, codes, keys, num_given)
-        )
-
-    def _recache(self, num_frames: int):
-        return jax.jit(functools.partial(_recache, self._engine, num_frames))
-
-
-def _frame(engine: Engine, first: np.ndarray, later: np.ndarray, params, state: State) -> tuple[State, jax.Array]:
-    """Generate the groups of one latent frame; return its codes in raster order, [B, H * W]."""
-    parts = []
-    for i in range(engine.groups.per_frame // engine.at_once):
-        state, codes_BC = engine.next_group(params, state, later if i else first)
-        parts.append(codes_BC)
-    # Every process of a run reads them.
-    return state, sharding.constrain(engine.groups.frame_codes(jnp.concatenate(parts, axis=1)), (None, None))
-
-
-def _new_text(engine: Engine, params, state: State, text_BP, text_length_B) -> State:
-    """Put another prompt into the slots of the text."""
-    first_R = engine.view.first_visible(text_length_B)
-    ids_BL = engine.layout.assemble(text_BP, jnp.zeros((len(text_BP), *engine.layout.grid), jnp.int32))
-    prefix, _ = engine.run_prefix(params, ids_BL, first_R, 0)
-    return state._replace(cache=state.cache.with_text(prefix, engine.layout.prefix_length), first_R=first_R)
-
-
-def _recache(
-    engine: Engine, num_frames: int, params, state: State, text_BP, text_length_B, codes_BTHW, frames_F, cuts_F
-) -> State:
-    """Compute the history again: prompt and frames in one pass, as a prefill does."""
-    first_R = engine.view.first_visible(text_length_B)
-    ids_BL = engine.layout.assemble(text_BP, codes_BTHW)
-    num_groups = num_frames * engine.groups.per_frame
-    numbers = (frames_F, cuts_F) if num_frames else None
-    cache, hidden = engine.run_prefix(params, ids_BL, first_R, num_groups, numbers)
-    features = state.features_RND if engine.in_place else hidden[:, -engine.groups.size :]
-    newest_BP = engine.passes.newest(engine.passes.prefix_ids(ids_BL, num_groups), num_groups)
-    return state._replace(cache=cache, first_R=first_R, features_RND=features, newest_BP=newest_BP)
-
-
-def _rows(engine: Engine, state: State, index_B) -> State:
-    batch = len(state.keys_B)
-    index_R = jnp.concatenate([index_B + i * batch for i in range(len(engine.view.branches))])
-    return state._replace(
-        cache=state.cache.rows(index_R),
-        first_R=state.first_R[index_R],
-        keys_B=state.keys_B[index_B],
-        cells=jax.tree.map(lambda x: x[index_B], state.cells),
-        newest_BP=state.newest_BP[index_B],
-        features_RND=state.features_RND[index_R],
-        log_p=jax.tree.map(lambda x: x[index_B], state.log_p),
-    )

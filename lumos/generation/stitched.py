@@ -42,6 +42,8 @@ class Stitched(Plan, name="stitched"):
 
     def check(self, groups, in_place):
         num_frames = groups.layout.grid[0]
+        if groups.layout.stream_index:
+            raise ValueError("plan 'stitched' does not go with streams beside the video; use another")
         if not in_place or groups.per_frame != 1:
             raise ValueError(
                 "plan 'stitched' works on frames of hidden tokens: use sequence.targets 'in_place' and layout 'compact' with "

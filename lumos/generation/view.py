@@ -25,7 +25,7 @@ from lumos.model import transformer
 from lumos.sequence.key_ranges import KeyRanges, StaticRanges
 from lumos.sequence.layout import Layout
 from lumos.sequence.rule import Axial, Rule, compile_rule
-from lumos.sequence.tokens import Positions, Tokens, coordinates
+from lumos.sequence.tokens import CODE, LINE_END, STREAM, Positions, Tokens, coordinates
 
 if TYPE_CHECKING:
     from lumos.config import GenerateConfig
@@ -43,8 +43,8 @@ class View:
     undo: int = 0
 
     def __post_init__(self):
-        if self.layout.stream_index:
-            raise ValueError("streams beside the video cannot be generated yet")
+        if (self.layout.tokens.group[self.layout.tokens.kind == STREAM] < 0).any():
+            raise ValueError("streams come with whole frames: use sequence.layout 'compact' with block=(1, 0, 0)")
         if self.bounded and not self.groups.per_frame:
             raise ValueError(
                 f"cache {self.settings.cache.name!r} drops frames, so groups must be parts of single frames"
@@ -52,6 +52,10 @@ class View:
         lines = any(isinstance(rule, Axial) and rule.axis == "t" for rule in self.rule.layers())
         self.settings.cache.check(self)
         self.settings.storage.check(self)
+        if self.layout.memory and self.settings.cache.name != "ladder":
+            raise ValueError(
+                f"old frames are seen through memory tokens alone: use cache 'ladder', not {self.settings.cache.name!r}"
+            )
         if self.settings.plan.both_ways and any(isinstance(rule, Axial) for rule in self.rule.layers()):
             raise ValueError(f"plan {self.settings.plan.name!r} does not go with axial attention")
         if lines and not (self.groups.per_frame == 1 and len(self.groups.cells) == self.groups.size):
@@ -81,7 +85,7 @@ class View:
     def num_slots(self) -> int:
         if not self.bounded:
             return self.layout.length + (0 if self.groups.is_uniform else self.groups.size)
-        return self.layout.prefix_length + self.history_frames * self.groups.per_frame * self.groups.size
+        return self.settings.cache.num_slots(self)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -120,6 +124,10 @@ class View:
         """Return the frame number of tokens, -1 for text and markers before the video, EMPTY where `used` is false."""
         frame = jnp.where(tokens.group >= 0, tokens.group // max(self.groups.per_frame, 1), -1)
         return jnp.where(used, frame, EMPTY)
+
+    def is_first(self, tokens: Tokens) -> jax.Array:
+        """Return which tokens are codes of the first latent frame of the video, bool [1, tokens]."""
+        return ((self._in_frames(tokens).t == 0) & (tokens.kind == CODE))[None]
 
     # Positions ------------------------------------------------------------------------------------------------------
 
@@ -299,11 +307,24 @@ class View:
         """Return the rows of all branches."""
         return jnp.tile(x_B, (len(self.branches), *(1,) * (x_B.ndim - 1))) if len(self.branches) > 1 else x_B
 
-    def level(self, model: transformer.Transformer, level_BQ: jax.Array, num_rows: int) -> dict[str, jax.Array]:
-        """Return the levels of tokens [B or 1, Q] as an argument of a model that embeds them, in the rows of all branches."""
+    def ids(self, ids_BQ: jax.Array, tokens: Tokens) -> jax.Array:
+        """Return the ids of tokens in the rows of all branches; a branch without streams has [MASK] in their place."""
+        ids_RQ = self.rows(ids_BQ)
+        lacks_R = self._lacks("streams", len(ids_RQ))
+        if not lacks_R.any():
+            return ids_RQ
+        return jnp.where(lacks_R[:, None] & (tokens.kind == STREAM), self.layout.vocabulary.mask, ids_RQ)
+
+    def level(self, model: transformer.Transformer, tokens: Tokens, level_BQ, num_rows: int) -> dict[str, jax.Array]:
+        """Return the levels of tokens [B or 1, Q or 1] as an argument of a model that embeds them, in the rows of all branches.
+
+        What cannot be hidden (markers, memory tokens) has level 0, as in training.
+        """
         if not model.config.level_embedding:
             return {}
-        return {"level_BQ": jnp.tile(level_BQ.astype(jnp.float32), (num_rows // len(level_BQ), 1))}
+        can_hide_Q = (tokens.kind == CODE) | (tokens.kind == LINE_END)
+        level_BQ = level_BQ.astype(jnp.float32) * can_hide_Q
+        return {"level_BQ": jnp.tile(level_BQ, (num_rows // len(level_BQ), 1))}
 
 
 def _keys(ranges: StaticRanges, first_R, bias_S) -> KeyRanges:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import lumos
+from lumos import files
 from lumos.errors import UserError
+from lumos.info import mixture
 from lumos.info.reading import read_object, reason
 
 _SHIPPED = Path(lumos.__file__).parent / "configs"
@@ -25,18 +27,26 @@ def is_resolved(path: Path) -> bool:
     return path.is_file() and {"task", "data", "model"} <= read_object(path, []).keys()
 
 
+def _is_there(name: str) -> bool:
+    return files.is_remote(name) or files.path(name).exists()
+
+
 def describe(path: Path) -> dict[str, Any]:
     from lumos.config_show import changed, load_any
+    from lumos.data.sources import parse_paths
 
     try:
         config = load_any(str(path), {})
     except UserError as error:
         return {"what": "config that cannot be used", "problems": [reason(error)]}
+    problems: list[str] = []
+    there = bool(config.data.path) and all(_is_there(name) for name, _ in parse_paths(config.data.path))
     return {
         "what": f"config of a {config.task} run",
         "name": config.name,
         "task": config.task,
         "next": f"lumos config show {path}",
         "changed_from_default": changed(config),
-        "problems": [],
+        "draws": mixture.draws(config, problems) if there else {},
+        "problems": problems,
     }

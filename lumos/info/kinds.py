@@ -12,11 +12,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from lumos import files
 from lumos.errors import UserError, printable
 from lumos.info import (
     checkpoints,
     config_file,
     dump,
+    exported,
     manifest,
     rejected,
     released,
@@ -30,6 +32,7 @@ from lumos.info import (
 KINDS: dict[str, ModuleType] = {
     "checkpoint": checkpoints,
     "dump": dump,
+    "release": exported,
     "released": released,
     "workdir": workdir,
     "tokens": token_folder,
@@ -41,7 +44,7 @@ KINDS: dict[str, ModuleType] = {
 }
 _KNOWN = (
     "training workdirs, checkpoints in them, dumps of steps, manifests (.jsonl), token folders, record shards (.array_record), "
-    "moving_shapes folders, released Lumos-1 and Cosmos weights, configs (.py[:variant], .json)"
+    "moving_shapes folders, releases, released Lumos-1 and Cosmos weights, configs (.py[:variant], .json)"
 )
 _MAX_CHILDREN = 200  # of a folder that is nothing itself
 
@@ -49,7 +52,7 @@ _MAX_CHILDREN = 200  # of a folder that is nothing itself
 def describe(path: str | Path) -> dict[str, Any]:
     """Return the facts about a path. Nothing is written. Raises UserError where it is nothing that lumos knows."""
     text = os.fspath(path)
-    path = Path(text)
+    path = files.path(text)
     kind = kind_of(path)
     if kind is None:
         raise UserError(_unknown(text))
@@ -61,10 +64,8 @@ def kind_of(path: Path) -> str | None:
 
 
 def _unknown(text: str) -> str:
-    path, name = Path(text), printable(text)
-    if "://" in text:
-        return f"{name}: buckets are reached through a mount (NFS, gcsfuse); give the mounted folder"
-    if not os.path.lexists(path):
+    path, name = files.path(text), printable(text)
+    if files.is_remote(text) and not path.exists() or not files.is_remote(text) and not os.path.lexists(path):
         return f"{name}: no such file or folder"
     if not path.exists():
         return f"{name}: a link to {printable(os.readlink(path))}, which is not there"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import collections
+import hashlib
 import itertools
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
+from lumos import files
+from lumos.data import lineage
+from lumos.data.manifest import SUFFIXES
 from lumos.errors import UserError
 from lumos.info import rejected
 from lumos.info.reading import most_common, reason, size_of
@@ -18,54 +22,75 @@ _LOOKED_AT = 20  # lines among which there is one of a clip, so that other lists
 
 
 def recognise(path: Path) -> bool:
-    if path.suffix != ".jsonl" or not path.is_file():
+    if path.suffix not in SUFFIXES or not path.is_file():
         return False
+    if path.suffix == ".arrow":
+        return True
     with path.open("rb") as file:
         return any(map(_row, itertools.islice(file, _LOOKED_AT)))
 
 
 def describe(path: Path) -> dict[str, Any]:
-    from lumos.data.index import fingerprint, read_manifest
+    from lumos.data.manifest import read_manifest, update
 
     problems: list[str] = []
     try:
         rows, whole = read_manifest(path), True
     except UserError as error:
         problems.append(f"lumos refuses it: {reason(error)}")
-        rows, whole = _tolerant(path, problems), False
-    clips = [row for row in rows if row.get("frames", 0) > 1]
-    frames = sorted(row["frames"] for row in rows if "frames" in row)
+        rows, whole = [] if path.suffix == ".arrow" else _tolerant(path, problems), False
+    number = without_caption = size = 0
+    seconds, digest = 0.0, hashlib.sha256()
+    frames, rates, sizes, splits = (collections.Counter() for _ in range(4))
+    for row in rows:  # once: there may be millions
+        number, without_caption, size = (
+            number + 1,
+            without_caption + (not row.get("caption")),
+            size + row.get("bytes", 0),
+        )
+        seconds += row.get("duration", 0)
+        frames.update([row["frames"]] if "frames" in row else [])
+        rates.update([f"{row['fps']:g}"] if row.get("frames", 0) > 1 and "fps" in row else [])
+        sizes.update([f"{row['height']}x{row['width']}"] if "height" in row and "width" in row else [])
+        splits[str(row.get("split", "(none)"))] += 1
+        update(digest, row)
     list_of_rejected = path.with_suffix(rejected.SUFFIX)
     facts = {
-        "what": f"manifest of {len(rows):,} clips"
-        if whole
-        else f"list of {len(rows):,} clips that is no whole manifest",
-        "clips": len(rows),
-        "images": sum(row.get("frames") == 1 for row in rows),
-        "duration_seconds": round(sum(row.get("duration", 0) for row in rows), 3),
+        "what": f"manifest of {number:,} clips" if whole else f"list of {number:,} clips that is no whole manifest",
+        "clips": number,
+        "images": frames[1],
+        "duration_seconds": round(seconds, 3),
         "frames": {
-            "in_all": sum(frames),
-            "least": frames[0],
-            "median": int(statistics.median_low(frames)),
-            "most": frames[-1],
+            "in_all": sum(value * count for value, count in frames.items()),
+            "least": min(frames),
+            "median": _median(frames),
+            "most": max(frames),
         }
-        if frames
+        if frames.total()
         else {},
-        "without_caption": sum(not row.get("caption") for row in rows),
-        "fingerprint": fingerprint(rows) if whole else None,
-        "size_of_clips_bytes": sum(row.get("bytes", 0) for row in rows),
+        "without_caption": without_caption,
+        "fingerprint": digest.hexdigest()[:16] if whole else None,
+        "size_of_clips_bytes": size,
         "size_of_manifest_bytes": size_of(path),
-        "frame_rates": most_common(f"{row['fps']:g}" for row in clips if "fps" in row),
-        "sizes": most_common(f"{row['height']}x{row['width']}" for row in rows if "height" in row and "width" in row),
-        "splits": most_common(str(row.get("split", "(none)")) for row in rows)
-        if any("split" in row for row in rows)
-        else {},
+        "frame_rates": most_common(rates),
+        "sizes": most_common(sizes),
+        "splits": most_common(splits) if splits.keys() - {"(none)"} else {},
         "files": _files(rows, problems) if whole else {},
         "rejected": {},
+        "lineage": lineage.read(path),
     }
     if list_of_rejected.is_file():
         facts["rejected"] = {"list": list_of_rejected.name, **rejected.counts(list_of_rejected, problems)}
     return facts | {"problems": problems}
+
+
+def _median(counts: collections.Counter[int]) -> int:
+    """Return the middle of the values, of two the lower."""
+    below = 0
+    for value in sorted(counts):
+        below += counts[value]
+        if 2 * below >= counts.total():
+            return value
 
 
 def _tolerant(path: Path, problems: list[str]) -> list[dict[str, Any]]:
@@ -96,8 +121,9 @@ def _is_number(value: Any) -> bool:
 
 def _files(rows: list[dict], problems: list[str]) -> dict[str, int]:
     """Return how many of a sample of clips are there, and as long as they were."""
-    sample = rows[:: max(1, -(-len(rows) // _LOOKED_FOR))]
-    sizes = [(row, size_of(Path(row["path"])) if Path(row["path"]).is_file() else None) for row in sample]
+    sample = [rows[i] for i in range(0, len(rows), max(1, -(-len(rows) // _LOOKED_FOR)))]
+    paths = [files.path(row["path"]) for row in sample]
+    sizes = [(row, size_of(path) if path.is_file() else None) for row, path in zip(sample, paths)]
     gone = [row["path"] for row, size in sizes if size is None]
     other = [row["path"] for row, size in sizes if size is not None and row.get("bytes") not in (None, size)]
     if gone:

@@ -9,6 +9,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from lumos import files
+
 _TAIL_BYTES = 1 << 20
 
 
@@ -56,11 +58,13 @@ def read_tail(path: Path, problems: list[str], *, whole: bool = False) -> list[d
 
 def size_of(path: Path) -> int:
     """Return the bytes of a file, or of all files below a folder; a file with several names counts once."""
-    return sum(sizes_in(path).values()) if path.is_dir() else path.stat().st_size if path.exists() else 0
+    return sum(sizes_in(path).values()) if path.is_dir() else files.size_and_time(path)[0] if path.exists() else 0
 
 
 def sizes_in(folder: Path) -> dict[str, int]:
     """Return the bytes of everything in a folder, by name; a file with several names counts under the first."""
+    if files.is_remote(folder):
+        return files.sizes_below(folder)
     seen: set[tuple[int, int]] = set()
     return {name: _size(os.path.join(folder, name), seen) for name in sorted(os.listdir(folder))}
 

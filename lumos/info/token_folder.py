@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lumos.errors import UserError
-from lumos.info.reading import read_object, reason
+from lumos.info.reading import read_object, reason, size_of
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.array_record")
 
@@ -50,8 +50,8 @@ def describe(path: Path) -> dict[str, Any]:
         "records": records,
         "shards": len(shards),
         "missing_shards": missing,
-        "being_written": sorted(child.name for child in path.glob("*.array_record.partial")),
-        "bytes": sum(shard.stat().st_size for shard in shards),
+        "being_written": sorted(child.name for child in path.glob("*.array_record*.partial")),
+        "bytes": sum(map(size_of, shards)),
         "splits": splits,
         "clips_fingerprint": data.get("fingerprint") if isinstance(data.get("fingerprint"), dict) else {},
         "versions": {name: versions[name] for name in ("lumos", "python", "jax") if name in versions},

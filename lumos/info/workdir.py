@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lumos import files
 from lumos.errors import UserError
 from lumos.info import checkpoints
 from lumos.info.config_file import is_resolved
@@ -136,7 +137,7 @@ def _sources(config, problems: list[str]) -> list[Path]:
     from lumos.data.sources import parse_paths
 
     try:
-        return [Path(name) for name, _ in parse_paths(config.data.path)]
+        return [files.path(name) for name, _ in parse_paths(config.data.path)]
     except UserError as error:
         problems.append(reason(error))
         return []
@@ -147,7 +148,7 @@ def _data(config, sources: list[Path], runs: list[dict], problems: list[str]) ->
     from lumos.provenance import data_fingerprint
 
     now, before = None, runs[-1].get("data") if runs else None
-    there = bool(sources) and all(map(os.path.exists, sources))
+    there = bool(sources) and all(source.exists() for source in sources)
     if there:
         try:
             now = data_fingerprint(config.data.path)
@@ -172,7 +173,7 @@ def _data(config, sources: list[Path], runs: list[dict], problems: list[str]) ->
 def _tokenizer(config) -> dict[str, Any]:
     if config.task != "transformer" or not config.tokenizer_workdir:
         return {}
-    place = Path(config.tokenizer_workdir)
+    place = files.path(config.tokenizer_workdir)
     latest = checkpoints.of_workdir(place, [])["latest_step"]
     return {"workdir": str(place), "there": place.is_dir(), "latest_step": latest}
 

@@ -5,6 +5,7 @@ lumos1          checkpoint folder                       workdir: generate, evalu
 cosmos          safetensors or TorchScript archives     workdir of a tokenizer
 lumos           workdir                                 folder with the official names
 lumos1-tokens   folder or list of pickles               token folder
+release         folder written by `lumos export`        workdir: train (fine-tuning), or with other settings
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ from lumos.model.definition import Definition
 from lumos.model.transformer import make_definition
 from lumos.sequence.lumos1 import Lumos1
 from lumos.tokenizers import pretrained
+from lumos.tokenizers.causal_vae import make_definition as tokenizer_definition
 from lumos.training.state import TrainState
+from lumos.weights import release
 
 _log = logging.getLogger(__name__)
 _OFFICIAL = "official_config.json"  # kept in a workdir, so that an export has every field of the original
@@ -62,6 +65,7 @@ def convert(
         "cosmos": _from_cosmos,
         "lumos": _from_workdir,
         "lumos1-tokens": _from_tokens,
+        "release": _from_release,
     }
     if kind not in kinds:
         raise UserError(f"--from={kind}: allowed are {', '.join(kinds)}")
@@ -153,6 +157,23 @@ def _from_workdir(workdir: Path, target: Path, options: Options, overrides: dict
     spec = lumos1.Spec(config.model, vocabulary, config.sequence.layout.size_unit, official, {}, ())
     lumos1.Lumos1(_restore(workdir, definition), spec).save(target, dtype=options.dtype or None)
     return f"{target}: config.json and safetensors with the official Lumos-1 names"
+
+
+def _from_release(source: Path, workdir: Path, options: Options, overrides: dict[str, Any]) -> str:
+    _check_new(workdir)
+    if not release.is_release(source):
+        raise UserError(f"{source} is no release: there is no {release.NAME}; make one with lumos export")
+    # Absolute, for the workdir may be used from anywhere.
+    config = config_loading.load(str(source.absolute() / "config.json"), overrides)
+    if config.task == "tokenizer":
+        definition, part = tokenizer_definition(config.tokenizer), {"vae"}
+    else:
+        definition, part = make_definition(config.model, make_layout(config).vocabulary), set()
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    params = release.read(source, definition, jax.tree.map(lambda _: place, definition.abstract))
+    workdir.mkdir(parents=True, exist_ok=True)
+    _save(workdir, config, {name: params for name in part} or params)
+    return f"{workdir}: {definition.num_params:,} parameters, to be trained further"
 
 
 def _from_tokens(source: Path, target: Path, options: Options, overrides: dict[str, Any]) -> str:

@@ -19,9 +19,10 @@ import numpy as np
 
 from lumos.config import TokenizerConfig
 from lumos.errors import UserError
-from lumos.interop import cosmos_weights, safetensors_files
+from lumos.interop import cosmos_weights
 from lumos.tokenizers.causal_vae import make_definition
 from lumos.tokenizers.streaming import VideoStream, reflect_index
+from lumos.weights import safetensors_files
 
 _DV4X8X8 = TokenizerConfig(
     channels=128,

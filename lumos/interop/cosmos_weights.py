@@ -18,8 +18,8 @@ import numpy as np
 
 from lumos.config import TokenizerConfig
 from lumos.errors import UserError
-from lumos.interop.safetensors_files import SafetensorsFiles
 from lumos.model.definition import Definition
+from lumos.weights.safetensors_files import SafetensorsFiles
 
 _ARCHIVES = ("autoencoder.jit", "encoder.jit", "decoder.jit")
 # Constants that the archives hold beside weights: wavelet filters, FSQ tables.

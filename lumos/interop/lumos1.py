@@ -29,7 +29,7 @@ from lumos.generation.engine import Engine
 from lumos.generation.guidance import TextGuidance
 from lumos.generation.released import Released
 from lumos.generation.sampler import Confidence, row_keys
-from lumos.interop import lumos1_config, lumos1_prompt, lumos1_weights, safetensors_files
+from lumos.interop import lumos1_config, lumos1_prompt
 from lumos.interop.lumos1_parse import Parsed, parse
 from lumos.model.cross_entropy import linear_cross_entropy
 from lumos.model.definition import Definition
@@ -38,6 +38,7 @@ from lumos.sequence import lumos1 as lumos1_layout
 from lumos.sequence.rule import StageCausal
 from lumos.sequence.tokens import Positions
 from lumos.sequence.vocabulary import Vocabulary
+from lumos.weights import safetensors_files, transformer_names
 
 _CHUNK = 1024  # positions whose logits exist at once
 _ROUND = 256  # the number of labelled positions is rounded up to this: fewer shapes to compile
@@ -182,7 +183,7 @@ class Lumos1:
 
     def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield (official name, array) of every parameter."""
-        return lumos1_weights.export(self.params, self.spec.definition)
+        return transformer_names.export(self.params, self.spec.definition)
 
     def save(self, directory: str | Path, *, dtype: str | None = None, max_shard_bytes: int = 5_000_000_000) -> None:
         """Write config.json and safetensors with the official names.
@@ -190,7 +191,7 @@ class Lumos1:
         Every tensor is written in the dtype that it was stored in, so that an unchanged model is written bit for bit as it
         was read; `dtype` ("float32", "bfloat16") overrides that.
         """
-        tensors = lumos1_weights.export(self.params, self.spec.definition, dtype or self.spec.dtypes)
+        tensors = transformer_names.export(self.params, self.spec.definition, dtype or self.spec.dtypes)
         safetensors_files.write(directory, tensors, max_bytes=max_shard_bytes)
         official = dict(self.spec.official) | ({"torch_dtype": dtype} if dtype else {})
         (Path(directory) / "config.json").write_text(json.dumps(official, indent=1) + "\n")
@@ -242,7 +243,7 @@ def load(
     else:
         places = sharding.param_shardings(mesh, definition.axes, definition.abstract)
     with safetensors_files.SafetensorsFiles(directory) as files:
-        params, dtypes, ignored = lumos1_weights.load(files, definition, places)
+        params, dtypes, ignored = transformer_names.load(files, definition, places)
     return Lumos1(params, Spec(config, vocabulary, unit, official, dtypes, tuple(ignored)))
 
 

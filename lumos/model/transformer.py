@@ -67,6 +67,12 @@ class Transformer(nnx.Module):
             # Zero at the start: the shared digits only add to what the tables say.
             self.digit_embed = param(jnp.zeros((sum(c.code_levels), c.model_dim), c.param_dtype), (None, "embed"))
             self.digit_head = param(jnp.zeros((c.model_dim, sum(c.code_levels)), c.param_dtype), ("embed", None))
+        if c.memory:  # codes of k x k cells to one token; an average at the start
+            eye = jnp.eye(c.model_dim, dtype=c.param_dtype)
+            average = (jnp.tile(eye, (k**2, 1)) / k**2 for k in c.memory)
+            self.memory_embed = nnx.Dict({str(i): param(weight, (None, "embed")) for i, weight in enumerate(average)})
+        if c.first_frame:
+            self.first_embed = param(jnp.zeros(c.model_dim, c.param_dtype), ("embed",))
         if c.level_embedding:  # zero at the start too
             self.level_embed = param(jnp.zeros((_LEVEL_FEATURES, c.model_dim), c.param_dtype), (None, "embed"))
 

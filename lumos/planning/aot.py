@@ -19,6 +19,7 @@ from lumos import sharding
 from lumos.chips import Topology
 from lumos.config import Config
 from lumos.errors import UserError
+from lumos.generation import numbers
 from lumos.planning import hlo
 from lumos.training.from_config import make_objective, make_objective_optimizer
 from lumos.training.state import abstract_state
@@ -83,23 +84,22 @@ def compile_train(config: Config, mesh: Mesh) -> Compiled:
 
 
 def compile_generate(config: Config, mesh: Mesh) -> Compiled:
-    """Compile the whole decoding program of one batch (`evaluate.batch_size` rows) on replicated rows."""
+    """Compile the program of whole clips that `lumos generate` and `lumos evaluate` run, for `evaluate.batch_size` rows."""
     from lumos.training.transformer_objective import TransformerObjective
-    from lumos.videos.generator import make_engine
+    from lumos.videos.generator import decode_program
 
     definition = TransformerObjective(config).definition
-    engine = make_engine(config, definition)
+    structure, values = numbers.split(config.generate)
+    num_codes = min(config.codebook_size, config.model.visual_vocab)
+    program = decode_program(config, definition, config.sequence.grid, structure, num_codes=num_codes)
     places = sharding.param_shardings(mesh, definition.axes, definition.abstract)
-    dtype = jnp.dtype(config.model.dtype)  # weights are loaded in compute precision
-    params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), definition.abstract, places)
-    rows, length = config.evaluate.batch_size, config.sequence.text_length
-    ints = {name: _array(mesh, shape) for name, shape in (
-        ("text", (rows, length)), ("text_length", (rows,)), ("given", (rows, *config.sequence.grid)))}  # fmt: skip
-
-    def run(params, text, text_length, given, seed):
-        return engine.decode(params, text, text_length, given, jax.random.key(seed), 0)
-
-    return _compile(mesh, jax.jit(run), params, *ints.values(), jax.ShapeDtypeStruct((), jnp.int32))
+    params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), definition.abstract, places)
+    parts = sharding.num_batch_shards(mesh)
+    rows, length = -(-config.evaluate.batch_size // parts) * parts, config.sequence.text_length
+    shapes = ((rows, length), (rows,), (rows, *config.sequence.grid))
+    values = {name: jax.ShapeDtypeStruct((), jnp.float32, weak_type=True) for name in values}
+    arrays = [_array(mesh, shape) for shape in shapes]
+    return _compile(mesh, program, params, *arrays, _array(mesh, (rows, 2), jnp.uint32), values)
 
 
 def _abstract_batch(config: Config, mesh: Mesh) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def estimate_generate(config: Config, topology: Topology) -> Estimate:
     shards = (
         math.prod(s.shard_shape(x.shape)) for x, s in zip(jax.tree.leaves(definition.abstract), jax.tree.leaves(places))
     )
-    params = size * sum(shards)
+    params = jnp.dtype(model.param_dtype).itemsize * sum(shards)
     rows = config.evaluate.batch_size * len(config.generate.guidance.branches())
     groups = math.gcd(rows, sizes["replica"] * sizes["fsdp"])
     cache = 2 * size * model.num_layers * rows / groups * layout.length * model.num_kv_heads * model.head_dim

@@ -35,6 +35,11 @@ class Plan:
         return self.compiled.fits and self.hbm <= limit if self.compiled else self.hbm <= HEADROOM * limit
 
     @property
+    def batch_size(self) -> int:
+        """Rows of a step."""
+        return self.config.evaluate.batch_size if self.purpose == "generate" else self.config.data.batch_size
+
+    @property
     def collectives(self) -> dict[str, float]:
         """Bytes per device and step, by kind."""
         found = self.compiled.collectives if self.compiled else None
@@ -55,7 +60,7 @@ class Plan:
             "method": "compiled" if self.compiled else "estimate",
             "topology": str(self.topology),
             "mesh": self.mesh,
-            "batch_size": self.config.data.batch_size,
+            "batch_size": self.batch_size,
             "remat": self.config.model.remat,
             "for": self.purpose,
         })  # fmt: skip
@@ -68,7 +73,7 @@ def table(plan: Plan) -> str:
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     out = [
         f"{plan.config.name}, {plan.purpose} step on {plan.topology} ({plan.topology.num_devices} devices): {mesh}",
-        f"batch {plan.config.data.batch_size}, remat {plan.config.model.remat}",
+        f"batch {plan.batch_size}" + f", remat {plan.config.model.remat}" * (plan.purpose != "generate"),
         "",
         f"memory       {plan.hbm / GIB:8.2f} of {chip.hbm / GIB:.2f} GiB per device: {verdict}"
         + (" (compiled)" if compiled else f" (estimate; {HEADROOM:.0%} may be planned for)"),

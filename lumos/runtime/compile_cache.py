@@ -12,6 +12,8 @@ import platform
 import re
 from pathlib import Path
 
+from lumos import files
+
 _DIR = "JAX_COMPILATION_CACHE_DIR"
 # Small programs are kept too: at the start of a run there are a hundred of them, and together they take seconds.
 _SETTINGS = {
@@ -23,10 +25,13 @@ _SETTINGS = {
 
 
 def use(workdir: str | Path) -> None:
-    """Keep programs under `workdir`/compiled, unless the user has a folder for them, or nothing can be written there.
+    """Keep programs under `workdir`/compiled, unless the user has a folder for them, that is no local folder that can be written,
+    or it is a release, to which nothing is added.
 
     Must precede the import of jax.
     """
+    if files.is_remote(workdir) or (Path(workdir) / "release.json").is_file():
+        return
     folder = Path(workdir).absolute() / "compiled" / _machine()
     there = next(parent for parent in folder.parents if parent.exists())
     if _DIR not in os.environ and os.access(there, os.W_OK):

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from lumos import files
+
 # init: from the start of the process to the first step; idle: between the end of one process and the start of the next.
 BUCKETS = ("init", "compile", "data", "step", "checkpoint", "eval", "idle")
 
@@ -16,11 +18,11 @@ class Goodput:
 
     def __init__(self, path: str | Path | None, clock: Callable[[], float] = time.time):
         """Go on from `path`, where an earlier process left its times (None: keep nothing)."""
-        self._path, self._clock = Path(path) if path else None, clock
+        self._path, self._clock = files.path(path) if path else None, clock
         self._seconds = dict.fromkeys(BUCKETS, 0.0)
         self._bucket, self._since = "init", clock()
         if self._path and self._path.exists():
-            before = json.loads(self._path.read_text())
+            before = json.loads(files.read_text(self._path))
             self._seconds |= before["seconds"]
             self._seconds["idle"] += max(self._since - before["until"], 0.0)
 
@@ -48,6 +50,4 @@ class Goodput:
         """Write the times for the next process; a process that dies loses what came after the last call to idle."""
         self.enter(self._bucket)
         if self._path:
-            part = self._path.with_suffix(".part")
-            part.write_text(json.dumps({"seconds": self._seconds, "until": self._since}))
-            part.replace(self._path)
+            files.write_text(self._path, json.dumps({"seconds": self._seconds, "until": self._since}))

@@ -60,6 +60,18 @@ def join() -> None:
         raise UserError(f"cannot join the processes of JAX_COORDINATOR_ADDRESS={address!r}: {error}") from error
 
 
+def keep_apart() -> None:
+    """Let a process that was started with others work alone: where each GPU of a host has a process (SLURM), it takes its own.
+
+    Must precede the first use of devices.
+    """
+    import jax
+
+    index, count = (os.environ.get(name, "") for name in ("SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"))
+    if index.isdecimal() and count.isdecimal() and int(count) > 1:
+        jax.config.update("jax_cuda_visible_devices", index)
+
+
 def census() -> None:
     """Log the devices of a run of several processes.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +50,7 @@ class SpeedMeter:
         peak = peak_flops_per_device()
         if peak:
             speed["mfu"] = sum(self._flops(shape) for shape, _ in window) / seconds / (peak * jax.device_count())
-        return speed
+        return speed | memory()
 
 
 @functools.cache
@@ -73,3 +75,17 @@ def _seconds(f, x) -> float:
     start = time.perf_counter()
     f(x).block_until_ready()
     return time.perf_counter() - start
+
+
+def memory() -> dict[str, float]:
+    """Return gigabytes in use: by this process, and at most so far on its first device, where it says so."""
+    device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return {"host_memory_gb": resident_bytes() / 1e9} | ({"device_memory_gb": device / 1e9} if device else {})
+
+
+def resident_bytes() -> int:
+    """Return the host memory of this process; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

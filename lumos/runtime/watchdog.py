@@ -13,11 +13,13 @@ import faulthandler
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from lumos import files
 from lumos.errors import EXIT_STUCK
 
 PHASES = ("start", "restore", "compile", "step", "save", "evaluate")
@@ -45,6 +47,8 @@ class Watchdog:
     def configure(self, deadlines: Sequence[float], folder: str | Path) -> None:
         """Set the seconds of each of PHASES (0 = no limit), and the folder that stacks go to beside stderr."""
         self._deadlines = dict(zip(PHASES, deadlines, strict=True))
+        # A report is written as the process dies: to a disk of its own where the workdir is a bucket.
+        folder = tempfile.gettempdir() if files.is_remote(folder) else folder
         self._report = Path(folder) / f"stacks-{socket.gethostname()}-{os.getpid()}.txt"
 
     def enter(self, phase: str, detail: str = "") -> None:

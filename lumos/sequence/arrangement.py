@@ -33,9 +33,11 @@ class Arrangement(Slot):
         """Raise ValueError where the grid does not fit."""
         self.stages(grid)
 
-    def vocabulary(self, text_vocab: int, visual_vocab: int, *, start: bool, streams: tuple[int, ...]) -> Vocabulary:
-        """Return the token ids; `start`: whether there are start tokens, `streams`: codebook sizes of the streams."""
-        return vocabulary.compact(text_vocab, visual_vocab, start=start, streams=streams)
+    def vocabulary(
+        self, text_vocab: int, visual_vocab: int, *, start: bool, streams: tuple[int, ...], memory: bool = False
+    ) -> Vocabulary:
+        """Return the token ids; `start`, `memory`: whether there are such tokens, `streams`: codebook sizes of the streams."""
+        return vocabulary.compact(text_vocab, visual_vocab, start=start, memory=memory, streams=streams)
 
     def layout(
         self,
@@ -47,12 +49,13 @@ class Arrangement(Slot):
         copies: int = 1,
         start: str = "none",
         streams: tuple[int, ...] = (),
+        memory: tuple[int, ...] = (),
     ) -> Layout:
         """Build the layout of a grid; see `sequence.layout.build`. Raises ValueError where the grid does not fit.
 
         `timing` is (frames per second, seconds) of the clip, for arrangements that write them into the sequence.
         """
-        layout = build(ids, num_text, self.stages(grid), copies=copies, start=start, streams=streams)
+        layout = build(ids, num_text, self.stages(grid), copies=copies, start=start, streams=streams, memory=memory)
         return dataclasses.replace(layout, parents=self.parents(grid))
 
 

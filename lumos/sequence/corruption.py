@@ -324,10 +324,11 @@ class CorruptionConfig:
     kernel: Kernel = Mask()  # what stands in their place
     errors: Errors = NoErrors()  # what stands in the place of visible ones
     text_drop: float = 0.1  # probability that a sequence loses its text (classifier-free guidance)
+    stream_drop: float = 0.0  # probability that a sequence loses its streams beside the video (guidance on actions)
     given: Given = NoneGiven()  # which frames are context, clean and without a loss
 
     def __post_init__(self):
-        check_share(text_drop=self.text_drop)
+        check_share(text_drop=self.text_drop, stream_drop=self.stream_drop)
         if isinstance(self.cells, Clip) and not isinstance(self.frames, Shared):
             raise ValueError(
                 f"cells='clip' draws from all frames at once, but frames={self.frames.name!r} gives each its own ratio: choose "
@@ -353,3 +354,7 @@ class CorruptionConfig:
     def drop_text(self, key: jax.Array, batch: int) -> jax.Array:
         """Choose the rows that lose their text (classifier-free guidance): bool [B]."""
         return jax.random.uniform(key, (batch,)) < self.text_drop
+
+    def drop_streams(self, key: jax.Array, batch: int) -> jax.Array:
+        """Choose the rows that lose their streams beside the video: bool [B]."""
+        return jax.random.uniform(key, (batch,)) < self.stream_drop

@@ -90,7 +90,7 @@ def reorder(order: FrameOrder, key: jax.Array, batch: dict[str, jax.Array]) -> d
 def positions(layout: Layout, order_BT: jax.Array) -> Positions:
     """Return the rotary coordinates of every token, [B, L] each, where the frames of a clip have the ranks of an order."""
     index_BL = jnp.broadcast_to(jnp.arange(layout.length), (len(order_BT), layout.length))
-    tables = [layout.visual_index, *layout.stream_index]
+    tables = [layout.visual_index, *layout.stream_index, *(rung.index for rung in layout.memory)]
     for table in tables if layout.clean_index is None else [*tables, layout.clean_index]:
         of_frames = np.asarray(table).reshape(layout.grid[0], -1)
         moved = jnp.asarray(of_frames)[order_BT].reshape(len(order_BT), -1)

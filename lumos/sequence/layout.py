@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos.sequence.tokens import CODE, MARKER, START, STREAM, TEXT, Positions, Tokens, coordinates, make_tokens
+from lumos.sequence import memory as memory_tokens
+from lumos.sequence.tokens import CODE, MARKER, MEMORY, START, STREAM, TEXT, Positions, Tokens, coordinates, make_tokens
 from lumos.sequence.vocabulary import Vocabulary
 
 Grid = tuple[int, int, int]
@@ -43,6 +44,7 @@ class Layout:
     content_index: np.ndarray  # [T, cells] what corruption may mask in a frame (codes, and new_lines in lumos1)
     clean_index: np.ndarray | None = None  # [T*H*W] the clean cells, with two copies
     stream_index: tuple[np.ndarray, ...] = ()  # [T, tokens] of each stream
+    memory: tuple[memory_tokens.Rung, ...] = ()  # where the tokens of each rung are
     parents: np.ndarray | None = None  # [H*W] see `Arrangement.parents`
 
     @property
@@ -70,12 +72,18 @@ class Layout:
         """Number of tokens before the first group."""
         return int(self.groups[0][0])
 
-    def assemble(self, text_BP: jax.Array, tokens_BTHW: jax.Array, streams: tuple[jax.Array, ...] = ()) -> jax.Array:
-        """Return token ids [B, L] from text ids (right-aligned), codes in [0, codebook), and codes [B, T, tokens] of streams."""
+    def assemble(
+        self, text_BP: jax.Array, tokens_BTHW: jax.Array, streams: tuple[jax.Array, ...] | None = ()
+    ) -> jax.Array:
+        """Return token ids [B, L] from text ids (right-aligned), codes in [0, codebook), and codes [B, T, tokens] of streams.
+
+        Without streams (None) their tokens are 0.
+        """
         batch = tokens_BTHW.shape[0]
         ids_BL = jnp.broadcast_to(jnp.asarray(self.template), (batch, self.length))
         ids_BL = ids_BL.at[:, : self.num_text].set(text_BP)
-        for index, first, stream in zip(self.stream_index, self.vocabulary.stream_starts, streams, strict=True):
+        starts = self.vocabulary.stream_starts
+        for index, first, stream in zip(self.stream_index, starts, streams, strict=True) if streams is not None else ():
             ids_BL = ids_BL.at[:, index.reshape(-1)].set(stream.reshape(batch, -1) + first)
         return self.with_codes(ids_BL, tokens_BTHW.reshape(batch, -1))
 
@@ -109,6 +117,7 @@ def build(
     copies: int = 1,
     start: str = "none",
     streams: tuple[int, ...] = (),
+    memory: tuple[int, ...] = (),
 ) -> Layout:
     """Build a layout of cells in the order of their stages.
 
@@ -119,6 +128,7 @@ def build(
         for each cell of the first stage. With the last two, single cells before the first stage of k cells end with k - 1
         start tokens: each cell of that stage is predicted from a token of its own (PAR, arXiv 2412.15119 section 3.2).
       streams: tokens in each frame of the streams beside the video; they come before the first stage of their frame.
+      memory: sizes k of the rungs of memory tokens, behind the cells of each frame (`sequence.memory`).
     """
     grid = stage_THW.shape
     num_cells, cells_per_frame = stage_THW.size, grid[1] * grid[2]
@@ -131,7 +141,8 @@ def build(
         stage = stage + 2 * (len(first) - 1)
         stage[first] = 2 * np.arange(len(first))
     num_start = {"none": 0, "one": 1, "token": 1, "block": len(first)}[start]
-    base, per_frame = num_text + num_start, sum(streams) + cells_per_frame
+    num_memory = sum(cells_per_frame // k**2 for k in memory)
+    base, per_frame = num_text + num_start, sum(streams) + cells_per_frame + num_memory
 
     parts = [dict(kind=np.full(num_text, TEXT), index=np.arange(num_text), stage=np.arange(num_text) - num_text - 2)]
     if start in ("one", "token"):
@@ -151,6 +162,9 @@ def build(
                 index=base + frame * per_frame + sum(streams[:stream]) + place, stream=np.full(len(frame), 1 + stream),
             )
         )  # fmt: skip
+    of_memory = memory_tokens.table(memory, stage.reshape(grid))
+    for rung in of_memory:
+        rows.append(rung | {"index": base + rung["t"] * per_frame + sum(streams) + rung["index"]})
     stages, sizes = np.unique(stage, return_counts=True)
     if start in ("token", "block") and sizes[0] == 1 < sizes.max():
         block = stages[np.argmax(sizes > 1)]
@@ -168,11 +182,19 @@ def build(
     copy = is_copy.astype(np.int32)
     group = np.full(length, -1)
     group[is_cell] = np.unique(table["stage"][is_cell], return_inverse=True)[1]
+    if (
+        stage.reshape(grid[0], -1) == stage.reshape(grid[0], -1)[:, :1]
+    ).all():  # what comes with a frame is of its group
+        of_frame = np.zeros(grid[0], int)
+        of_frame[table["t"][is_cell]] = group[is_cell]
+        comes_along = np.isin(table["kind"], (MEMORY, STREAM))
+        group[comes_along] = of_frame[table["t"][comes_along]]
     # Copies are known by their copy number: groups are those of what is generated.
     group[is_cell & is_copy] = -1
     tokens = make_tokens(**table, copy=copy, group=group)
     template = np.zeros(length, np.int32)
     template[np.isin(tokens.kind, (MARKER, START))] = ids.start
+    template[tokens.kind == MEMORY] = ids.memory
 
     def where(mask):  # sequence index of each token of the mask, in natural order
         index = np.flatnonzero(mask)
@@ -189,6 +211,9 @@ def build(
         visual_index=predicted,
         content_index=predicted.reshape(grid[0], -1),
         clean_index=where(is_cell & ~is_copy) if copies == 2 else None,
+        memory=memory_tokens.rungs(
+            memory, [where(tokens.stream == -1 - i) for i in range(len(memory))], predicted.reshape(grid)
+        ),
         stream_index=tuple(
             where((tokens.stream == 1 + i) & ~is_copy).reshape(grid[0], -1) for i in range(len(streams))
         ),

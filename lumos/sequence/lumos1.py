@@ -38,14 +38,16 @@ class Lumos1(Arrangement, name="lumos1"):
     def check(self, grid):
         _check_size(grid, self.size_unit)
 
-    def vocabulary(self, text_vocab, visual_vocab, *, start, streams):
-        if start or streams:
-            raise ValueError("the sequence of the released models has no start tokens and no streams; use 'compact'")
+    def vocabulary(self, text_vocab, visual_vocab, *, start, streams, memory=False):
+        if start or streams or memory:
+            raise ValueError(
+                "the sequence of the released models has no start or memory tokens and no streams; use 'compact'"
+            )
         special = dict(zip(vocabulary.RELEASED_SPECIAL, self.special_tokens)) or vocabulary.RELEASED_SPECIAL
         return vocabulary.lumos1(visual_vocab, self.visual_start, self.number_zero, special)
 
-    def layout(self, ids, num_text, grid, *, timing=(1, 1), copies=1, start="none", streams=()):
-        if copies != 1 or start != "none" or streams:
+    def layout(self, ids, num_text, grid, *, timing=(1, 1), copies=1, start="none", streams=(), memory=()):
+        if copies != 1 or start != "none" or streams or memory:
             raise ValueError("the sequence of the released models is one copy of the video alone; use 'compact'")
         return build(ids, num_text, grid, fps=timing[0], duration=timing[1], size_unit=self.size_unit)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 # Kinds. From CODE on, tokens are cells of the video and have coordinates in time and space.
-TEXT, MARKER, CODE, LINE_END, START, STREAM = range(6)
+TEXT, MARKER, CODE, LINE_END, START, STREAM, MEMORY = range(7)  # what may be hidden lies before STREAM
 
 # Pixel-scale factors of MM-RoPE coordinates: a latent cell spans 4 frames x 8 rows x 8 columns (Lumos-1 section 3.2).
 T_SCALE, H_SCALE, W_SCALE = 4, 8, 8
@@ -20,10 +20,12 @@ T_SCALE, H_SCALE, W_SCALE = 4, 8, 8
 class Tokens(NamedTuple):
     """int32 arrays of one shape, [L] in a layout, [B or 1, S] in a cache.
 
-    kind: TEXT, MARKER (start, size and end tokens), CODE, LINE_END, START (before the first codes of a video), STREAM.
+    kind: TEXT, MARKER (start, size and end tokens), CODE, LINE_END, START (before the first codes of a video), STREAM,
+      MEMORY (for k x k cells of a frame, `sequence.memory`).
     index: place in the natural order: text, then the video in raster order with its markers.
     t, y, x: latent frame, row and column; t is -1 outside of frames.
-    stream: 0 is the video; others are tokens that come with each frame (actions, audio).
+    stream: 0 is the video; others are tokens that come with each frame (actions, audio); -1, -2, ... the rungs of
+      memory tokens.
     copy: 0 clean, 1 noisy (training on two copies).
     stage: rank in the order of generation; later stages see earlier ones.
     group: which tokens a plan generates together; -1 for what is given.

@@ -26,25 +26,30 @@ class Vocabulary:
     video_end: int = -1
     number_zero: int = -1  # the id of number token 0 (sizes, duration, fps)
     start: int = -1  # what stands before the first codes where codes are predicted from earlier ones
+    memory: int = -1  # of memory tokens, which stand for several codes
     stream_starts: tuple[int, ...] = ()  # the id of code 0 of each stream beside the video
+    stream_sizes: tuple[int, ...] = ()  # and how many codes it has
 
     @property
     def visual_end(self) -> int:
         return self.visual_start + self.visual_size
 
 
-def compact(text_size: int, visual_size: int, *, start: bool = False, streams: tuple[int, ...] = ()) -> Vocabulary:
-    """Text ids first, then the mask token, the visual codes, a start token if there is one, and the codes of streams.
+def compact(
+    text_size: int, visual_size: int, *, start: bool = False, memory: bool = False, streams: tuple[int, ...] = ()
+) -> Vocabulary:
+    """Text ids first, then the mask token, the visual codes, a start and a memory token if there are, and the codes of streams.
 
     `streams` are the codebook sizes of the streams beside the video.
     """
     visual_start = text_size + 1
-    end = visual_start + visual_size + start
+    end = visual_start + visual_size + start + memory
     starts = tuple(end + sum(streams[:i]) for i in range(len(streams)))
     size = -(-(end + sum(streams)) // _ROUND) * _ROUND
     return Vocabulary(
         size=size, visual_start=visual_start, visual_size=visual_size, pad=0, mask=text_size,
-        start=end - 1 if start else -1, stream_starts=starts,
+        start=end - 1 - memory if start else -1, memory=end - 1 if memory else -1, stream_starts=starts,
+        stream_sizes=tuple(streams),
     )  # fmt: skip
 
 

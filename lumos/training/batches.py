@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from lumos import sharding
 from lumos.config import Config
 from lumos.data.pipeline import Pipeline, make_pipeline
+from lumos.errors import UserError
 
 
 def open_split(config: Config, mesh: Mesh, split: str, saved: dict[str, Any] | None = None) -> Pipeline:
@@ -24,3 +25,13 @@ def open_split(config: Config, mesh: Mesh, split: str, saved: dict[str, Any] | N
         train=saved is not None,
         divisor=sharding.num_batch_shards(mesh) * (config.train.accumulation if saved else 1),
     )
+
+
+def check_batch_size(config: Config, mesh: Mesh) -> None:
+    """Raise UserError unless the mesh and the microbatches split a batch evenly."""
+    shards, accumulation = sharding.num_batch_shards(mesh), config.train.accumulation
+    if config.data.batch_size % (shards * accumulation):
+        raise UserError(
+            f"config.data.batch_size={config.data.batch_size} must be a multiple of the batch shards of the mesh "
+            f"({shards}) times config.train.accumulation={accumulation}"
+        )

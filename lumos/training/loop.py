@@ -15,10 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from lumos import provenance, sharding
+from lumos import files, provenance, sharding
 from lumos.checkpoint import Checkpointer
 from lumos.config import Config
-from lumos.errors import Preempted, UserError
+from lumos.errors import Preempted
 from lumos.runtime import processes
 from lumos.runtime.goodput import Goodput
 from lumos.runtime.metrics_writer import MetricsWriter
@@ -27,7 +27,7 @@ from lumos.runtime.speed import SpeedMeter
 from lumos.runtime.stop_requests import SAVE, STOP, Requests
 from lumos.runtime.watchdog import Watchdog
 from lumos.training.bad_steps import BadSteps
-from lumos.training.batches import open_split
+from lumos.training.batches import check_batch_size, open_split
 from lumos.training.from_config import make_objective, make_objective_optimizer
 from lumos.training.held_out import HeldOut
 from lumos.training.initialize import initial_state
@@ -67,18 +67,14 @@ def train(
     """
     watchdog = watchdog or Watchdog()
     with watchdog:
-        workdir = Path(workdir)
+        workdir = files.path(workdir)
         watchdog.configure(config.train.deadlines, workdir)
         processes.join()
         processes.census()
         config = match_data(config)
         workdir.mkdir(parents=True, exist_ok=True)
         mesh = sharding.make_mesh(config.mesh)
-        if config.data.batch_size % (sharding.num_batch_shards(mesh) * config.train.accumulation):
-            raise UserError(
-                f"config.data.batch_size={config.data.batch_size} must be a multiple of the batch shards of the mesh "
-                f"({sharding.num_batch_shards(mesh)}) times config.train.accumulation={config.train.accumulation}"
-            )
+        check_batch_size(config, mesh)
         with jax.set_mesh(mesh), Requests(mesh) as requests:
             return _Run(config, workdir, mesh, watchdog, requests, init_from, fresh, profile_at).run()
 
@@ -119,8 +115,7 @@ class _Run:
         self.provenance = provenance.begin(config, workdir, self.restored)
         self.train_step = make_train_step(self.objective, optimizer, config, mesh)
         self.held_out = HeldOut(config, workdir, mesh, self.objective)
-        new_terms_at = self.objective.new_terms_at
-        self.bad_steps = BadSteps(config, workdir, self.checkpointer, new_terms_at, self.provenance)
+        self.bad_steps = BadSteps(config, workdir, self.checkpointer, self.objective.new_terms_at, self.provenance)
         self.health = self.bad_steps.health
         self.in_flight: deque[_InFlight] = deque()
 
@@ -129,7 +124,7 @@ class _Run:
         self.held_out.open().close()  # what it lacks shows now, not at step 500
         self.pipeline = open_split(self.config, self.mesh, self.config.data.split, self.restored)
         self.writer = MetricsWriter(
-            self.workdir, total_steps=total, start_step=step, name=self.config.name, active=self.main_process
+            self.workdir, self.config.to_dict(), self.provenance, start_step=step, active=self.main_process
         )
         self.speed = SpeedMeter(self.objective.flops_per_step, step)
         profiler = Profiler(self.workdir, at=self.profile_at)
@@ -234,6 +229,8 @@ class _Run:
     def save(self, step: int) -> None:
         """Start an asynchronous checkpoint."""
         self.goodput.save()
+        self.writer.write(step, "goodput", self.goodput.shares())
+        self.writer.flush()
         meta = {"data_step": self.pipeline.step, "data_plan": self.pipeline.plan}
         meta |= {"config": self.config.to_dict(), "provenance": self.provenance, "objective": self.objective.facts}
         self.checkpointer.save(step, self.state, meta, good=self.health.healthy)
@@ -247,4 +244,4 @@ class _Run:
         return results
 
     def sample(self, step: int) -> None:
-        self.held_out.sample(self.state.eval_params, step)
+        self.writer.samples(step, self.held_out.sample(self.state.eval_params, step))

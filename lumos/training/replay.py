@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from lumos import config_loading, sharding
+from lumos import config_loading, files, sharding
 from lumos.checkpoint import Checkpointer, read_config
 from lumos.errors import UserError
 from lumos.training.batches import open_split
@@ -36,13 +36,12 @@ def write_dump(
     """Write the dump of a step (`item` has step, batch_number, batch), once per step and at most MAX_DUMPS of them."""
     folder = workdir / "dumps" / f"{item.step + 1:08d}"
     (workdir / "dumps").mkdir(exist_ok=True)
-    if len(list((workdir / "dumps").iterdir())) >= MAX_DUMPS and not folder.exists():
+    if len(files.children(workdir / "dumps")) >= MAX_DUMPS and not folder.exists():
         _log.warning("%s holds %d dumps; no more are written", folder.parent, MAX_DUMPS)
         return
     folder.mkdir(exist_ok=True)
-    save_file(
-        {k: np.ascontiguousarray(v) for k, v in item.batch.items()}, folder / f"batch-{jax.process_index()}.safetensors"
-    )
+    with files.written(folder / f"batch-{jax.process_index()}.safetensors") as path:
+        save_file({k: np.ascontiguousarray(v) for k, v in item.batch.items()}, path)
     if jax.process_index():
         return
     from_step = checkpointer.latest_step()
@@ -59,7 +58,7 @@ def write_dump(
         "processes": jax.process_count(),
         "provenance": provenance,
     }
-    (folder / "dump.json").write_text(json.dumps(facts, indent=1) + "\n")
+    files.write_text(folder / "dump.json", json.dumps(facts, indent=1) + "\n")
     _log.warning("the batch is in %s; run the step again with: lumos replay %s", folder, folder)
 
 
@@ -69,10 +68,11 @@ def replay(folder: str | Path) -> dict[str, Any]:
     Must run on as many processes and devices as the run did. Raises UserError when this is not a dump, or when its data
     have changed since.
     """
-    folder = Path(folder)
+    folder = files.path(folder)
     try:
-        dump = json.loads((folder / "dump.json").read_text())
-        rows = load_file(folder / f"batch-{jax.process_index()}.safetensors")
+        dump = json.loads(files.read_text(folder / "dump.json"))
+        with files.borrowed(folder / f"batch-{jax.process_index()}.safetensors") as local:
+            rows = load_file(local)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is not the dump of a step: {error}") from error
     if dump["processes"] != jax.process_count():

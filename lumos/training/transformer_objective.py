@@ -12,7 +12,7 @@ import numpy as np
 
 from lumos.config import Config
 from lumos.layouts import make_layout
-from lumos.model import flops, heads, transformer
+from lumos.model import added, flops, heads, transformer
 from lumos.model.cross_entropy import CrossEntropy, linear_cross_entropy
 from lumos.objective import ExtraState, Loss, Objective
 from lumos.sequence import frame_order, targets
@@ -21,12 +21,17 @@ from lumos.sequence.key_ranges import KeyRanges
 from lumos.sequence.layout import Layout
 from lumos.sequence.rule import layout_ranges
 from lumos.sequence.targets import Targets
-from lumos.sequence.tokens import Positions
+from lumos.sequence.tokens import CODE, STREAM, Positions
 from lumos.training import code_values
 from lumos.training.distillation import Teacher, linear_kl
 from lumos.training.history_errors import HistoryErrors
 
-_KERNEL, _HEAD, _ORDER = 3, 4, 6  # tell the random numbers of kernels, heads and orders from those of the masks
+_KERNEL, _HEAD, _ORDER, _STREAMS = (
+    3,
+    4,
+    6,
+    7,
+)  # tell the random numbers of kernels, heads, orders and streams from others
 
 
 class _Run(NamedTuple):
@@ -128,6 +133,10 @@ class TransformerObjective(Objective):
         model, c = definition.bind(params), self.config
         streams = tuple(batch[f"stream_{i}"] for i in range(len(layout.stream_index)))
         ids_BL = layout.assemble(batch["text"], batch["tokens"], streams)
+        if layout.stream_index and c.corruption.stream_drop and dropped_B is not None:
+            drop_B = c.corruption.drop_streams(jax.random.fold_in(kernel_key, _STREAMS), len(ids_BL))
+            is_stream_L = layout.tokens.kind == STREAM
+            ids_BL = jnp.where(drop_B[:, None] & is_stream_L, layout.vocabulary.mask, ids_BL)
         flat = drawn.mask_BTC.reshape(ids_BL.shape[0], -1)
         mask_BL = jnp.zeros(ids_BL.shape, bool).at[:, layout.content_index.reshape(-1)].set(flat)
         inputs_BL = ids_BL if seen_BJ is None else layout.with_codes(ids_BL, seen_BJ)
@@ -143,8 +152,13 @@ class TransformerObjective(Objective):
         level = {}
         if model.config.level_embedding:  # of the student, or of a teacher
             level = {"level_BQ": storage.put(level_BL)}
+        # Windows of long videos begin at any frame.
+        begins_B1 = (batch["start"] == 0)[:, None] if "start" in batch else True
+        first_BL = begins_B1 & ((layout.tokens.t == 0) & (layout.tokens.kind == CODE))[None]
+        more = added.embeddings(model, inputs_BL, layout.memory, first_BL)
+        more = {name: storage.put(x, 1) for name, x in more.items()}
         keys = self._keys(layout, first_B, storage)
-        hidden_BLD = model.hidden(storage.put(inputs_BL), positions, keys, **level)
+        hidden_BLD = model.hidden(storage.put(inputs_BL), positions, keys, **level, **more)
         return _Run(hidden_BLD, model, ids_BL, inputs_BL, jax.random.fold_in(kernel_key, _HEAD))
 
     def _keys(self, layout: Layout, first_B, storage):
@@ -245,16 +259,20 @@ class TransformerObjective(Objective):
         return ce.loss.sum()
 
     def evaluate_batch(self, params, batch):
-        """Return sums per frame, the same for every run of a kind.
+        """Return sums per frame, the same for every run of a kind; see `evaluate_rows`."""
+        return jax.tree.map(lambda x: x.sum(0), self.evaluate_rows(params, batch, self.config.evaluate.mask_ratio))
 
-        Where hidden tokens predict themselves, AR-DF tubes at evaluate.mask_ratio are hidden; elsewhere every code is
-        predicted from clean ones.
+    def evaluate_rows(self, params, batch, ratio):
+        """Return sums per row and frame, [B, T] each.
+
+        Where hidden tokens predict themselves, AR-DF tubes of this ratio are hidden; elsewhere every code is predicted from
+        clean ones.
         """
         layout = self._layout_of(batch["tokens"].shape[1:])
         num_frames, num_cells = layout.content_index.shape
         batch_size = batch["tokens"].shape[0]
         in_place = self.config.sequence.targets.name == "in_place"
-        ratio = self.config.evaluate.mask_ratio if in_place else 0.0
+        ratio = ratio if in_place else 0.0
         u = jax.random.uniform(jax.random.key(0), (batch_size, 1, num_cells))
         mask_BTC = jnp.broadcast_to(choose(u, jnp.full((batch_size, 1), ratio)), (batch_size, num_frames, num_cells))
         drawn = Corrupted(mask_BTC, jnp.full((batch_size, num_frames), ratio), jnp.ones((batch_size, num_frames), bool))
@@ -265,8 +283,8 @@ class TransformerObjective(Objective):
         ce = self._cross_entropy(layout, run, weights_BJ)
 
         def per_frame(x_BJ):  # of the longest bucket: batches of all buckets add up
-            sums = x_BJ.reshape(batch_size, num_frames, -1).sum((0, 2))
-            return jnp.pad(sums, (0, self._max_frames - num_frames))
+            sums = x_BJ.reshape(batch_size, num_frames, -1).sum(2)
+            return jnp.pad(sums, ((0, 0), (0, self._max_frames - num_frames)))
 
         return {
             "nll": per_frame(self._of_codes(layout, run, ce.nll)),

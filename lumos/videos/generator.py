@@ -1,16 +1,25 @@
-"""From prompts (and perhaps a first image or video) to pixels: what `lumos generate` and evaluation call."""
+"""From prompts (and perhaps a first image or video) to pixels: what `lumos generate` and evaluation call.
+
+Rows are split over the mesh of the config, in batches of `evaluate.batch_size`; pixels are coded clip by clip, each process its
+part. A clip depends on its own seed alone: neither the batch nor the number of devices and processes changes it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
+import logging
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from lumos import config_loading, sharding
 from lumos.checkpoint import Checkpointer, read_config
@@ -18,6 +27,7 @@ from lumos.config import Config, GenerateConfig
 from lumos.data.text import TextTokenizer, instruct
 from lumos.data.video import probe, read_clip
 from lumos.errors import UserError
+from lumos.generation import numbers
 from lumos.generation.engine import Engine
 from lumos.generation.sampler import row_keys
 from lumos.generation.session import Session
@@ -25,6 +35,14 @@ from lumos.layouts import make_layout
 from lumos.model.definition import Definition
 from lumos.model.transformer import make_definition
 from lumos.tokenizers import pretrained
+from lumos.videos.progress import progress
+from lumos.weights import release
+
+_log = logging.getLogger(__name__)
+
+
+# What `--weights` says, and the item of a checkpoint that holds it.
+WEIGHTS = {"": "", "ema": "ema", "raw": "params"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,23 +57,37 @@ class Generated:
 class Generator:
     """A transformer with its text model and its tokenizer. Each (batch, frames, given frames) shape compiles once.
 
-    `params` may be replaced by others of the same model; `step` says how long they were trained, where that is known.
+    `params` may be replaced by others of the same model; `step` says how long they were trained, where that is known. Without a
+    mesh, rows are not split, and whatever mesh is in use holds.
     """
 
-    def __init__(self, config: Config, definition: Definition, params, step: int | None = None):
+    def __init__(
+        self, config: Config, definition: Definition, params, step: int | None = None, mesh: Mesh | None = None
+    ):
         if not config.tokenizer_workdir:
             raise UserError("config.tokenizer_workdir is empty: generation needs the tokenizer that made the tokens")
-        self.config, self.definition, self.params, self.step = config, definition, params, step
+        self.config, self.definition, self.params, self.step, self.mesh = config, definition, params, step, mesh
         self.text = TextTokenizer(config.text.model)
         self.tokenizer = pretrained.load(config.tokenizer_workdir)
+        self.weights, self.memo = "", {}
         self._programs, self._sessions = functools.cache(self._compile), functools.cache(self._make_session)
 
     @classmethod
-    def load(cls, workdir: str | Path, overrides: dict | None = None, step: int | None = None) -> Generator:
-        """Load the weights (EMA) of a training workdir at `step`, by default the newest; `overrides` are dotted config fields.
+    def load(
+        cls, workdir: str | Path, overrides: dict | None = None, step: int | None = None, weights: str = ""
+    ) -> Self:
+        """Load weights of a training workdir, or of a release, straight to the mesh of its config, in `model.param_dtype`.
+
+        Args:
+          overrides: dotted config fields. A mesh that does not fit the devices here counts only if it stands among them; else
+            all devices are `fsdp`.
+          step: of the checkpoint, by default the newest.
+          weights: "ema", "raw", or "" for the EMA where there is one.
 
         Raises UserError, also where there is no checkpoint of that step.
         """
+        if release.is_release(workdir):
+            release.check(workdir)
         read_config(workdir)
         config = config_loading.load(str(Path(workdir) / "config.json"), overrides)
         if config.task != "transformer":
@@ -65,14 +97,37 @@ class Generator:
                 "config.generate.fps=0 is the rate of the data, which only training reads; give it in frames a second"
             )
         definition = make_definition(config.model, make_layout(config).vocabulary)
-        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), definition.abstract)
+        mesh = _mesh_here(config, is_given=any(name.split(".")[0] == "mesh" for name in overrides or {}))
+        generator = cls(config, definition, None, None, mesh)
+        generator.read_weights(workdir, step, weights)
+        return generator
+
+    def read_weights(self, workdir: str | Path, step: int | None = None, weights: str = "") -> None:
+        """Take the weights of a checkpoint of the same model; see `load`. Programs stay. Raises UserError."""
+        if weights not in WEIGHTS:
+            raise UserError(f"weights={weights!r}; allowed: {', '.join(filter(None, WEIGHTS))}")
+        places = sharding.param_shardings(self.mesh, self.definition.axes, self.definition.abstract)
+        if release.is_release(workdir):
+            if step is not None or weights:
+                raise UserError(f"{workdir} is a release with one set of weights: leave out step and weights")
+            self.params, self.step = release.read(workdir, self.definition, places), release.read_facts(workdir)["step"]
+            return
+        abstract = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), self.definition.abstract, places
+        )
         checkpointer = Checkpointer(workdir, read_only=True)
         try:
             step = checkpointer.latest_step() if step is None else step
-            return cls(config, definition, checkpointer.restore_params(abstract, step), step)
+            self.params = checkpointer.restore_params(abstract, step, item=WEIGHTS[weights])
+            self.step, self.weights = step, weights
         finally:
             checkpointer.close()
+
+    def with_settings(self, config: Config) -> Generator:
+        """Return the same generator with another `generate` and `evaluate` section. Programs are shared."""
+        other = copy.copy(self)
+        other.config = dataclasses.replace(self.config, generate=config.generate, evaluate=config.evaluate)
+        return other
 
     @property
     def frame_size(self) -> tuple[int, int]:
@@ -81,7 +136,7 @@ class Generator:
 
     def generate(
         self,
-        prompts: list[str],
+        prompts: str | Sequence[str],
         *,
         seed: int = 0,
         num_frames: int = 0,
@@ -91,7 +146,7 @@ class Generator:
         """Generate one clip per prompt.
 
         Args:
-          prompts: captions.
+          prompts: captions; a text alone is one.
           seed: of the first clip; clip i has seed + i. A clip depends on its own seed alone, not on the others beside it.
           num_frames: pixel frames, 1 + 4k (1 = an image); 0 = as trained.
           given: uint8 [F', Y, X, 3] or [B, F', Y, X, 3], the first frames, kept as they are (image- or video-to-video).
@@ -100,38 +155,99 @@ class Generator:
         Raises:
           UserError: a frame count or size that the tokenizer cannot encode.
         """
-        settings, latent_frames = settings or self.config.generate, self._latent_frames(num_frames)
+        parts = list(self.generate_batches(prompts, seed=seed, num_frames=num_frames, given=given, settings=settings))
+        videos, tokens = (np.concatenate([getattr(part, name) for part in parts]) for name in ("videos", "tokens"))
+        return Generated(videos, tokens, sum(part.seconds for part in parts))
+
+    def generate_batches(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        seed: int = 0,
+        num_frames: int = 0,
+        given: np.ndarray | None = None,
+        settings: GenerateConfig | None = None,
+    ) -> Iterator[Generated]:
+        """As `generate`, batch by batch, so that memory does not grow with the number of prompts."""
+        prompts, settings, latent_frames = (
+            listed(prompts),
+            settings or self.config.generate,
+            self._latent_frames(num_frames),
+        )
         given_BTHW = self._encode_given(given, len(prompts), latent_frames)
         text = self.encode_prompts(prompts, latent_frames)
-        start = time.perf_counter()
-        if settings.cache.bounded or settings.search.is_on:  # frame by frame
-            session = self._new_session(settings, latent_frames)
-            session.prefill(*text, row_keys(seed, len(prompts)), given_BTHW)
-            made, _ = settings.search(session, latent_frames - given_BTHW.shape[1])
-            tokens = np.concatenate([given_BTHW, made], axis=1)
-        else:  # one program for the whole clip
-            num_given = given_BTHW.shape[1]
-            padded = np.zeros((len(prompts), latent_frames, *given_BTHW.shape[2:]), np.int32)
+        keys = _key_data(seed, len(prompts))
+        for rows in progress(self.batches(len(prompts)), "clips", len(prompts)):
+            start = time.perf_counter()
+            batch = [np.take(x, rows, axis=0) for x in (*text, given_BTHW, keys)]
+            tokens = self._make_tokens(batch, latent_frames, settings)[: len(np.unique(rows))]
+            seconds = time.perf_counter() - start
+            yield Generated(self._decode_pixels(tokens), tokens, seconds)
+
+    def batches(self, num: int) -> list[np.ndarray]:
+        """Return the rows of each batch of so many clips, all batches of one size that the mesh splits; what is over is the last
+        row again."""
+        size, parts = num, 1
+        if self.mesh is not None:
+            parts = sharding.num_batch_shards(self.mesh)
+            size = -(-min(num, self.config.evaluate.batch_size) // parts) * parts
+        return [np.minimum(np.arange(start, start + size), num - 1) for start in range(0, num, size)]
+
+    def _make_tokens(self, batch, latent_frames: int, settings: GenerateConfig) -> np.ndarray:
+        """Return the codes of one batch, [B, T, H, W], from text ids, their lengths, given codes and key data."""
+        text, length, given_BTHW, keys = batch
+        num_given = given_BTHW.shape[1]
+        with self.in_mesh():
+            if settings.cache.bounded or settings.search.is_on:  # frame by frame
+                session = self._new_session(settings, latent_frames)
+                text, length, keys = self._put((text, length, keys))
+                session.prefill(text, length, jax.random.wrap_key_data(keys), given_BTHW)
+                made, _ = settings.search(session, latent_frames - num_given)
+                return np.concatenate([given_BTHW, made], axis=1)
+            padded = np.zeros((len(text), latent_frames, *given_BTHW.shape[2:]), np.int32)
             padded[:, :num_given] = given_BTHW
-            program = self._programs(latent_frames, num_given, settings)
-            tokens = np.asarray(program(self.params, *text, padded, row_keys(seed, len(prompts))))
-        seconds = time.perf_counter() - start
-        return Generated(_one_by_one(self.tokenizer.decode, tokens), tokens, seconds)
+            structure, values = numbers.split(settings)
+            program = self._programs(latent_frames, num_given, structure)  # one for the whole clip
+            return np.asarray(program(self.params, *self._put((text, length, padded, keys)), values))
+
+    def remember(self, key, make: Callable):
+        """Return what `make` gives under a key, made once for this generator and those that share its programs."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        return self.memo[key]
+
+    def in_mesh(self):
+        """Return the context that the programs of this generator run in."""
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    def _put(self, rows):
+        return rows if self.mesh is None else sharding.put_rows(self.mesh, rows)
+
+    def _decode_pixels(self, tokens: np.ndarray) -> np.ndarray:
+        """Return the pixels of all rows, each computed alone: those of a batch differ in their last bits, and so would a file.
+
+        With a mesh, each process decodes some of the rows.
+        """
+        decode = lambda rows: np.concatenate([self.tokenizer.decode(row[None]) for row in rows])
+        return decode(tokens) if self.mesh is None else sharding.shared_work(decode, tokens)
 
     def session(
         self,
-        prompts: list[str],
+        prompts: str | Sequence[str],
         *,
         seed: int = 0,
         given: np.ndarray | None = None,
         settings: GenerateConfig | None = None,
+        undo: int = 0,
     ) -> Session:
         """Return a video for each prompt that goes on as long as wanted; see `generate` for the arguments, and `Session`.
 
+        Under a bounded cache `undo` latent frames can be taken back.
+
         `Session.switch` takes what `encode_prompts` returns. Under the cache policy "full" it ends at the trained length.
         """
-        session = self._new_session(settings or self.config.generate)
-        given_BTHW = self._encode_given(given, len(prompts), 2**30)
+        session = self._new_session(settings or self.config.generate, undo=undo)
+        prompts, given_BTHW = listed(prompts), self._encode_given(given, len(listed(prompts)), 2**30)
         session.prefill(*self.encode_prompts(prompts), row_keys(seed, len(prompts)), given_BTHW)
         return session
 
@@ -148,7 +264,7 @@ class Generator:
         if given is None:
             return np.zeros((batch, 0, rows, columns), np.int32)
         given = np.reshape(given, (-1, *given.shape[-4:]))
-        tokens = _one_by_one(self.tokenizer.encode, given)
+        tokens = np.concatenate([self.tokenizer.encode(clip[None]) for clip in given])
         if tokens.shape[2:] != (rows, columns) or tokens.shape[1] >= latent_frames:
             raise UserError(
                 f"given frames {given.shape[1:4]} (frames, height, width) must be {self.frame_size} pixels and shorter than the "
@@ -159,28 +275,25 @@ class Generator:
     def _compile(self, latent_frames: int, num_given: int, settings: GenerateConfig):
         grid = (latent_frames, *self.config.sequence.grid[1:])
         codebook = self.tokenizer.codebook_size
-        engine = make_engine(self.config, self.definition, grid=grid, settings=settings, num_codes=codebook)
+        return decode_program(self.config, self.definition, grid, settings, num_given, codebook)
 
-        def run(params, text, length, given, keys):
-            codes = engine.decode(params, text, length, jnp.asarray(given), keys, num_given)
-            return sharding.constrain(codes, (None,) * codes.ndim)  # every process of a run reads them
-
-        return jax.jit(run)
-
-    def _new_session(self, settings: GenerateConfig, latent_frames: int = 0) -> Session:
+    def _new_session(self, settings: GenerateConfig, latent_frames: int = 0, undo: int = 0) -> Session:
         """Return a session of today's parameters, whose programs are compiled once. Under the cache policy "full" it ends at so
         many latent frames, by default as trained."""
         frames = 0 if settings.cache.bounded else latent_frames
-        session = copy.copy(self._sessions(settings, frames or self.config.sequence.grid[0]))
+        session = copy.copy(self._sessions(settings, frames or self.config.sequence.grid[0], undo))
         session.params = self.params
         return session
 
-    def _make_session(self, settings: GenerateConfig, latent_frames: int) -> Session:
+    def _make_session(self, settings: GenerateConfig, latent_frames: int, undo: int) -> Session:
         size = self.config.sequence.grid[1:]
         frames = max(2, settings.cache.num_frames(latent_frames))
+        undo = undo if settings.cache.bounded else 0  # a whole clip can always be taken back
         codebook = self.tokenizer.codebook_size
         return Session(
-            make_engine(self.config, self.definition, grid=(frames, *size), settings=settings, num_codes=codebook),
+            make_engine(
+                self.config, self.definition, grid=(frames, *size), settings=settings, num_codes=codebook, undo=undo
+            ),
             self.params,
         )
 
@@ -201,6 +314,30 @@ class Generator:
         usable = 1 + min((found - 1) // temporal, longest - 1) * temporal
         height, width = self.frame_size
         return read_clip(path, start=0.0, num_frames=usable, fps=fps, height=height, width=width)
+
+
+def decode_program(
+    config: Config,
+    definition: Definition,
+    grid: tuple[int, int, int],
+    structure: GenerateConfig,
+    num_given: int = 0,
+    num_codes: int = 0,
+) -> Callable:
+    """Return the jitted program of a whole clip: what generation and evaluation run, and `lumos plan --for=generate` compiles.
+
+    (params, text int32 [B, P], lengths int32 [B], given codes int32 [B, T, H, W], key data uint32 [B, 2], numbers) -> codes int32
+    [B, T, H, W], on every device. `structure` and the numbers are those of `generation.numbers.split`.
+    """
+
+    def run(params, text, length, given, key_data, values):
+        settings = numbers.join(structure, values)
+        engine = make_engine(config, definition, grid=grid, settings=settings, num_codes=num_codes)
+        keys = jax.random.wrap_key_data(key_data)
+        codes = engine.decode(params, text, length, jnp.asarray(given), keys, num_given)
+        return sharding.constrain(codes, (None,) * codes.ndim)  # every process of a run reads them
+
+    return jax.jit(run)
 
 
 def make_engine(
@@ -235,6 +372,22 @@ def make_engine(
         raise UserError(f"generation: {error}") from error
 
 
-def _one_by_one(call, rows: np.ndarray) -> np.ndarray:
-    """Return the results for all rows, each computed alone: those of a batch differ in their last bits, and so would a file."""
-    return np.concatenate([call(row[None]) for row in rows])
+def listed(prompts: str | Sequence[str]) -> list[str]:
+    """Return prompts as a list: a text is one prompt, and not its letters."""
+    return [prompts] if isinstance(prompts, str) else list(prompts)
+
+
+def _key_data(seed: int, num_rows: int) -> np.ndarray:
+    """Return the data of the random key of each clip, uint32 [B, 2]."""
+    return np.asarray(jax.random.key_data(row_keys(seed, num_rows)))
+
+
+def _mesh_here(config: Config, *, is_given: bool) -> Mesh:
+    """Return the mesh of a config on the devices here, or all of them as `fsdp` where it is of another machine."""
+    try:
+        return sharding.make_mesh(config.mesh)
+    except UserError:
+        if is_given:
+            raise
+    _log.info("the mesh of the run does not fit %d devices here: rows are split over all of them", jax.device_count())
+    return sharding.make_mesh(sharding.MeshConfig())

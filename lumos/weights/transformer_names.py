@@ -1,4 +1,4 @@
-"""Official Lumos-1 tensor names <-> parameters of `lumos.model.transformer`, both ways, shard by shard.
+"""Tensor names of the released Lumos-1 models <-> parameters of `lumos.model.transformer`, both ways, shard by shard.
 
 `model.layers.3.self_attn.q_proj.weight` [out, in] is slice 3 of `layers/self_attn/q_proj/kernel` [layers, in, out].
 """
@@ -14,8 +14,8 @@ import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy
 import numpy as np
 
 from lumos.errors import UserError
-from lumos.interop.safetensors_files import SafetensorsFiles
 from lumos.model.definition import Definition
+from lumos.weights.safetensors_files import SafetensorsFiles
 
 # Tensors that a checkpoint may hold and that Lumos-1 does not use: its former image tokenizer, rotary buffers.
 _IGNORED = re.compile(r"model\.vqmodel\.|.*\.rotary_emb\.")

@@ -90,6 +90,7 @@ def write(folder: str | Path, tensors: Iterable[tuple[str, np.ndarray]], *, max_
     def flush():
         part = folder / f"part-{len(parts)}.partial"
         save_file(shard, str(part), metadata={"format": "pt"})
+        part.chmod(0o644)  # it makes files that nobody else can read
         where.update(dict.fromkeys(shard, len(parts)))
         parts.append(part)
         shard.clear()

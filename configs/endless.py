@@ -1,0 +1,48 @@
+"""Endless video: shapes that go to and fro for ever, learnt from windows of long clips and generated as long as wanted.
+
+Runs:      lumos demo --config=configs/endless.py --workdir=endless
+By hand:   lumos data shapes --config=configs/endless.py:tokens
+           lumos train       --config=configs/endless.py:tokenizer   --workdir=endless/tokenizer
+           lumos tokenize    --config=configs/endless.py:tokens      --workdir=endless/tokenizer --out=endless/tokens
+           lumos train       --config=configs/endless.py:transformer --workdir=endless/transformer
+           lumos generate    --workdir=endless/transformer --prompt="a red circle moves left and right" --frames=2401 --out=out.mp4
+Expected:  docs/results.md ("Endless video"): colours are right, routes are not followed yet
+
+The tokenizer learns from short cuts, clips are tokenized whole, and the transformer learns from windows that begin at any latent
+frame. Attention sees two frames back in training as in generation, whose cache holds two, so a video never leaves what was learnt.
+"""
+
+from lumos.configs.demo import get_config as demo
+from lumos.slots import slot
+
+_SEEN = 2  # latent frames before one's own that attention sees
+_WINDOW = 9  # latent frames of a training window
+
+
+def get_config(variant: str = "transformer"):
+    """Variants: "tokenizer", "tokens" (the tokenizer's, with whole clips), "transformer", each also with ",smoke"."""
+    part, _, size = variant.partition(",")
+    config = demo(",".join(filter(None, ("tokenizer" if part == "tokens" else part, size))))
+    config.name = f"endless {part}"
+    config.shapes.level = "endless"
+    config.shapes.num_train = 1024
+    config.tokenizer_workdir = "endless/tokenizer"
+    side = 32 if size == "smoke" else 48
+    if part in ("tokenizer", "tokens"):
+        config.data.path = "endless/moving_shapes"
+        config.data.buckets = ((65 if part == "tokens" else 5 if size == "smoke" else 17, side, side),)
+        config.data.batch_size = 4
+    else:
+        config.data.path = "endless/tokens"
+        config.data.buckets = ((_WINDOW, side // 8, side // 8),)
+        config.data.windows = 0.8
+        config.data.batch_size = 6
+        config.model.first_frame = True
+        config.sequence.attention = slot("window", width=_SEEN + 1)
+        config.generate.cache = slot("fifo", width=_SEEN)
+        config.generate.positions = slot("relative", horizon=_WINDOW - 1)
+        config.generate.steps = 8
+    if size == "smoke":
+        config.shapes.num_train = 16
+        config.data.batch_size = 4
+    return config

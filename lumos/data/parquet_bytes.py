@@ -1,0 +1,150 @@
+"""Clips that lie in parquet files as values of a column, as Hugging Face sets have them.
+
+A value that stands in the file as it is has a byte range, which is read like a file. One that was compressed is read with the row group it is
+in, of which the last ones used are kept.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import mmap
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lumos import files
+from lumos.errors import UserError, printable
+
+_LONGEST_NAME = 1024  # bytes; what is longer is no path
+_KEPT_BYTES = 1 << 29  # of row groups
+_kept: collections.OrderedDict[tuple, Any] = collections.OrderedDict()
+_lock = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A value of a column of clips: `data`, the byte range `offset` (-1: there is none), and the values of other columns beside it."""
+
+    row: int
+    data: bytes | None
+    name: str
+    offset: int
+    fields: dict[str, Any]
+
+
+def media_column(path: Path) -> str:
+    """Return the column of a parquet file that holds files, "" where there is none: bytes, or {bytes, path}. Raises UserError."""
+    import pyarrow
+
+    file = _open(path)
+    for field in file.schema_arrow:
+        if pyarrow.types.is_struct(field.type):
+            inside = [field.type.field(i) for i in range(field.type.num_fields)]
+            if any(part.name == "bytes" and _is_binary(pyarrow, part.type) for part in inside):
+                return f"{field.name}.bytes"
+        elif _is_binary(pyarrow, field.type):
+            first = next(file.iter_batches(1, columns=[field.name]), [[]])[0]
+            if len(first) and len(first[0].as_py() or b"") > _LONGEST_NAME:
+                return field.name
+    return ""
+
+
+def _is_binary(pyarrow: Any, kind: Any) -> bool:
+    return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
+
+
+def values(path: Path, column: str) -> Iterator[Value]:
+    """Yield the values of a column of clips. Raises UserError where the file is damaged."""
+    file, row = _open(path), 0
+    top = column.partition(".")[0]
+    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as bytes_of_file:
+        for group in range(file.num_row_groups):
+            try:
+                rows = file.read_row_group(group).to_pylist()
+            except (ValueError, OSError) as error:
+                raise UserError(f"{path}: damaged behind row {row} ({printable(str(error))})") from error
+            search = _Search(file.metadata.row_group(group), column, bytes_of_file)
+            for fields in rows:
+                value, name = fields.pop(top), ""
+                if isinstance(value, dict):
+                    value, name = value.get("bytes"), value.get("path") or ""
+                yield Value(row, value, name, search(value) if value else -1, fields)
+                row += 1
+
+
+class _Search:
+    """Where values stand in a column chunk, in their order; the next one is mostly right behind the last."""
+
+    def __init__(self, group: Any, column: str, data: mmap.mmap):
+        chunks = [group.column(i) for i in range(group.num_columns)]
+        chunk = next(chunk for chunk in chunks if chunk.path_in_schema == column)
+        first = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+        self._data, self._first, self._next = data, first, first
+        self._end = first + chunk.total_compressed_size
+        self._plain = chunk.compression == "UNCOMPRESSED"
+
+    def __call__(self, value: bytes) -> int:
+        if not self._plain:
+            return -1
+        place = self._data.find(value, self._next, self._end)
+        if place < 0:
+            return self._data.find(value, self._first, self._end)  # one that was there before is stored once
+        self._next = place + len(value)
+        return place
+
+
+def read(path: str, row: int, column: str) -> bytes:
+    """Return the value of a row. Raises UserError."""
+    local = files.kept(files.path(path))
+    try:
+        facts = os.stat(local)
+        key = (path, facts.st_size, facts.st_mtime_ns)
+        file, ends = _cached((key, "file"), lambda: _opened(local))
+        group = int(np.searchsorted(ends, row, side="right"))
+        first = int(ends[group - 1]) if group else 0
+        found = _cached((key, group, column), lambda: _column_of(file, group, column))
+        value = found[row - first].as_py()
+    except (OSError, ValueError, IndexError) as error:
+        raise UserError(f"{path}: row {row} cannot be read ({printable(str(error))})") from error
+    if value is None:
+        raise UserError(f"{path}: row {row} holds nothing")
+    return value
+
+
+def _cached(key: tuple, make: Callable[[], Any]) -> Any:
+    with _lock:
+        if key in _kept:
+            _kept.move_to_end(key)
+            return _kept[key]
+    made = make()
+    with _lock:
+        _kept[key] = made
+        while len(_kept) > 1 and sum(getattr(part, "nbytes", 1 << 20) for part in _kept.values()) > _KEPT_BYTES:
+            _kept.popitem(last=False)
+    return made
+
+
+def _opened(path: Path) -> tuple[Any, np.ndarray]:
+    file = _open(path)
+    counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    return file, np.cumsum(counts)
+
+
+def _column_of(file: Any, group: int, column: str) -> Any:
+    table = file.read_row_group(group, columns=[column], use_threads=False)
+    found = table.column(0).combine_chunks()
+    return found.field("bytes") if "." in column else found
+
+
+def _open(path: Path) -> Any:
+    from pyarrow import parquet  # here: it takes a moment
+
+    try:
+        return parquet.ParquetFile(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a parquet file ({printable(str(error))})") from error

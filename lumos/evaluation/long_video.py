@@ -1,0 +1,85 @@
+"""How a long video holds up: what is measured of each tenth of it, and how far later tenths are from the first."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lumos.errors import UserError
+from lumos.evaluation import metric
+from lumos.evaluation.frames import frame_statistics
+from lumos.evaluation.metric import Metric
+from lumos.evaluation.subject import Clip, Subject
+from lumos.streaming.live import Live, Options
+from lumos.videos.progress import progress
+
+PARTS = 10
+_SHOWN = 4  # videos that are kept to look at
+
+
+def deviation(parts_NP: np.ndarray, *, weighted: bool = True) -> np.ndarray:
+    """Return how far a quantity of ten parts is from that of the first, relative to it, [N].
+
+    Weighted it is VDE (BlockVid, arXiv 2511.22973): the sum over later parts, the second nine times and the last once, so early
+    deviations count most. Otherwise it is their mean, which says more of a late collapse.
+    """
+    first = np.abs(parts_NP[:, :1])
+    relative = np.abs(parts_NP[:, 1:] - parts_NP[:, :1]) / np.where(first > 0, first, np.nan)
+    return relative @ np.arange(PARTS - 1, 0, -1) if weighted else relative.mean(axis=1)
+
+
+def long_video(subject: Subject) -> tuple[dict[str, Metric], list[Clip]]:
+    """Statistics, and on moving_shapes what a checker reads back, of each tenth of videos of `evaluate.long_seconds`."""
+    c, generator = subject.settings, subject.generator
+    if c.long_seconds <= 0:
+        raise UserError("measure 'long' needs config.evaluate.long_seconds, the length of its videos")
+    per_part = round(
+        c.long_seconds * generator.config.generate.fps / generator.tokenizer.config.temporal_compression / PARTS
+    )
+    if per_part < 2:
+        raise UserError(
+            f"config.evaluate.long_seconds={c.long_seconds:g} has no ten parts of two latent frames at least"
+        )
+    prompts, found, shown = subject.distinct, [], []
+    for start in progress(range(0, len(prompts), c.batch_size), "videos", len(prompts), lambda _: c.batch_size):
+        rows = slice(start, start + c.batch_size)
+        asked = subject.shapes_prompts[rows] if subject.is_shapes else None
+        live = Live(generator, prompts[rows], options=Options(seed=subject.seed + start))
+        videos, of_parts = [], []
+        for part in range(PARTS):  # the first has the frame that is alone too
+            frames = [next(live).pixels for _ in range(per_part + (part == 0))]
+            video = np.concatenate(frames, axis=1)
+            of_parts.append(_of_part(video, asked))
+            videos.append(video[:_SHOWN])
+        found.append({name: np.stack([part[name] for part in of_parts], axis=1) for name in of_parts[0]})
+        if not shown:
+            shown = list(np.concatenate(videos, axis=1))
+    protocol = f"{len(prompts)} prompts, videos of {c.long_seconds:g} s in {PARTS} parts of {per_part} latent frames, seeds from {subject.seed}"
+    metrics = {}
+    for name in found[0]:
+        parts_NP = np.concatenate([part[name] for part in found])
+        better = "high" if name in ("colour", "shape", "direction", "all_three") else ""
+        metrics[f"{name}_parts"] = metric.mean(parts_NP, protocol, better)
+        metrics[f"{name}_last"] = metric.mean(parts_NP[:, -1], f"last part; {protocol}", better)
+        if not better:
+            # Without a first value there is nothing to be relative to.
+            usable = parts_NP[parts_NP[:, 0] != 0]
+            if len(usable):
+                metrics[f"{name}_vde"] = metric.mean(deviation(usable), f"VDE; {protocol}", "low")
+                mean = deviation(usable, weighted=False)
+                metrics[f"{name}_deviation"] = metric.mean(
+                    mean, f"mean relative deviation from the first part; {protocol}", "low"
+                )
+    return metrics, [Clip("long", video, prompts[i], subject.seed + i) for i, video in enumerate(shown)]
+
+
+def _of_part(video_BFYXC: np.ndarray, asked) -> dict[str, np.ndarray]:
+    """Return what is measured of a part of each video, [B]."""
+    statistics = frame_statistics(video_BFYXC)
+    found = {name: statistics[name].mean(axis=1) for name in ("sharpness", "motion", "flicker")}
+    if asked is None:
+        return found
+    from lumos.data import moving_shapes
+
+    scores = [moving_shapes.score(video, prompt) for video, prompt in zip(video_BFYXC, asked)]
+    read = {name: np.array([score[name] for score in scores], float) for name in scores[0]}
+    return found | read | {"all_three": np.array([all(score.values()) for score in scores], float)}
