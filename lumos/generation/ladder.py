@@ -6,29 +6,18 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from lumos.generation.policy import CachePolicy
+from lumos.generation.policy import Fifo
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LadderCache(CachePolicy, name="ladder"):
+class LadderCache(Fifo, name="ladder"):
     """What the rule "ladder" still needs: the cells of near frames, and the memory tokens of `width` frames (FAR)."""
 
     width: int = 64  # latent frames that are remembered
-    bounded = True
-
-    def __post_init__(self):
-        if self.width < 1:
-            raise ValueError(f"width={self.width} must be at least 1")
-
-    def num_frames(self, clip_frames):
-        return self.width
 
     def num_slots(self, view):
         rungs, sizes = self._rungs(view), self._sizes(view)
         return view.sizes[0] + sum(num * size for num, size in zip(rungs, sizes)) + view.groups.size
-
-    def sees(self, frame_S, now, cut_S=0):
-        return super().sees(frame_S, now) & ((frame_S < 0) | (frame_S >= now - self.width))
 
     def settle(self, cache, view):
         """Keep what coming frames see; the text first, then the rungs from the oldest on, then the cells."""
