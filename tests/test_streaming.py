@@ -1,6 +1,7 @@
 """Videos that are made while they are watched."""
 
 import itertools
+import json
 
 import av
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import untrained
 
 from lumos.errors import UserError
-from lumos.streaming import script
+from lumos.streaming import script, stream_file
 from lumos.streaming.growing_video import GrowingVideo
 from lumos.streaming.live import Live, Options
 from lumos.streaming.pool import Pool
@@ -240,3 +241,20 @@ def test_seats_pause_go_back_and_fork(generator, baseline):
     with pytest.raises(UserError, match="rewind by 9 frames"):
         pool.rewind(seat, 9)
     assert pool.at(seat).frame == 6 and not pool.step(set())
+
+
+def test_a_script_becomes_a_file_that_goes_on_in_another(generator, tmp_path, monkeypatch):
+    """As long as its seconds, the second part at its frame; what was saved goes on as one stream would have."""
+    monkeypatch.setattr(stream_file.Generator, "load", lambda *_: generator)
+    run = lambda name, prompt, **more: stream_file.stream(
+        tmp_path, stream_file.Request(prompt=prompt, seed=3, **more), tmp_path / name
+    )
+    saved, profile = str(tmp_path / "saved"), tmp_path / "profile.json"
+    made = run("one.mp4", "a red circle[2s] | a blue square[1s#]", save=saved, profile=str(profile))
+    assert made["latent_frames"] == 7 and _num_frames(tmp_path / "one.mp4") == 1 + 3 * 8
+    assert json.loads(profile.read_text())["passes_per_frame"] == 3  # two, and one that writes
+    assert run("two.mp4", "a blue square", seconds=1.0, resume=saved)["latent_frames"] == 2
+    assert _num_frames(tmp_path / "two.mp4") == 8
+    with pytest.raises(UserError, match="--switch=magic: allowed"):
+        run("three.mp4", "a", switch="magic", seconds=1.0)
+    assert not (tmp_path / "three.mp4").exists()

@@ -60,12 +60,13 @@ def stream(workdir: str | Path, request: Request, out: str | Path, overrides: di
     starts = [first + start for start in script.starts(parts, live.frames_per_second)]
     script_seconds = None if parts[-1].seconds is None else sum(part.seconds for part in parts)
     seconds = request.seconds or script_seconds
-    last = None if seconds is None else first + round(seconds * live.frames_per_second)
+    # The first latent frame of a video is one frame of pixels, before its seconds.
+    end = None if seconds is None else first + round(seconds * live.frames_per_second) + (first == 0)
     facts = provenance.of_file(generator.config, workdir, step=generator.step, seed=request.seed)
     for start, part in zip(starts, parts):
         live.at(start, functools.partial(_begin, live, part, request.switch))
     with _stopped_by_signals() as asked, GrowingVideo(file, fps, {"prompt": request.prompt} | facts) as video:
-        while not asked and (last is None or live.frame <= last):
+        while not asked and (end is None or live.frame < end):
             shown = next(live)
             with live.profile.timed("file"):
                 video.write(shown.pixels[0])
