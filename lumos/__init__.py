@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lumos.api import load as load
     from lumos.api import load_config as load_config
     from lumos.api import load_tokenizer as load_tokenizer
+    from lumos.api import make_env as make_env
     from lumos.api import train as train
     from lumos.config import Config as Config
     from lumos.errors import Preempted as Preempted
@@ -46,6 +47,7 @@ _PUBLIC = {
     "load": "lumos.api",
     "load_config": "lumos.api",
     "load_tokenizer": "lumos.api",
+    "make_env": "lumos.api",
     "train": "lumos.api",
     "data": "lumos.data",
     "Config": "lumos.config",

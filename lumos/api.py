@@ -82,6 +82,44 @@ def load(
     return Model.load(path, fields, steps[0], weights)
 
 
+def make_env(
+    path: PathLike,
+    num_envs: int = 1,
+    *,
+    reward: Any = "",
+    max_steps: int = 0,
+    given: int = 1,
+    overrides: Mapping[str, Any] | None = None,
+) -> Any:
+    """Return a trained world as a batch of environments (`gymnasium.vector.VectorEnv`); needs lumos-video[worlds].
+
+    Args:
+      path: a training workdir of a transformer with one stream, the action, or a release as for `load`.
+      num_envs: environments that step together.
+      reward: (frames before uint8 [N, Y, X, 3], actions [N], frames after) -> (rewards [N], whether episodes end [N]), or its name
+        "module:function"; by default nothing is rewarded and no episode ends. `lumos.worlds.readers.Rewards` is one that was
+        learnt from recordings.
+      max_steps: after which an episode is cut off; 0 = never.
+      given: latent frames of a held-out clip that a world begins with.
+      overrides: values of config fields by their dotted names.
+
+    Raises:
+      UserError: no such run, or none of a world.
+    """
+    import importlib.util
+
+    if importlib.util.find_spec("gymnasium") is None:
+        raise UserError("lumos.make_env needs Gymnasium: pip install 'lumos-video[worlds]'")
+    from lumos.release.hub import local
+    from lumos.worlds.env import WorldEnv
+    from lumos.worlds.world import World
+
+    if num_envs < 1:
+        raise UserError(f"num_envs={num_envs} must be at least 1")
+    world = World.load(local(os.fspath(path)), num_envs, dict(overrides or {}), given=given)
+    return WorldEnv(world, reward=reward, max_steps=max_steps)
+
+
 def load_tokenizer(path: PathLike) -> Tokenizer:
     """Load a trained tokenizer: `encode` and `decode` turn pixels into tokens and back.
 
@@ -110,7 +148,7 @@ def train(
 
     Args:
       config: see `load_config`; config.task says what is trained.
-      workdir: folder, or gs:// URL, of checkpoints, metrics and samples.
+      workdir: folder, or URL in a bucket (gs://, s3://), of checkpoints, metrics and samples.
       overrides: values of config fields by their dotted names.
       init_from: workdir whose weights a new run starts from.
       fresh: parameters that start anew even so, such as ("lm_head", "embed").
@@ -160,7 +198,7 @@ def open_data(
     import jax
 
     from lumos.data.pipeline import make_pipeline
-    from lumos.training.match_data import match_data
+    from lumos.training.match_data import encoder_of, match_data
 
     run = match_data(load_config(config, overrides))
     return make_pipeline(
@@ -170,4 +208,5 @@ def open_data(
         process_count=jax.process_count(),
         start_step=step,
         train=shuffle,
+        encode=encoder_of(run),
     )

@@ -1,4 +1,4 @@
-"""Checkpoints: the only file that imports Orbax.
+"""Checkpoints: the only file that imports Orbax, with orbax_on_s3.py, which teaches it s3://.
 
 A workdir holds `config.json` and `checkpoints/<step>/` with one Orbax item each for params, optimizer state, EMA
 and extra state, and a small JSON item (step, position in the data, whether the run was healthy, versions). Saves are asynchronous and
@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 
 import lumos
-from lumos import files
+from lumos import files, orbax_on_s3
 from lumos.config_loading import read_resolved
 from lumos.errors import UserError
 from lumos.runtime.speed import resident_bytes
@@ -65,6 +65,7 @@ class Checkpointer:
         }
         self._keep, self._keep_every = keep, keep_every
         self._in_bucket = files.is_remote(self.directory)
+        orbax_on_s3.prepare(self.directory)
         policies = [preserve.PreserveAll()] if self._in_bucket else [preserve.LatestN(keep), _LastGood(self)]
         if keep_every:
             policies.append(preserve.EveryNSteps(keep_every))
@@ -367,6 +368,7 @@ def read_shapes(item: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 
     Raises UserError when the folder is damaged or gone.
     """
+    orbax_on_s3.prepare(item)
     try:
         tree = ocp.PyTreeCheckpointHandler().metadata(files.absolute(item)).tree
     except Exception as error:  # Orbax and TensorStore raise of every kind when files are damaged

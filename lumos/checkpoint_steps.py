@@ -20,7 +20,7 @@ def resolve(workdir: str | Path, text: str) -> list[int]:
     """
     steps = saved_steps(workdir)
     if not steps:
-        raise UserError(f"no checkpoint in {Path(workdir) / 'checkpoints'}")
+        raise UserError(f"no checkpoint in {workdir}/checkpoints")
     if text in ("", "latest", "-1"):
         return steps[-1:]
     if text == "all":
@@ -48,7 +48,7 @@ def saved_steps(workdir: str | Path) -> list[int]:
 def _best(workdir: str | Path, steps: list[int]) -> int:
     found = [
         (value if lower else -value, line["step"])
-        for line in metrics_writer.read(Path(workdir), "eval")
+        for line in metrics_writer.read(workdir, "eval")
         for name, lower in _LOWER_IS_BETTER.items()
         if (value := line.get(name)) is not None and line["step"] in steps
     ]

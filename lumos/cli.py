@@ -8,17 +8,19 @@ import logging
 import os
 import select
 import sys
+import threading
 import traceback
 
 from absl import flags
 from absl import logging as absl_logging
 
 from lumos.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, UserError, printable
-from lumos.files import check_scheme, is_of_a_bucket, is_remote, reason_of
+from lumos.files import SCHEMES, check_scheme, is_of_a_bucket, is_remote, reason_of, scheme_of
 from lumos.flag_definitions import describe
 from lumos.runtime import compile_cache
 from lumos.runtime.huge_pages import use_huge_pages
 from lumos.runtime.processes import started_by
+from lumos.staged import staged
 from lumos.verbs import VERBS
 
 _USAGE = """usage: lumos <verb> [flags]
@@ -37,6 +39,7 @@ _USAGE = """usage: lumos <verb> [flags]
   generate         prompts (and first frames) -> videos
   stream           prompts that change -> a video of any length, written while it is made
   serve            a web page that shows streams live and takes prompts
+  play             a trained world: keys in, frames out, on a web page or in the terminal
   plan             will it fit, and how fast: compile a step for a TPU pod without one
   launch           run a verb as many processes, here or on a cluster
   evaluate         a training workdir -> results.jsonl and an HTML report
@@ -105,7 +108,8 @@ def main(argv: list[str] | None = None) -> int:
         if "workdir" in values and values.workdir:
             compile_cache.use(values.workdir)
         _start_logging()
-        return run(values, overrides) or 0
+        with staged(values, _to_be_staged(verb, values)):
+            return run(values, overrides) or 0
     except UserError as error:
         return _fail(str(error), EXIT_USER_ERROR)
     except Preempted as error:
@@ -149,12 +153,12 @@ def _refuse_odd_paths(verb: str, arguments: list[str]) -> None:
         if not word.startswith("-") or name not in _PATHS:
             continue
         value = value if equals else following
-        if value.startswith("hf://") and verb in ("generate", "stream", "upload"):
+        if value.startswith("hf://") and verb in ("evaluate", "generate", "play", "serve", "stream", "upload"):
             continue
         check_scheme(value, f"--{name}")
-        if verb != "launch" and is_remote(value) and name not in (*_REMOTE.get(verb, ()), *_REMOTE_FIELDS):
+        if is_remote(value) and (verb, name) in _SHARED_WHILE_WRITTEN:
             raise UserError(
-                f"--{name}={value}: lumos {verb} takes a local path here; copy what is in the bucket, or give a mount"
+                f"--{name}={value}: lumos {verb} takes a local path here, which its processes share while they work"
             )
         home = os.path.expanduser(value)
         if home != value and not os.path.lexists(value.split("/")[0]):
@@ -163,19 +167,27 @@ def _refuse_odd_paths(verb: str, arguments: list[str]) -> None:
 
 _PATHS = (
     "workdir", "out", "input", "to", "init_from", "image", "video", "manifest", "config", "dump", "text", "tokenizer", "ids", "path", "tokens", "sheet", "cuts",
-    "other", "config.data.path", "config.tokenizer_workdir", "config.text.model",
+    "other", "record", "config.data.path", "config.tokenizer_workdir", "config.text.model",
 )  # fmt: skip
 
 
-# What may be in a bucket. `lumos launch` leaves it to the verb that it launches.
+# What is read and written in a bucket as it is; of other paths there is a local copy (staged.py). `lumos launch` leaves all to the verb.
 _REMOTE = {
     "train": ("workdir", "config", "init_from"), "tokenize": ("workdir", "out", "config"), "replay": ("dump",),
     "data index": ("input", "out", "config"), "data vocab": ("manifest",), "data check": ("tokens", "workdir"),
     "data cut": ("manifest", "out", "cuts"), "data filter": ("manifest", "out"), "generate": ("workdir",), "stream": ("workdir",),
-    "serve": ("workdir",), "evaluate": ("workdir",),
+    "play": ("workdir",), "serve": ("workdir",), "evaluate": ("workdir",), "export": ("workdir",), "sweep": ("workdir",),
     "info": ("path",), "config show": ("config",), "config diff": ("config", "other"),
 }  # fmt: skip
-_REMOTE_FIELDS = ("config.data.path", "config.tokenizer_workdir")
+_SHARED_WHILE_WRITTEN = (("sweep", "out"), ("demo", "workdir"))
+
+
+def _to_be_staged(verb: str, values: flags.FlagValues) -> list[str]:
+    """Return the flags whose values are URLs of buckets where the verb wants a local path."""
+    if verb == "launch":
+        return []
+    names = [name for name in _PATHS if name in values and name not in _REMOTE.get(verb, ())]
+    return [name for name in names if isinstance(values[name].value, str) and scheme_of(values[name].value) in SCHEMES]
 
 
 def run_and_exit() -> None:
@@ -196,7 +208,14 @@ def run_and_exit() -> None:
         # At its end a process waits for the others of the run, and they wait for this one in a collective.
         sys.stderr.flush()
         os._exit(code)
+    if code not in (0, EXIT_PREEMPTED):  # threads that still write to what cannot be written would keep it for ever
+        last = threading.Timer(_SECONDS_TO_LEAVE, os._exit, [code])
+        last.daemon = True
+        last.start()
     sys.exit(code)
+
+
+_SECONDS_TO_LEAVE = 20.0  # of a process that has said what is wrong
 
 
 def _nobody_reads() -> bool:

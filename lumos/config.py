@@ -33,6 +33,7 @@ from lumos.model.axis_heads import Axes  # noqa: F401  (a member of Head)
 from lumos.model.continuous_heads import Flow, Mixture  # noqa: F401  (members of Head)
 from lumos.model.copy_head import Copy  # noqa: F401  (a member of Head)
 from lumos.model.heads import Categorical, Head
+from lumos.model.injection import Injection, Token
 from lumos.model.mixer import Mixer, Softmax
 from lumos.sequence.arrangement import Arrangement, Compact
 from lumos.sequence.codebooks import Layers, Parts  # noqa: F401  (members of Arrangement)
@@ -43,6 +44,7 @@ from lumos.sequence.ladder import Ladder  # noqa: F401  (a member of Rule)
 from lumos.sequence.lumos1 import Lumos1  # noqa: F401  (a member of Arrangement)
 from lumos.sequence.metric import Metric  # noqa: F401  (a member of Kernel)
 from lumos.sequence.rule import Rule, StageCausal
+from lumos.sequence.streams import StreamConfig
 from lumos.sequence.targets import InPlace, LossWeights, Masked, TargetRule
 from lumos.sequence.upsampled import Upsampled  # noqa: F401  (a member of Kernel)
 from lumos.sharding import MeshConfig
@@ -56,7 +58,7 @@ class DataConfig:
     # What a training example is: "moving_shapes" (a prepared TFDS folder), "clips" (a manifest written by
     # `lumos data index`) or "tokens" (shards written by `lumos tokenize`).
     source: str = "moving_shapes"
-    # Folder (moving_shapes, tokens) or manifest file (clips); several with weights: a.jsonl=3,b.jsonl. What exists as
+    # Folder (moving_shapes, tokens) or manifest file (clips, or beside tokens); several with weights: a.jsonl=3,b.jsonl. What exists as
     # written is one path, the longest first; any other name with a comma or =number stands in double quotes: "a,b"=3,c.
     path: str = ""
     split: str = "train"  # split to train on
@@ -67,12 +69,16 @@ class DataConfig:
     # one nearest in aspect ratio and length, and batch sizes shrink so that tokens per step stay equal.
     buckets: tuple[tuple[int, int, int], ...] = ()
     fps: float = 0.0  # target frame rate of decoded clips; 0 keeps the rate of the file
+    # Flags of `lumos data record`, by which `lumos demo` makes the clips: --game=vizdoom --level=my_way_home
+    record: str = ""
     # Of several captions an example draws one with weights (its words)**power: 0 = alike, 1 = long ones, -1 = short ones more
     caption_length_power: float = 0.0
     image_fraction: float = 0.0  # share of steps whose batch is single frames (joint image/video training)
     # Share of token clips that begin at any latent frame, where they are longer than their bucket; others begin at their first
     windows: float = 0.0
-    # "clips": the first of the manifest that fit are decoded once and kept; tokens in a bucket: records on the local disk
+    # "clips": what comes with the frames into the tokens, one entry for each stream: (dict(name="action", codes=4),)
+    streams: tuple[StreamConfig, ...] = ()
+    # "clips": the first of the manifest that fit are decoded once and kept; what lies in a bucket: bytes on the local disk, of a process
     cache_gb: float = 2.0
     num_threads: int = 2  # grain read threads
     prefetch: int = 4  # batches prepared ahead
@@ -112,7 +118,7 @@ class TokenizerConfig:
     channels: int = 16  # width of the first level
     channel_mult: tuple[int, ...] = (1, 2, 2)  # width of each level, as a multiple of channels
     num_res_blocks: int = 1  # residual blocks per level (the decoder has one more)
-    patch_size: int = 4  # Haar patcher, in time and space
+    patch_size: int = 4  # Haar patcher, in time and space; in time at most temporal_compression
     spatial_compression: int = 8  # pixels per latent cell, along rows and columns
     temporal_compression: int = 4  # frames per latent frame (the first frame has its own)
     z_channels: int = 16  # width before and after the quantiser's projection
@@ -210,6 +216,7 @@ class ModelConfig:
     visual_vocab: int = 0  # 0 = codebook of the tokenizer
     mixer: Mixer = Softmax()  # how layers gather from what their tokens see
     head: Head = Categorical()  # how codes are predicted
+    streams: Injection = Token()  # how layers learn of the streams beside the video, such as actions
     # Memory tokens: one for every k x k cells of a frame, for each k; the attention "ladder" sees old frames through them
     memory: tuple[int, ...] = ()
     # Tells codes of the first latent frame of a video, which stands for one frame of pixels, from all others (`data.windows`)
@@ -325,7 +332,8 @@ class EvaluateConfig:
     num_frames: int = 0
     # Side of the square to which clips are cut and shrunk before these distances; 0 = as generated
     frame_size: int = 0
-    long_seconds: float = 0.0  # length of the videos of the measure "long", which is taken if it is above 0
+    # Length of the videos of the measure "long", taken if it is above 0, and of the sessions of "world"
+    long_seconds: float = 0.0
     mask_ratio: float = 0.7  # of the fixed evaluation mask
     # Metric networks for reconstructions, from lumos-video[metrics]: any of "alex", "vgg" (LPIPS), "i3d" (rFVD).
     networks: tuple[str, ...] = ()

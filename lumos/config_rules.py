@@ -13,6 +13,7 @@ from lumos import training_rules
 from lumos.errors import UserError, short, suggest
 from lumos.files import is_remote
 from lumos.runtime.trackers import TRACKERS
+from lumos.sequence import streams
 
 if TYPE_CHECKING:
     from lumos.config import Config, ModelConfig, TokenizerConfig
@@ -78,6 +79,7 @@ def check(config: Config) -> None:
     _check_model(config.model)
     _check_tokenizer(config.tokenizer)
     _check_data(config)
+    streams.check(config.data.streams, config.data.source, config.tokenizer.body)
     local = {"text.model": config.text.model} | {
         "data.path": config.data.path if config.data.source == "moving_shapes" else ""
     }
@@ -186,6 +188,10 @@ def _check_method(config: Config) -> None:
             f"text; {config.model.head.name!r} has none"
         )
     _check_memory(config)
+    if not config.model.streams.in_sequence and (not c.streams or config.model.post_norm):
+        raise UserError(
+            f"config.model.streams={config.model.streams.name!r} needs config.sequence.streams (now {c.streams}) and config.model.post_norm=False"
+        )
     if config.model.code_levels and config.model.head.name != "categorical":
         raise UserError("config.model.code_levels shares parts of the head 'categorical'; set it to () with others")
     if g.sampler.single_pass and g.steps != 1:
@@ -258,7 +264,7 @@ def _check_tokenizer(tokenizer: TokenizerConfig) -> None:
         value = getattr(tokenizer, name)
         if value < 1 or value & (value - 1):
             raise UserError(f"config.tokenizer.{name}={value} must be a power of two")
-        if value < tokenizer.patch_size:
+        if value < tokenizer.patch_size and name != "temporal_compression":  # a patch has fewer frames then
             raise UserError(
                 f"config.tokenizer.{name}={value} must be at least config.tokenizer.patch_size={tokenizer.patch_size}"
             )
@@ -300,7 +306,7 @@ def _check_causal(tokenizer: TokenizerConfig) -> None:
         if getattr(tokenizer, name):
             raise UserError(f"config.tokenizer.{name} is for body 'holistic'; this one is {tokenizer.body!r}")
     space, time = (
-        int(math.log2(compression // tokenizer.patch_size))
+        int(math.log2(max(compression // tokenizer.patch_size, 1)))
         for compression in (tokenizer.spatial_compression, tokenizer.temporal_compression)
     )
     # The decoder doubles time from its second level on, and space with it, or from the first where there is more of it.

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from absl import flags
+
 from lumos import outputs
 from lumos.errors import UserError
 from lumos.flag_definitions import Verb, decimal, group, number, text
@@ -49,14 +53,31 @@ def _data_shapes(values, overrides):
     moving_shapes.prepare(c.data.path, c.shapes, c.data.buckets[0], c.seed)
 
 
-def _data_record(values, overrides):
-    outputs.check_folder(values.out, "--out")
-    from lumos.data.games import record
+def record(arguments: list[str]) -> Path:
+    """Record clips by the flags of `lumos data record`; return the list of them. Raises UserError."""
+    values = flags.FlagValues()
+    VERBS["data record"].define(values)
+    try:
+        rest = values(["", *arguments])[1:]
+    except flags.Error as error:
+        raise UserError(f"config.data.record: {error}") from error
+    if rest:
+        raise UserError(f"config.data.record: unexpected {rest[0]!r}; flags of lumos data record are --name=value")
+    return _record(values)
 
-    path = record(
-        values.game, values.out, values.clips, num_frames=values.frames, seed=values.seed, workers=values.workers
-    )
+
+def _data_record(values, overrides):
+    path = _record(values)
     print(f"{path}; next: lumos data index --input={path} --out={path.with_name('manifest.jsonl')}")
+
+
+def _record(values) -> Path:
+    outputs.check_folder(values.out, "--out")
+    from lumos.data import games
+
+    options = {name: values[name].value for name in ("seed", "workers", "level", "skip")}
+    actions = tuple(filter(None, (name.strip() for name in values.actions.split(","))))
+    return games.record(values.game, values.out, values.clips, num_frames=values.frames, actions=actions, **options)
 
 
 def _data_vocab(values, overrides):
@@ -131,6 +152,15 @@ VERBS: dict[str, Verb] = {
             number("clips", 1024, "clips in all; of eight, six are for training, one for validation, one for test"),
             number("frames", 33, "frames of a clip"),
             number("seed", 0, "random seed"),
+            text(
+                "level", "", "level of VizDoom (defend_the_center) or game of ALE (pong) of all clips; by default many"
+            ),
+            text(
+                "actions",
+                "",
+                "of the level, with commas, numbered in this order: none,turn left,turn right; by default all",
+            ),
+            number("skip", 4, "tics of the game between two frames"),
             number("workers", 2, "processes that play"),
         ),
         _data_record,
@@ -167,7 +197,7 @@ VERBS: dict[str, Verb] = {
             number(
                 "near_duplicates",
                 -1,
-                "bits (of 64) by which hashes of middle frames may differ that look alike; -1 = off",
+                "bits (of 64) by which hashes of frames may differ, on the average, of clips that look alike; -1 = off",
             ),
             number("threads", 2, "clips that are looked at at a time"),
         ),

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import resource
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -27,28 +28,34 @@ def demo(workdir: str | Path, config_file: str = "configs/demo.py", variant: str
     Every stage resumes: a demo that was stopped goes on where it was. `config_file` has the variants "tokenizer", "tokens" (the
     tokenizer's run with `data.buckets` of whole clips) and "transformer"; `variant` ("smoke") is appended to each.
     """
-    from lumos.data import moving_shapes
-
     # Absolute, because the runs' configs name each other's folders.
     start, workdir = time.perf_counter(), Path(workdir).absolute()
     suffix = f",{variant}" if variant else ""
     tokenizer_run = config_loading.load(f"{config_file}:tokenizer{suffix}")
     tokens_run = config_loading.load(f"{config_file}:tokens{suffix}")
     transformer_run = config_loading.load(f"{config_file}:transformer{suffix}")
-    clips, tokens = workdir / "moving_shapes", workdir / "tokens"
+    is_game, tokens = bool(tokens_run.data.record), workdir / "tokens"
+    clips = workdir / "clips" / "manifest.jsonl" if is_game else workdir / "moving_shapes"
     tokenizer_run, tokens_run = (_with_paths(run, clips, workdir) for run in (tokenizer_run, tokens_run))
     transformer_run = _with_paths(transformer_run, tokens, workdir)
 
-    _stage(1, "drawing captioned clips")
-    moving_shapes.prepare(clips, tokens_run.shapes, tokens_run.data.buckets[0], tokens_run.seed)
+    if is_game:
+        _stage(1, "playing, and recording what is played")
+        _record(tokens_run, clips)
+    else:
+        from lumos.data import moving_shapes
+
+        _stage(1, "drawing captioned clips")
+        moving_shapes.prepare(clips, tokens_run.shapes, tokens_run.data.buckets[0], tokens_run.seed)
     _stage(2, "training the tokenizer")
     train(tokenizer_run, workdir / "tokenizer")
     _stage(3, "turning clips into tokens")
-    tokenize(tokens_run, pretrained.load(workdir / "tokenizer"), tokens)
+    splits = ("train", "validation", "test") if is_game else ()  # worlds are measured on clips of test
+    tokenize(tokens_run, pretrained.load(workdir / "tokenizer"), tokens, splits=splits)
     _stage(4, "training the transformer")
     train(transformer_run, workdir / "transformer")
-    _stage(5, "generating unseen prompts, and measuring")
-    results = evaluate(workdir / "transformer", workdir / "report")
+    _stage(5, "playing the world, and measuring" if is_game else "generating unseen prompts, and measuring")
+    results = evaluate(workdir / "transformer", workdir / "report", what="world" if is_game else "all")
 
     reconstruction = results["reconstruction"]
     summary = {
@@ -57,18 +64,31 @@ def demo(workdir: str | Path, config_file: str = "configs/demo.py", variant: str
         "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         / (2**20 if sys.platform == "linux" else 2**30),
         "tokenizer": {name: reconstruction[name] for name in ("psnr", "usage", "codebook_size")},
-        "prompt_accuracy": results["prompt_accuracy"],
-        "generate": results["generate"],
+        **{name: results[name] for name in ("prompt_accuracy", "generate", "world") if name in results},
         "versions": versions(),
     }
     (workdir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(json.dumps(summary, indent=1))
     print(f"\nreport:        {workdir / 'report' / 'index.html'}")
+    if is_game:
+        print(f"play it:       lumos play --workdir={workdir / 'transformer'}")
+        return summary
     print(f"contact sheet: {workdir / 'report' / 'prompts.png'}")
     print(
         f"your prompt:   lumos generate --workdir={workdir / 'transformer'} --prompt='a red circle moves left' --out=out.mp4"
     )
     return summary
+
+
+def _record(config: Config, manifest: Path) -> None:
+    """Record the clips of a world, unless they are there."""
+    if manifest.exists():
+        return
+    from lumos.data.index import index
+    from lumos.data_verbs import record
+
+    flags = [*shlex.split(config.data.record), f"--out={manifest.parent}", f"--seed={config.seed}"]
+    index(record(flags), manifest, config.data)
 
 
 def _with_paths(config: Config, data: Path, workdir: Path) -> Config:

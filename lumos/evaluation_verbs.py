@@ -27,6 +27,7 @@ def _generate(values, overrides):
         samples=max(values.samples_per_prompt, 1),
         given=values.image or values.video or "",
         num_frames=values.frames,
+        actions=values.actions,
         seed=values.seed,
         step=values.step,
         weights=values.weights,
@@ -52,11 +53,24 @@ def _stream(values, overrides):
 
 
 def _serve(values, overrides):
+    from lumos.release.hub import local
     from lumos.streaming.serve import serve
 
     if values.seats < 1:
         raise UserError(f"--seats={values.seats} must be at least 1")
-    serve(values.workdir, values.host, values.port, values.seats, overrides)
+    serve(local(values.workdir), values.host, values.port, values.seats, overrides)
+
+
+def _play(values, overrides):
+    from lumos.release.hub import local
+    from lumos.worlds.play import play
+
+    if values.seats < 1:
+        raise UserError(f"--seats={values.seats} must be at least 1")
+    if values.record:
+        outputs.check_folder(values.record, "--record")
+    names = ("terminal", "host", "port", "seats", "seed", "record", "speculate")
+    play(local(values.workdir), overrides=overrides, **{name: values[name].value for name in names})
 
 
 def _generate_benchmark(values, overrides):
@@ -90,11 +104,12 @@ def _is_first() -> bool:
 def _evaluate(values, overrides):
     outputs.check_folder(values.out, "--out")
     from lumos.evaluation.evaluate import evaluate
+    from lumos.release.hub import local
 
     join_processes()
     options = {name: values[name].value for name in ("seed", "what", "step", "weights", "prompts")}
     samples = {"evaluate.samples_per_prompt": str(values.samples_per_prompt)} if values.samples_per_prompt else {}
-    results = evaluate(values.workdir, values.out, _with_dtype(values, overrides) | samples, **options)
+    results = evaluate(local(values.workdir), values.out, _with_dtype(values, overrides) | samples, **options)
     if _is_first():
         print(results["report"])
 
@@ -156,12 +171,27 @@ _MODEL = text("workdir", None, "training workdir, release (lumos export), or hf:
 VERBS: dict[str, Verb] = {
     "serve": Verb(
         group(
-            _WORKDIR,
+            _MODEL,
             text("host", "127.0.0.1", "address to listen at; beyond this machine the printed address holds a token"),
             number("port", 8080, "port to listen at"),
             number("seats", 4, "viewers at a time"),
         ),
         _serve,
+    ),
+    "play": Verb(
+        group(
+            _MODEL,
+            switch("terminal", False, "play in this terminal, in half blocks, instead of on a page"),
+            text("host", "127.0.0.1", "address of the page; beyond this machine the printed address holds a token"),
+            number("port", 8080, "port of the page"),
+            number("seats", 1, "players at a time, on the page"),
+            number("seed", 0, "random seed, in the terminal; it chooses the held-out frame that the world begins with"),
+            text(
+                "record", "", "folder for sessions: .mp4, .npz with the actions, and clips.jsonl for lumos data index"
+            ),
+            switch("speculate", False, "make the next frame before it is due, as if the key stayed (terminal)"),
+        ),
+        _play,
     ),
     "stream": Verb(
         group(
@@ -197,15 +227,16 @@ VERBS: dict[str, Verb] = {
             text("video", None, "first frames: video-to-video continuation"),
             *_CHECKPOINT,
             number("frames", 0, "frames to make in all, 1 + 4k; 1 = an image; 0 = as trained"),
+            text("actions", "", "that lead to the frames of a world, one by one: 'turn left*8,move forward*4,none'"),
             number("seed", 0, "random seed"),
         ),
         _generate,
     ),
     "evaluate": Verb(
         group(
-            _WORKDIR,
+            _MODEL,
             text("out", None, "folder of the report", required=True),
-            text("what", "all", "all | tokenizer (reconstruction alone)"),
+            text("what", "all", "all | tokenizer (reconstruction alone) | world (a model that is played)"),
             *_CHECKPOINT,
             text("prompts", "", "file of prompts: .txt (one a line), .csv or .jsonl; held-out prompts by default"),
             number("samples_per_prompt", 0, "clips of each prompt; by default config.evaluate.samples_per_prompt"),

@@ -83,6 +83,15 @@ def file_system(path: str | os.PathLike) -> Any:
     return _file_system(scheme_of(path))
 
 
+def s3_server() -> tuple[str, str]:
+    """Return the address and region of the server of s3:// that is not Amazon's; two empty texts where it is."""
+    fs = _file_system("s3")
+    fs.connect()
+    facts = fs.s3.meta
+    ours = not (facts.endpoint_url.rstrip("/") + "/").endswith(("amazonaws.com/", "amazonaws.com.cn/"))
+    return (facts.endpoint_url, facts.region_name or "us-east-1") if ours else ("", "")
+
+
 def absolute(path: Path) -> Path:
     return path if is_remote(path) else path.absolute()
 
@@ -263,7 +272,7 @@ def borrowed(path: str | Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="lumos-") as folder:
         local = Path(folder) / os.fspath(path).rpartition("/")[2]
-        _get(path, local)
+        get(path, local)
         yield local
 
 
@@ -279,7 +288,7 @@ def kept(path: Path) -> Path:
     local = _cache() / f"{hashlib.sha256(version.encode()).hexdigest()[:16]}-{path.name}"
     if not local.exists():
         partial = local.with_name(f"{local.name}.{threading.get_ident()}")
-        _get(path, partial)
+        get(path, partial)
         os.replace(partial, local)
     return local
 
@@ -291,14 +300,15 @@ def _cache() -> Path:
     return Path(folder.name)
 
 
-def _get(path: str | Path, local: Path) -> None:
+def get(path: str | os.PathLike, local: Path) -> None:
+    """Copy a file of a bucket to the local disk. Raises UserError."""
     try:
         retried(lambda: file_system(path).get_file(os.fspath(path), str(local)))
     except Exception as error:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: str | Path, error: Exception) -> UserError:
+def _unreadable(path: str | os.PathLike, error: Exception) -> UserError:
     return UserError(f"{printable(os.fspath(path))}: cannot be read ({reason_of(error)})")
 
 
@@ -347,6 +357,14 @@ def put_tree(local: Path, remote: Path) -> None:
     """Upload all files below a folder."""
     for file in filter(Path.is_file, sorted(local.rglob("*"))):
         put(file, remote / file.relative_to(local).as_posix())
+
+
+def get_tree(remote: Path, local: Path) -> None:
+    """Copy all files below a folder of a bucket to the local disk. Raises UserError."""
+    for file in find(remote, "*"):
+        place = local / os.fspath(file).removeprefix(f"{os.fspath(remote)}/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        get(file, place)
 
 
 def copy_tree(source: Path, target: Path, last: str) -> None:

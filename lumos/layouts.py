@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from lumos import geometry
@@ -36,6 +38,7 @@ def make_layout(config: Config, grid: tuple[int, int, int] | None = None, *, cop
             streams=sizes,
             memory=bool(memory),
         )
+        ids = dataclasses.replace(ids, stream_tokens=tuple(counts))
         layout = c.layout.layout(
             ids, c.text_length, grid, timing=timing(config, grid[0]), copies=copies or c.copies, start=start, streams=counts, memory=memory
         )  # fmt: skip

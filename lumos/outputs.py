@@ -48,10 +48,6 @@ def check_workdir(path: str | Path, flag: str) -> Path:
 
     Raises UserError also where it has characters of patterns: Orbax looks for the parts of a checkpoint by a pattern.
     """
-    if files.scheme_of(path) == "s3":
-        raise UserError(
-            f"{flag}={printable(str(path))}: checkpoints go to a local folder or gs://; s3:// is for data alone"
-        )
     folder = check_folder(path, flag)
     if odd := sorted(set("*?[\\") & set(str(files.absolute(folder)))):
         raise UserError(

@@ -36,6 +36,8 @@ def from_dict(cls, values: dict[str, Any], where: str):
 
 def to_dict(value: Any) -> Any:
     """Return a dataclass as nested dicts; a slot's member has its name beside its settings."""
+    if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+        return tuple(map(to_dict, value))
     if not dataclasses.is_dataclass(value):
         return value
     fields = {field.name: to_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
@@ -94,7 +96,7 @@ def _coerce(kind: Any, value: Any, where: str) -> Any:
             kinds = kinds[:1] * len(value)
         if len(kinds) != len(value):
             raise UserError(f"{where} must have {len(kinds)} entries, got {short(value)}")
-        return tuple(_coerce(kind, item, where) for kind, item in zip(kinds, value))
+        return tuple(_reader(kind)(kind, item, where) for kind, item in zip(kinds, value))
     if type(value) is int and abs(value) >= _INT_LIMIT:
         raise UserError(f"{where}={short(value)} is too large")
     if kind is float and type(value) is int:

@@ -10,11 +10,14 @@ import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
+_NAMES = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_EC2_METADATA_DISABLED")
 _KEY = {"accessKey": "lumos", "secretKey": "lumos-secret"}
 
 
@@ -39,38 +42,48 @@ def _free_ports(number: int) -> list[int]:
     return ports
 
 
+def start(folder: str | Path) -> subprocess.Popen:
+    """Start a server that keeps its files in a folder, and point all clients of this process and its children to it."""
+    ports = dict(zip(("master.port", "volume.port", "filer.port", "s3.port"), _free_ports(4)))
+    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    identities = [
+        {"name": "lumos", "credentials": [_KEY], "actions": actions},
+        {"name": "anonymous", "actions": ["Read", "List"]},  # for `names` and `read`
+    ]
+    (Path(folder) / "s3.json").write_text(json.dumps({"identities": identities}))
+    flags = [f"-{name}={port}" for name, port in ports.items()]
+    flags += [f"-{kind}.port.grpc={port}" for kind, port in zip(("master", "volume", "filer", "s3"), _free_ports(4))]
+    # What else it would serve has ports of its own, the same for all servers of a machine.
+    flags += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
+    flags += ["-volume.max=500", "-master.volumeSizeLimitMB=256"]  # every bucket takes some
+    command = [_binary(), "server", f"-dir={folder}", "-ip=127.0.0.1", "-s3", f"-s3.config={folder}/s3.json", *flags]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
+    url = f"http://127.0.0.1:{ports['s3.port']}"
+    os.environ |= dict(zip(_NAMES, (url, "lumos", "lumos-secret", "us-east-1", "true")))
+    try:
+        _wait(url, server)
+    except BaseException:
+        stop(server)
+        raise
+    return server
+
+
+def stop(server: subprocess.Popen) -> None:
+    server.send_signal(signal.SIGKILL)  # it ignores others for long
+    server.wait()
+    for name in _NAMES:
+        os.environ.pop(name, None)
+
+
 @pytest.fixture(scope="session")
 def s3():
-    """The server's address; clients of this process find it."""
+    """A server that clients of this process find."""
     with tempfile.TemporaryDirectory() as folder:
-        ports = dict(zip(("master.port", "volume.port", "filer.port", "s3.port"), _free_ports(4)))
-        identity = {"name": "lumos", "credentials": [_KEY], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
-        (Path(folder) / "s3.json").write_text(json.dumps({"identities": [identity]}))
-        flags = [f"-{name}={port}" for name, port in ports.items()]
-        more = [*(f"{kind}.port.grpc" for kind in ("master", "volume", "filer", "s3")), "s3.port.iceberg"]
-        flags += [f"-{name}={port}" for name, port in zip(more, _free_ports(5))]
-        command = [
-            _binary(),
-            "server",
-            f"-dir={folder}",
-            "-ip=127.0.0.1",
-            "-s3",
-            f"-s3.config={folder}/s3.json",
-            *flags,
-        ]
-        server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder)
-        url = f"http://127.0.0.1:{ports['s3.port']}"
-        names = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "lumos", "AWS_SECRET_ACCESS_KEY": "lumos-secret"}
-        names |= {"AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
-        os.environ.update(names)
+        server = start(folder)
         try:
-            _wait(url, server)
-            yield url
+            yield server
         finally:
-            server.send_signal(signal.SIGKILL)  # it ignores others for long
-            server.wait()
-            for name in names:
-                os.environ.pop(name, None)
+            stop(server)
 
 
 def _wait(url: str, server: subprocess.Popen) -> None:
@@ -87,12 +100,10 @@ def _wait(url: str, server: subprocess.Popen) -> None:
     raise AssertionError("the server of s3:// does not answer")
 
 
-@pytest.fixture
-def s3_bucket(s3):
-    """An empty bucket, as a URL."""
+def make(name: str) -> str:
+    """Make a bucket and return its URL."""
     from lumos import files
 
-    name = f"b{time.monotonic_ns()}"
     fs, until = files.file_system("s3://x"), time.monotonic() + 30
     while True:
         try:
@@ -103,3 +114,35 @@ def s3_bucket(s3):
         except OSError:  # its volumes come up after it answers
             assert time.monotonic() < until
             time.sleep(0.2)
+
+
+def names(url: str) -> list[str]:
+    """Return the names of the objects whose URLs begin so, without a client's threads."""
+    bucket, _, prefix = url.partition("://")[2].partition("/")
+    found, after = [], ""
+    while True:
+        query = urllib.parse.urlencode(
+            {"list-type": 2, "prefix": prefix} | ({"continuation-token": after} if after else {})
+        )
+        answer = ElementTree.fromstring(urllib.request.urlopen(f"{os.environ[_NAMES[0]]}/{bucket}?{query}").read())
+        found += [element.text for element in answer.iter() if element.tag.endswith("}Key")]
+        after = "".join(
+            element.text or "" for element in answer.iter() if element.tag.endswith("}NextContinuationToken")
+        )
+        if not after:
+            return found
+
+
+def read(url: str) -> str:
+    """Return the text of an object; "" where there is none."""
+    try:
+        address = f"{os.environ[_NAMES[0]]}/{urllib.parse.quote(url.partition('://')[2])}"
+        return urllib.request.urlopen(address).read().decode()
+    except urllib.error.HTTPError:
+        return ""
+
+
+@pytest.fixture
+def s3_bucket(s3):
+    """An empty bucket, as a URL."""
+    return make(f"b{time.monotonic_ns()}")

@@ -279,6 +279,21 @@ def test_a_release_that_is_not_whole_is_refused_by_name(released, tmp_path, dama
     assert describe(folder)["problems"]
 
 
+@pytest.mark.slow
+def test_a_release_is_evaluated_without_its_data(released, hub, tmp_path, capsys):
+    """From a folder and from the Hub; with tokens there is a likelihood too. A sweep wants checkpoints."""
+    shutil.copytree(released, hub)
+    small = ["--config.evaluate.num_prompts=8", "--config.evaluate.batch_size=8"]
+    assert cli.main(["evaluate", "--workdir=hf://org/name", f"--out={tmp_path}/report", *small]) == 0
+    row = json.loads((tmp_path / "report" / "row.json").read_text())
+    assert row["cell"]["step"] == 3 and row["metrics"]["prompts/colour"]["n"] == 8
+    assert not [name for name in row["metrics"] if name.startswith(("likelihood", "reconstruction"))]
+    assert (tmp_path / "report" / "index.html").exists()
+    assert "left out for want of data" in capsys.readouterr().err
+    assert cli.main(["sweep", f"--workdir={released}", f"--out={tmp_path}/s"]) == 2
+    assert "no checkpoint in" in capsys.readouterr().err
+
+
 def test_a_release_is_one_set_of_weights(released):
     for options, message in (
         ({"step": 3}, "no checkpoint in"),

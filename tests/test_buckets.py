@@ -8,13 +8,14 @@ from pathlib import Path
 import buckets
 import numpy as np
 import pytest
+from absl import flags
 from buckets import bucket, storage  # noqa: F401
 from test_pipeline import make_config
 from test_token_folder import FakeTokenizer
 from test_video import numbered_video
 from tokens import one_device, run_config, write_tokens  # noqa: F401
 
-from lumos import cli, files
+from lumos import cli, config_loading, files
 from lumos.checkpoint import Checkpointer
 from lumos.config import DataConfig
 from lumos.data.index import index
@@ -26,6 +27,7 @@ from lumos.errors import UserError
 from lumos.growing_files import Appended
 from lumos.info.kinds import describe
 from lumos.runtime import metrics_writer
+from lumos.staged import staged
 from lumos.tokenizers.tokenize import tokenize
 from lumos.training.loop import train
 
@@ -94,6 +96,7 @@ def test_clips_are_indexed_tokenized_and_read(bucket, tmp_path):  # noqa: F811
     assert describe(f"{bucket}/m.jsonl")["clips"] == 6 and describe(f"{bucket}/tokens.arrow")["finished"]
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_a_run(bucket, tmp_path, one_device):  # noqa: F811
     """Losses bit for bit those of a local run, though it is stopped in between; the same checkpoints are kept."""
     tokens = write_tokens(tmp_path / "tokens")
@@ -111,6 +114,7 @@ def test_a_run_in_a_bucket_is_a_run(bucket, tmp_path, one_device):  # noqa: F811
     assert lines[bucket] == lines[str(tmp_path)] and len(lines[bucket]) == 4
 
 
+@pytest.mark.slow
 def test_half_deleted_checkpoints_are_none(bucket, tmp_path, one_device):  # noqa: F811
     """The marker goes first: whatever is left of the files, and in whatever order they go."""
     write_tokens(tmp_path / "tokens")
@@ -137,7 +141,7 @@ def test_half_deleted_checkpoints_are_none(bucket, tmp_path, one_device):  # noq
         ("--workdir=http://x/y", "http:// is not read; give a local path or one of gs://, s3://"),
         ("--workdir=gs:/x/y", "a URL has two slashes: gs://bucket/folder"),
         ("--workdir=gs://", "names no bucket"),
-        ("--workdir=s3://bucket/run", "checkpoints go to a local folder or gs://"),
+        ("--workdir=s3://", "names no bucket"),
     ],
 )
 def test_what_is_not_supported_is_refused_wherever_it_stands(tmp_path, monkeypatch, capsys, flag, message):
@@ -156,6 +160,56 @@ def test_a_bucket_that_is_not_there_ends_in_one_line(bucket, capsys):  # noqa: F
     assert "--workdir=gs://absent-bucket/run: cannot write there" in error and error.count("\n") == 1
 
 
+def test_what_verbs_write_on_the_local_disk_is_uploaded(bucket, tmp_path, capsys):  # noqa: F811
+    """A file, a folder with what was there before, and what a verb had written when it failed."""
+    for split in ("train", "test"):
+        files.write_text(files.path(bucket) / "set" / split / "a.mp4", split)
+    command = ["data", "benchmark", "--name=bair", f"--input={bucket}/set", f"--out={bucket}/lists/bair.csv"]
+    assert cli.main(command) == 0
+    lines = files.read_text(files.path(bucket) / "lists" / "bair.csv").splitlines()
+    assert sorted(line.split(",")[1] for line in lines) == ["id", "test/a.mp4", "train/a.mp4"]
+    assert f"uploaded to {bucket}/lists/bair.csv" in capsys.readouterr().err
+    out = files.path(bucket) / "report"
+    files.write_text(out / "old" / "row.json", "1")
+    values = flags.FlagValues()
+    flags.DEFINE_string("out", f"{bucket}/report", "", flag_values=values)
+    values(["x"])
+    with pytest.raises(ValueError), staged(values, ["out"]):
+        assert (Path(values.out) / "old" / "row.json").read_text() == "1"
+        (out / "old" / "row.json").unlink()  # of another process, which is not written over
+        (Path(values.out) / "new.json").write_text("2")
+        raise ValueError
+    assert [path.name for path in files.find(out, "*")] == ["new.json"]
+    assert (
+        cli.main(["data", "benchmark", "--name=bair", f"--input={bucket}/set", "--out=gs://absent-bucket/a.csv"]) == 2
+    )
+    assert "--out=gs://absent-bucket: cannot write there" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_is_evaluated_and_exported(bucket, tmp_path, one_device):  # noqa: F811
+    """The report and the release of a run in a bucket, written into a bucket, are those of a local one."""
+    for i in range(4):
+        write_video(tmp_path / "clips" / f"{i}.mp4", numbered_video(9 + i, 32, 32), 12)
+    index(tmp_path / "clips", tmp_path / "m.jsonl", DataConfig())
+    config = config_loading.default()
+    config.task, config.train.num_steps, config.train.eval_every, config.train.num_samples = "tokenizer", 1, 0, 0
+    data = {"source": "clips", "path": str(tmp_path / "m.jsonl"), "buckets": ((5, 32, 32),), "batch_size": 1}
+    config.data.update(data | {"split": "train", "eval_split": "train"})
+    config.evaluate.update({"split": "train", "num_clips": 1, "networks": (), "batch_size": 1})
+    config.tokenizer.update({"channels": 4, "channel_mult": (1, 1), "mid_attention": False})
+    config = config_loading.parse(config)
+    found = {}
+    for root in (bucket, str(tmp_path)):
+        train(config, f"{root}/run")
+        assert cli.main(["evaluate", f"--workdir={root}/run", f"--out={root}/report"]) == 0
+        assert cli.main(["export", f"--workdir={root}/run", f"--to={root}/release"]) == 0
+        rows = json.loads(files.read_text(files.path(root) / "report" / "results.jsonl").splitlines()[-1])
+        weights = files.find(files.path(root) / "release", "*.safetensors")
+        found[root] = rows["reconstruction"]["psnr"], [files.read_bytes(path) for path in weights]
+    assert found[bucket] == found[str(tmp_path)] and found[bucket][1]
+
+
 @pytest.fixture
 def through_proxy(storage, monkeypatch):  # noqa: F811
     """Let `files` reach buckets through the proxy."""
@@ -169,7 +223,7 @@ def through_proxy(storage, monkeypatch):  # noqa: F811
     return storage
 
 
-@pytest.mark.fast("503", "cut")
+@pytest.mark.fast("503")
 @pytest.mark.parametrize("answer", [503, 429, "cut", "slow"])
 def test_faults_are_outlived(bucket, through_proxy, answer):  # noqa: F811
     path, faults = files.path(f"{bucket}/x"), through_proxy

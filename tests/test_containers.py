@@ -215,6 +215,28 @@ def test_lists_of_known_sets(clips):
     assert row["caption"] == "make up test"
 
 
+@pytest.mark.fast("making up", "val/making_up")
+@pytest.mark.parametrize("folder", ["", "making up", "making_up", "val", "val/making_up"])
+def test_lists_of_kinetics(clips, folder):
+    """The clip of a row has its times in its name, and lies in any of the folders in use; one that is not there is rejected."""
+    place = clips / "kinetics" / folder / "abc_000010_000020.mp4"
+    place.parent.mkdir(parents=True)
+    place.write_bytes((clips / "abc.mp4").read_bytes())
+    (clips / "kinetics" / "validate.csv").write_text(
+        "label,youtube_id,time_start,time_end,split\nmaking up,gone,1,11,validate\nmaking up,abc,10,20,validate\n"
+        "making up,gone,2,12,validate\nmaking up,abc,x,20,validate\n"
+    )
+    summary = index(clips / "kinetics" / "validate.csv", clips / "k.jsonl", DATA)
+    (row,) = read_manifest(summary.manifest)
+    assert (row["id"], row["caption"], row["split"]) == ("abc_000010_000020.mp4", "making up", "validation")
+    assert "start" not in row and row["frames"] == 48
+    found = [json.loads(line) for line in summary.rejected_list.open()]
+    assert [fact["path"].removeprefix(str(clips / "kinetics")).lstrip("/") for fact in found] == [
+        "gone_000001_000011.mp4", f"{folder}/gone_000002_000012.mp4".lstrip("/"), "abc",
+    ]  # fmt: skip
+    assert [fact["reason"] for fact in found[:2]] == ["no such file"] * 2 and "could not convert" in found[2]["reason"]
+
+
 def test_times_of_lists(clips):
     (clips / "m.jsonl").write_text(
         "".join(

@@ -9,11 +9,12 @@ from test_video import frame_numbers, numbered_video
 
 from lumos import cli
 from lumos.config import DataConfig
-from lumos.data import lineage
+from lumos.data import filter as filter_module
+from lumos.data import lineage, look_alike
 from lumos.data.candidates import Options
 from lumos.data.cut import cut
 from lumos.data.expressions import compile_condition, names_in
-from lumos.data.filter import _Hashes, filter_manifest
+from lumos.data.filter import filter_manifest
 from lumos.data.index import index
 from lumos.data.manifest import fingerprint, read_manifest
 from lumos.data.video_writer import write_video
@@ -126,39 +127,73 @@ def test_clips_are_filtered_by_columns(manifest, tmp_path):
         filter_manifest(str(manifest), str(manifest), where="duration > 0")
 
 
-def test_of_clips_that_look_alike_the_first_is_kept(tmp_path):
-    rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 255, (8, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1) for _ in range(3)]
-    for i, (picture, shift) in enumerate(
-        [(pictures[0], 0), (pictures[1], 0), (pictures[0], 6), (pictures[2], 0), (pictures[1], 3)]
-    ):
-        write_video(
-            tmp_path / f"{i}.mp4",
-            np.broadcast_to(np.clip(picture.astype(int) + shift, 0, 255).astype(np.uint8), (5, 64, 64, 3)),
-            12,
-        )
-    index(tmp_path, tmp_path / "m.jsonl", DataConfig(), Options())
-    (tmp_path / "3.mp4").unlink()
-    found = filter_manifest(str(tmp_path / "m.jsonl"), str(tmp_path / "f.jsonl"), near_duplicates=6)
-    assert [row["id"] for row in read_manifest(tmp_path / "f.jsonl")] == ["0.mp4", "1.mp4"]
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory):
+    """Six clips: 2 is 0 but brighter, 4 is 1 but brighter, 5 has the middle of 0 between other frames; 3 is not there any more."""
+    folder, rng = tmp_path_factory.mktemp("alike"), np.random.default_rng(0)
+    pictures = [rng.integers(0, 249, (8, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1) for _ in range(4)]
+    for i, (picture, shift) in enumerate([(0, 0), (1, 0), (0, 6), (2, 0), (1, 3), (0, 0)]):
+        clip = np.repeat(pictures[picture][None] + np.uint8(shift), 8, axis=0)
+        if i == 5:
+            clip[:3] = clip[5:] = pictures[3]
+        write_video(folder / f"{i}.mp4", clip, 12)
+    index(folder, folder / "m.jsonl", DataConfig(), Options())
+    (folder / "3.mp4").unlink()
+    return folder
+
+
+def test_of_clips_that_look_alike_the_first_is_kept(alike, tmp_path):
+    found = filter_manifest(str(alike / "m.jsonl"), str(alike / "f.jsonl"), near_duplicates=6)
+    assert [row["id"] for row in read_manifest(alike / "f.jsonl")] == ["0.mp4", "1.mp4", "5.mp4"]
     assert found.dropped == {"that look like one before": 2, "that cannot be read": 1}
-    assert json.loads((tmp_path / "f.jsonl.lineage.json").read_text())[0]["near_duplicates"] == 6
+    assert json.loads((alike / "f.jsonl.lineage.json").read_text())[0]["near_duplicates"] == 6
+    with pytest.raises(UserError, match="no clip is left of 6"):
+        filter_manifest(str(alike / "m.jsonl"), str(alike / "g.jsonl"), where="id == '3.mp4'", near_duplicates=6)
+    assert not list(alike.glob(".*")) and not (alike / "g.jsonl").exists()
+
+
+def test_what_was_looked_at_before_a_kill_is_not_looked_at_again(alike, monkeypatch):
+    """Whatever the parts, the clips that are kept are the same; parts of another condition are not used."""
+    source, out = str(alike / "m.jsonl"), alike / "h.jsonl"
+    filter_manifest(source, str(out), where="id > '0.mp4'", near_duplicates=6)
+    wanted = out.read_text()
+    out.unlink()
+    monkeypatch.setattr(filter_module, "_CLIPS_OF_PART", 2)
+    hashes_of, looked_at = look_alike.hashes_of, []
+
+    def killed(row):
+        looked_at.append(row["id"])
+        if row["id"] == "4.mp4":
+            raise KeyboardInterrupt
+        return hashes_of(row)
+
+    monkeypatch.setattr(look_alike, "hashes_of", killed)
+    with pytest.raises(KeyboardInterrupt):
+        filter_manifest(source, str(out), where="id > '0.mp4'", near_duplicates=6, threads=1)
+    monkeypatch.setattr(look_alike, "hashes_of", lambda row: (looked_at.append(row["id"]), hashes_of(row))[1])
+    found = filter_manifest(source, str(out), where="id > '0.mp4'", near_duplicates=6)
+    assert out.read_text() == wanted and found.dropped["by --where"] == 1 and found.clips == 3
+    assert looked_at.count("1.mp4") == looked_at.count("2.mp4") == 1 and looked_at.count("5.mp4") >= 1
+    (alike / ".h.jsonl.parts").mkdir()
+    (alike / ".h.jsonl.parts" / "plan").write_text("of something else")
+    (alike / ".h.jsonl.parts" / "000000.jsonl").write_text("null\n" * 2)
+    assert filter_manifest(source, str(out), where="id > '0.mp4'", near_duplicates=6) == found
 
 
 @pytest.mark.parametrize("distance", [0, 1, 4, 13])
 def test_like_hashes_are_found(distance):
     """Against all pairs."""
     rng = np.random.default_rng(distance)
-    values = [int.from_bytes(rng.bytes(8)) for _ in range(40)]
-    values += [
-        value ^ sum(1 << int(bit) for bit in rng.choice(64, int(rng.integers(0, 16)), replace=False))
-        for value in values
+    clips = [rng.integers(0, 1 << 64, look_alike.FRAMES, dtype=np.uint64) for _ in range(40)]
+    flips = lambda: np.packbits(rng.random((look_alike.FRAMES, 64)) < rng.random() * 14 / 64, axis=1).view(np.uint64)[
+        :, 0
     ]
-    hashes, kept = _Hashes(distance), []
-    for value in values:
-        expected = any((value ^ other).bit_count() <= distance for other in kept)
-        assert hashes.has_like(value) == expected
+    clips += [clip ^ flips() for clip in clips]
+    seen, kept = look_alike.Seen(distance), []
+    for clip in clips:
+        expected = any(np.bitwise_count(clip ^ other).mean() <= distance for other in kept)
+        assert seen.has_like(clip.tolist()) == expected
         if not expected:
-            hashes.add(value)
-            kept.append(value)
-    assert len(kept) < len(values)
+            seen.add(clip.tolist())
+            kept.append(clip)
+    assert len(kept) < len(clips) or distance < 1

@@ -275,7 +275,6 @@ def test_errors_are_one_line_with_exit_code_2(tmp_path):
         (["generate", "--workdir=nowhere", "--out=a.mp4"], "not a training workdir"),
         (["train", "--config=configs/demo.py:transformer,smoke", "--workdir=w"], "demo/tokens"),
         (["evaluate", "stray", "--workdir=w", "--out=o"], "stray"),
-        (["launch", "--dry_run", "--", "train", "--workdir=s3://bucket/run"], "s3:// is for data alone"),
     ):
         result = lumos(*arguments, cwd=tmp_path, check=False)
         assert result.returncode == 2, result.stderr
@@ -294,7 +293,7 @@ def test_flags_are_frozen(capsys):
         "data index": ["captions", "config", "input", "keep", "out"],
         "data benchmark": ["input", "name", "out"],
         "data shapes": ["config"],
-        "data record": ["clips", "frames", "game", "out", "seed", "workers"],
+        "data record": ["actions", "clips", "frames", "game", "level", "out", "seed", "skip", "workers"],
         "data vocab": ["config", "manifest", "out"],
         "data cut": ["cuts", "least", "manifest", "most", "out", "threads", "threshold"],
         "data filter": ["manifest", "near_duplicates", "out", "threads", "where"],
@@ -317,6 +316,7 @@ def test_flags_are_frozen(capsys):
             "workdir",
         ],
         "generate": [
+            "actions",
             "dtype",
             "frames",
             "image",
@@ -353,6 +353,7 @@ def test_flags_are_frozen(capsys):
         "export": ["dtype", "license", "report", "step", "to", "weights", "workdir"],
         "upload": ["folder", "private", "to"],
         "convert": ["dtype", "from", "ids", "input", "text", "to", "tokenizer"],
+        "play": ["host", "port", "record", "seats", "seed", "speculate", "terminal", "workdir"],
         "plan": ["compile", "config", "for", "json", "search", "topology"],
         "launch": [
             "account",

@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import numpy as np
@@ -28,20 +29,55 @@ def test_a_clip_depends_on_its_seed_and_number_alone(tmp_path, monkeypatch, game
     monkeypatch.chdir(tmp_path)
     made = []
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
-        row = games._record_one((game, tmp_path / folder, 7, 33, seed))
-        made.append((tmp_path / folder / row["path"]).read_bytes())
+        row = games._record_one(games.Job(game, tmp_path / folder, 7, 33, seed))
+        path = tmp_path / folder / row["path"]
+        with np.load(path.with_suffix(".npz")) as columns:
+            assert [columns[name].shape for name in ("action", "reward", "done")] == [(33,)] * 3
+            made.append((path.read_bytes(), columns["action"].tolist(), columns["reward"].tolist()))
         assert row["split"] == "test" and json.dumps(row)
-    assert made[0] == made[1] != made[2]
+    assert made[0] == made[1] and made[0][0] != made[2][0] and made[0][1] != made[2][1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]  # the engines leave nothing behind
 
 
-def test_frames_are_taken_in_order(tmp_path, monkeypatch):
-    def play(place, rng):
-        yield from (np.full((16, 16, 3), i, np.uint8) for i in range(200))
+@contextlib.contextmanager
+def counting_game(level, seed):
+    """A game whose frames count; action 1 is worth a point, and every tenth frame begins an episode."""
 
+    class Engine:
+        number = 0
+
+        def frame(self):
+            return np.full((16, 16, 3), self.number, np.uint8)
+
+        def act(self, action, skip):
+            self.number += 1
+            return float(action == 1), self.number % 10 == 0
+
+    yield Engine(), ("none", "left", "right")
+
+
+def test_frames_are_taken_in_order_with_the_actions_that_led_to_them(tmp_path, monkeypatch):
     written = {}
-    monkeypatch.setattr(games, "_play_ale", play)
-    monkeypatch.setattr(games, "write_video", lambda path, video, fps: written.update({path: video}))
-    games._record_one(("ale", tmp_path, 0, 5, 0))
-    (video,) = written.values()
-    np.testing.assert_array_equal(np.diff(video[:, 0, 0, 0].astype(int)), 1)
+    monkeypatch.setattr(games, "_start_ale", counting_game)
+    monkeypatch.setattr(games, "write_video", lambda path, video, fps: written.update({path: (video, fps)}))
+    row = games._record_one(games.Job("ale", tmp_path, 0, 25, 0, "pong", 3, ("none", "right", "left")))
+    ((video, fps),) = written.values()
+    numbers = video[:, 0, 0, 0].astype(int)
+    np.testing.assert_array_equal(np.diff(numbers), 1)
+    assert fps == 20 and row["actions"].endswith(".npz:action[0:25]")
+    with np.load(next(tmp_path.rglob("*.npz"))) as columns:
+        action = columns["action"]
+        assert set(action[1:]) <= {0, 1, 2} and len(set(action)) > 1  # held for a few frames each
+        np.testing.assert_array_equal(columns["reward"], action == 2)  # "left" is the second of those played
+        np.testing.assert_array_equal(columns["done"], numbers % 10 == 0)
+
+
+def test_what_cannot_be_played_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    monkeypatch.setattr(games, "_start_ale", counting_game)
+    with pytest.raises(UserError, match="--level='pingpong'.*pong"):
+        games.record("ale", tmp_path, 1, level="pingpong")
+    with pytest.raises(UserError, match="'jump' is none of pong"):
+        games.record("ale", tmp_path, 1, level="pong", actions=("none", "jump"))
+    with pytest.raises(UserError, match="needs --level"):
+        games.record("ale", tmp_path, 1, actions=("none",))

@@ -47,7 +47,9 @@ def hidden(run, tokens=None):
         keys = objective._keys(
             layout, layout.first_key(jnp.asarray(batch["text_length"])), model.storage(layout.length)
         )
-        return model.hidden(ids, layout.positions, keys, **added.embeddings(model, ids, layout.memory, False))
+        return model.hidden(
+            ids, layout.positions, keys, **added.inputs(model, ids, layout.memory, False, layout.of_frames)[1]
+        )
 
     return np.asarray(program(params))
 
@@ -130,7 +132,9 @@ def _embedded(run, tokens):
     layout, model = objective.layout, objective.definition.bind(params)
     ids = layout.assemble(batch["text"], tokens)
     return np.asarray(
-        added.embeddings(model, ids, layout.memory, False)["added_BQD"][:, layout.memory[0].index[0]].sum(-1)
+        added.inputs(model, ids, layout.memory, False, layout.of_frames)[1]["added_BQD"][
+            :, layout.memory[0].index[0]
+        ].sum(-1)
     )
 
 

@@ -1,5 +1,6 @@
 """How long videos are measured."""
 
+import copy
 import types
 
 import numpy as np
@@ -9,6 +10,7 @@ from lumos.data import moving_shapes
 from lumos.data.shapes_caption import Prompt
 from lumos.errors import UserError
 from lumos.evaluation import long_video as module
+from lumos.evaluation import prompt_switch
 from lumos.evaluation.long_video import deviation, long_video
 from lumos.streaming.live import Shown
 
@@ -27,9 +29,13 @@ class Scripted:
     """Shows true clips of the level endless; from some frame on they stand still."""
 
     frozen_from = None
+    indices = range(6)  # of the clips
 
     def __init__(self, generator, prompts, *, options):
-        clips = [moving_shapes.make_clip("endless", (201, 48, 48), 0, "train", i)["video"] for i in range(len(prompts))]
+        clips = [
+            moving_shapes.make_clip("endless", (201, 48, 48), 0, "train", i)["video"]
+            for i in self.indices[: len(prompts)]
+        ]
         self.videos, self.number = np.stack(clips), 0
         if self.frozen_from:
             self.videos[:, self.frozen_from :] = self.videos[:, self.frozen_from : self.frozen_from + 1]
@@ -61,6 +67,9 @@ def test_every_part_is_read(monkeypatch):
     metrics, clips = long_video(only)
     assert metrics["direction_parts"].value == [1.0] * 6 + [0.0] * 4 and metrics["direction_last"].value == 0
     assert metrics["colour_parts"].value == [1.0] * 10 and metrics["colour_last"].n == 4
+    assert metrics["present_parts"].value == [1.0] * 10 and metrics["cuts_parts"].value == [0.0] * 10
+    legal = metrics["legal_steps_parts"].value
+    assert legal[:6] == [1.0] * 6 and legal[-1] == 0
     motion = np.array(metrics["motion_parts"].value)
     assert motion[:6].min() > 0 and not motion[6:].any()
     assert metrics["motion_deviation"].value > 0.4 and metrics["motion_vde"].value > 8
@@ -77,3 +86,41 @@ def test_prompts_are_read_with_their_own_videos(monkeypatch):
 def test_lengths_that_cannot_be_measured_are_refused(seconds, words):
     with pytest.raises(UserError, match=words):
         long_video(subject(seconds))
+
+
+class Switched(Scripted):
+    """From the frame behind a switch on, "recache" shows a clip of another colour, "keep" changes nothing, "flush" a black frame."""
+
+    def fork(self):
+        other = copy.copy(self)
+        return other
+
+    def switch(self, prompts, how):
+        assert self.number == 3 and [p.split()[0] for p in prompts] == ["green"] * len(prompts)
+        if how == "recache":
+            self.videos = self.videos[..., [1, 0, 2]]  # red becomes green where it stands
+        if how == "flush":
+            self.videos = np.zeros_like(self.videos)
+
+
+def test_a_switch_is_read_in_the_next_frames(monkeypatch):
+    monkeypatch.setattr(prompt_switch, "Live", Switched)
+    clips = [moving_shapes.make_clip("endless", (5, 48, 48), 0, "train", i) for i in range(60)]
+    chosen = [i for i, clip in enumerate(clips) if clip["colour"] == "red"][:2]
+    monkeypatch.setattr(Switched, "indices", chosen)
+    only = subject()
+    only.shapes_prompts = [
+        Prompt(f"red {clips[i]['shape']}", *(clips[i][k] for k in ("colour", "shape", "direction"))) for i in chosen
+    ]
+    only.distinct = [p.caption for p in only.shapes_prompts]
+    only.generator.config.sequence = types.SimpleNamespace(grid=(3, 6, 6))
+    metrics, shown = prompt_switch.prompt_switch(only)
+    got = {name.removeprefix("switch_"): metric.value for name, metric in metrics.items()}
+    assert got == {
+        "recache_first": 1, "recache_last": 1, "recache_identity": 1, "keep_first": 0, "keep_last": 0, "keep_identity": 1,
+        "flush_first": 0, "flush_last": 0, "flush_identity": 0,
+    }  # fmt: skip
+    assert len(shown) == 6 and shown[0].video.shape == (1 + 4 * 5, 48, 48, 3)
+    only.is_shapes = False
+    with pytest.raises(UserError, match="reads colours of moving_shapes"):
+        prompt_switch.prompt_switch(only)

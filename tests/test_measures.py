@@ -3,9 +3,11 @@
 import contextlib
 import csv
 import dataclasses
+import io
 import itertools
 import json
 import os
+import struct
 import subprocess
 import sys
 import textwrap
@@ -15,10 +17,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 from runs import write_runs
 from test_video import numbered_video
 
 from lumos import cli, config_loading
+from lumos.data import bair
+from lumos.data.video import probe, read_clip
 from lumos.data.video_writer import write_video
 from lumos.errors import UserError
 from lumos.evaluation import distribution, i3d, measures, metric
@@ -215,11 +220,67 @@ def publish(name, folder, write):
             (folder / "ucfTrainTestlist" / f"{split}list01.txt").write_text("".join(f"{n}{end}\r\n" for n in names))
             for clip in names:
                 write(folder / "UCF-101" / clip)
-    else:
-        for split in ("train", "val" if name == "kinetics600" else "test"):
+    elif name == "kinetics600":
+        for split in ("train", "val"):
             for i in range(8):
-                between = ("playing chess",) if name == "kinetics600" else ("traj_0_to_255",)
-                write(folder.joinpath(split, *between, f"{i:011d}_000001_000011.mp4"))
+                write(folder / split / "playing chess" / f"{i:011d}_000001_000011.mp4")
+    else:
+        for split in ("train", "test"):
+            for first in (0, 256):  # two files of four clips
+                write_records(
+                    folder / split / f"traj_{first}_to_{first + 255}.tfrecords",
+                    [trajectory(first + i) for i in range(4)],
+                )
+
+
+def trajectory(number):
+    """A clip as BAIR has it: 30 frames of 64x64 of noise."""
+    return np.random.default_rng(number).integers(0, 256, (30, 64, 64, 3), np.uint8)
+
+
+def write_records(path, clips, encode=np.ndarray.tobytes):
+    """Write clips into a TFRecord file with the features of BAIR; every number of it is restated from its published layout."""
+    from tensorflow_datasets.proto.tf_example_generated_pb2 import Example
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        for clip in clips:
+            example = Example()
+            for i, frame in enumerate(clip):
+                for camera, pixels in (("image_main", 255 - frame), ("image_aux1", frame)):
+                    example.features.feature[f"{i}/{camera}/encoded"].bytes_list.value.append(encode(pixels))
+                example.features.feature[f"{i}/action"].float_list.value.extend([0.0] * 4)
+                example.features.feature[f"{i}/endeffector_pos"].float_list.value.extend([0.0] * 3)
+            data = example.SerializeToString()
+            file.write(struct.pack("<Q", len(data)) + b"\0" * 4 + data + b"\0" * 4)
+
+
+def test_records_of_bair_are_its_clips(tmp_path):
+    """Frames come back as they were, whether as bytes or as PNG; a call that was stopped goes on, and damage is named."""
+    data, out = tmp_path / "train", tmp_path / "out"
+    as_png = lambda frame: (Image.fromarray(frame).save(file := io.BytesIO(), "png"), file.getvalue())[1]
+    write_records(data / "traj_0_to_255.tfrecords", [trajectory(0), trajectory(1)])
+    write_records(data / "traj_256_to_511.tfrecords", [trajectory(256)[:20]], as_png)
+    paths = bair.unpack(data, out)
+    assert [path.name for path in paths] == [
+        f"traj_{name}.mkv" for name in ("0_to_255_000", "0_to_255_001", "256_to_511_000")
+    ]
+    for path, clip in zip(paths, (trajectory(0), trajectory(1), trajectory(256)[:20])):
+        info = probe(path)
+        assert (info.frames, info.height, info.width) == (len(clip), 64, 64)
+        np.testing.assert_array_equal(read_clip(path, height=64, width=64), clip)
+    paths[1].unlink()
+    before = paths[0].stat().st_mtime_ns
+    assert bair.unpack(data, out) == paths and paths[1].exists() and paths[0].stat().st_mtime_ns == before
+    whole = (data / "traj_0_to_255.tfrecords").read_bytes()
+    for i, (damaged, message) in enumerate((
+        (whole[:-5000], "traj_0_to_255.tfrecords: damaged or cut short"), (whole[:5], "damaged or cut short"),
+        (b"\xff" * 12 + whole[12:], "damaged or cut short"), (whole[:12] + b"\xff" * 40 + whole[52:], "record 0: damaged"),
+        (struct.pack("<Q", 0) + b"\0" * 8, "no frames 0/image_aux1/encoded"),
+    )):  # fmt: skip
+        (data / "traj_0_to_255.tfrecords").write_bytes(damaged)
+        with pytest.raises(UserError, match=message):
+            bair.unpack(data, tmp_path / f"other_{i}")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +298,7 @@ def test_benchmarks_are_listed_as_they_are_published(name, counts, caption, tmp_
     assert cli.main(command) == 0 and "8 of split train" in capsys.readouterr().out
     with open(tmp_path / "clips.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert rows[0]["path"].startswith("data/")  # seen from the list
+    assert rows[0]["path"].startswith("clips_clips/" if name == "bair" else "data/")  # seen from the list
     assert cli.main([*command, f"--out={tmp_path}/data/deeper.csv"]) == 0
     assert {split: sum(row["split"] == split for row in rows) for split in counts} == counts
     assert all((tmp_path / row["path"]).is_file() for row in rows)

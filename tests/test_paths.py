@@ -290,16 +290,10 @@ def test_home_folders_are_written_by_the_shell_or_refused(tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (
-            ["convert", "--from=lumos1", "--input=gs://a/b", "--to=run"],
-            "--input=gs://a/b: lumos convert takes a local path",
-        ),
         (["convert", "--from=lumos1", "--input=hf://a/b", "--to=run"], "--input=hf://a/b: hf:// is not read"),
-        (["generate", "--workdir=run", "--image=gs://host/a.png", "--out=a.mp4"], "takes a local path here"),
-        (["generate", "--workdir=run", "--out", "s3://host/a.mp4"], "takes a local path here"),
-        (["evaluate", "--workdir=run", "--out=gs://host/a"], "takes a local path here"),
+        (["sweep", "--workdir=run", "--out", "gs://host/a"], "takes a local path here, which its processes share"),
         (["demo", "--workdir=gs://bucket/demo"], "takes a local path here"),
-        (["data", "vocab", "--manifest=m.jsonl", "--out=gs://bucket/text.model"], "takes a local path here"),
+        (["data", "vocab", "--manifest=m.jsonl", "--out=ftp://bucket/text.model"], "ftp:// is not read"),
         (["train", _CONFIG, "--workdir=run", "--config.data.path=gs://bucket/shapes"], "config.data.path"),
         (["train", _CONFIG, "--workdir=run", "--config.text.model=gs://bucket/t.model"], "config.text.model"),
     ],

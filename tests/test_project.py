@@ -54,6 +54,13 @@ def test_the_dockerfile_stage_by_stage():
     assert {"gpu", "tpu"} <= set(extras)
 
 
+def test_the_dockerfile_passes_its_linter():
+    done = subprocess.run(
+        [Path(sys.executable).with_name("hadolint"), REPO / "docker" / "Dockerfile"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.slow
 def test_a_wheel_in_an_empty_environment_runs_the_demo(tmp_path):
     """The wheel is that of the first stage of the Dockerfile; the demo runs from an empty folder."""
@@ -78,6 +85,11 @@ def test_a_wheel_in_an_empty_environment_runs_the_demo(tmp_path):
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "--quiet", str(wheel)], check=True)
+    (install,) = (argument for instruction, argument in stages()[1][2] if instruction == "RUN")
+    for extra in ("gpu", "tpu"):  # gigabytes: only what would be installed is looked up
+        command = install.replace("pip install", f"{python} -m pip install --quiet --dry-run").partition(" && ")[0]
+        command = command.replace("/wheels", str(tmp_path / "wheels"))
+        subprocess.run(["bash", "-c", command], env=os.environ | {"EXTRA": extra}, check=True, capture_output=True)
     (tmp_path / "empty").mkdir()
     unwanted = ("PYTHONPATH", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
     environment = {name: value for name, value in os.environ.items() if name not in unwanted} | {"JAX_PLATFORMS": "cpu"}

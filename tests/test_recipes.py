@@ -82,6 +82,11 @@ def generate(config, params, num_given=0, num_frames=3):
     return given, np.asarray(program(params, given, row_keys(3, 2)))
 
 
+# Those that share their members with another one are slow.
+@pytest.mark.fast(
+    "lumos1", "acdit", "ar_diffusion", "art_v", "axial", "far", "g3pt", "genie", "hitvideo", "maskgit", "nar", "nova", "par", "sana_video",
+    "starflow_v", "ursa", "rolling_forcing", "streaming_t2v", "view_stitching", "yume", "long_live",
+)  # fmt: skip
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_the_parts_of_every_recipe_fit_together(name):
     """The shapes of a training step and of generation; `test_every_recipe_trains_and_generates` computes them."""

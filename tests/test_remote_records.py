@@ -92,6 +92,7 @@ def test_what_the_next_batches_need_is_there_before_they_ask(bucket, tokens, sto
             next(pipeline)
 
 
+@pytest.mark.fast("cut")
 @pytest.mark.parametrize("answer", [503, "cut"])
 def test_a_busy_bucket_changes_no_batch(tokens, bucket, through_proxy, answer):  # noqa: F811
     files.put_tree(tokens, files.path(f"{bucket}/t"))

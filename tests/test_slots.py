@@ -130,7 +130,7 @@ def test_every_family_of_the_schema_has_members_and_a_default_among_them():
         if dataclasses.is_dataclass(section):
             kinds = typing.get_type_hints(section).values()
             families |= {kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Slot)}
-    assert len(families) == len({field.name for field, _ in MEMBERS}) == 22
+    assert len(families) == len({field.name for field, _ in MEMBERS}) == 23
     assert all(field.default in field.choices and len(field.choices) > 1 for field, _ in MEMBERS)
 
 

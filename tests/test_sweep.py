@@ -205,6 +205,33 @@ def test_watch_follows_a_run_until_its_last_step(tmp_path, monkeypatch):
     assert [row["cell"]["step"] for row in rows] == [1, 2, 6] and len(monkeyed) == 2
 
 
+@pytest.mark.slow
+def test_watch_evaluates_each_checkpoint_of_a_run_beside_it_once(tmp_path, monkeypatch):
+    """A real run trains in another process: it is followed from before its first checkpoint to its end."""
+    made = write_runs(tmp_path / "runs", steps=(1,), evaluate__num_prompts=2)
+    run, out, every, last = tmp_path / "live", tmp_path / "s", 100, 500
+    changes = {"num_steps": last, "checkpoint_every": every, "keep_checkpoints": 9, "log_every": 50, "eval_every": last}
+    command = [sys.executable, "-m", "lumos", "train", f"--config={made}/config.json", f"--workdir={run}"]
+    command += [f"--config.train.{name}={value}" for name, value in changes.items()]
+    environment = os.environ | {"PYTHONPATH": str(REPO), "JAX_PLATFORMS": "cpu"}
+    monkeypatch.setattr(sweep, "_WATCH", 0.1)
+    with open(tmp_path / "log", "w") as log, subprocess.Popen(command, env=environment, stderr=log) as training:
+        limit = time.monotonic() + 60
+        while not (run / "config.json").exists():
+            assert training.poll() is None and time.monotonic() < limit
+            time.sleep(0.05)
+        Worker(Sweep(workdir=str(run), out=str(out), measure=("tokens",), watch=True)).run()
+        ended = time.time()
+        assert training.wait(timeout=120) == 0
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    begun = [line for line in lines if line["event"] == "begin"]
+    rows = json.loads((out / "rows.json").read_text())
+    assert [row["cell"]["step"] for row in rows] == list(range(every, last + 1, every))
+    assert len(begun) == len(rows) == sum(line["event"] == "done" for line in lines)
+    saved = (run / "checkpoints" / str(last)).stat().st_mtime
+    assert begun[0]["time"] < saved < ended  # while it trained, and not before its end
+
+
 def start_worker(run, out, shard, cache):
     flags = [
         f"--workdir={run}",

@@ -84,7 +84,7 @@ def window_in_training(model, tokens, start):
         ids = layout.assemble(batch["text"], tokens)
         first = (start == 0) & ((layout.tokens.t == 0) & (layout.tokens.kind == CODE))[None]
         keys = objective._keys(layout, layout.first_key(jnp.asarray(batch["text_length"])), net.storage(layout.length))
-        return net.hidden(ids, layout.positions, keys, **added.embeddings(net, ids, (), first))
+        return net.hidden(ids, layout.positions, keys, **added.inputs(net, ids, (), first, layout.of_frames)[1])
 
     return np.asarray(run(params))
 

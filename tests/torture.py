@@ -8,7 +8,7 @@ again, with another kill waiting for it. At the end the run completes, and must 
     losses            bit for bit those of an undisturbed run, at every step (within 1e-5 on another number of processes)
     token records     neither missing nor twice, bit for bit those of an undisturbed run
 
-With --bucket the runs and the tokens are in a bucket of a server on this machine (tests/buckets.py).
+With --bucket=gs or s3 the runs and the tokens are in a bucket of a server on this machine (tests/buckets.py, tests/s3_server.py).
 
 Processes are forked from one that has imported everything, so that a restart costs a second, not ten; it must not use
 any of it, for threads do not survive a fork. Prints one line
@@ -16,6 +16,7 @@ of JSON and exits with 1 when anything was lost.
 """
 
 import argparse
+import contextlib
 import functools
 import itertools
 import json
@@ -38,6 +39,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 import buckets
 import jax
 import numpy as np
+import s3_server
 import worker
 from tokens import run_config, write_tokens
 
@@ -101,6 +103,10 @@ def wait(pids: list[int], kill_after: float | None = None, victim: int = 0) -> l
     return [codes[pid] for pid in pids]
 
 
+def _server_of(url: str):
+    return {"gs": buckets, "s3": s3_server}[url.partition("://")[0]]
+
+
 class Training:
     """A training run; its starts take turns among the numbers of processes in `counts`."""
 
@@ -136,10 +142,11 @@ class Training:
             steps = [int(path.name) for path in (self.workdir / "checkpoints").glob("*") if path.name.isdigit()]
             return steps, runs.read_text() if runs.exists() else ""
         prefix = self.workdir.partition("://")[2].partition("/")[2]
-        names = [name.removeprefix(f"{prefix}/checkpoints/").split("/") for name in buckets.names(self.workdir)]
+        server = _server_of(self.workdir)
+        names = [name.removeprefix(f"{prefix}/checkpoints/").split("/") for name in server.names(self.workdir)]
         # What has its marker is a checkpoint.
         steps = [int(parts[0]) for parts in names if parts[1:] == ["commit_success.txt"] and parts[0].isdigit()]
-        return steps, buckets.read(f"{self.workdir}/runs.jsonl")
+        return steps, server.read(f"{self.workdir}/runs.jsonl")
 
     def restorable(self) -> list[str]:
         """Return the checkpoints that cannot be restored. Runs in a child: jax must not start in this process."""
@@ -167,7 +174,8 @@ class Training:
     def result(self):
         if isinstance(self.workdir, str):  # read without lumos, whose threads would not survive the next fork
             (self.folder / "copy").mkdir(exist_ok=True)
-            (self.folder / "copy" / "metrics.jsonl").write_text(buckets.read(f"{self.workdir}/metrics.jsonl"))
+            text = _server_of(self.workdir).read(f"{self.workdir}/metrics.jsonl")
+            (self.folder / "copy" / "metrics.jsonl").write_text(text)
         workdir = self.workdir if isinstance(self.workdir, Path) else self.folder / "copy"
         return [(line["step"], line["loss"], line["grad_norm"]) for line in metrics_writer.read(workdir, "train")]
 
@@ -322,25 +330,41 @@ def torture(folder: Path, kills: int, seed: int, until: float, only: str, bucket
     return report
 
 
+@contextlib.contextmanager
+def bucket_of(kind: str | None, folder: Path):
+    """Give the URL of a bucket of a new server; "" for none."""
+    if kind is None:
+        yield ""
+    elif kind == "gs":
+        storage = buckets.start(proxy_for_arrays=False)
+        try:
+            yield buckets.make(storage, "torture")
+        finally:
+            storage.process.terminate()
+    else:
+        (folder / "server").mkdir()
+        server = s3_server.start(folder / "server")
+        try:
+            assert wait([fork(lambda: s3_server.make("torture") and 0, folder / "log")]) == [0]
+            yield "s3://torture"
+        finally:
+            s3_server.stop(server)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--only", default="", help="one kind of work, for finding out what is wrong")
     parser.add_argument("--minutes", type=float, default=30, help="when to give up")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bucket", action="store_true", help="in a bucket, of a server that is started here")
+    parser.add_argument("--bucket", choices=("gs", "s3"), help="in a bucket, of a server that is started here")
     arguments = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update("jax_compilation_cache_dir", str(Path(folder) / "cache"))
-        storage = buckets.start(proxy_for_arrays=False) if arguments.bucket else None
-        bucket = buckets.make(storage, "torture") if storage else ""
-        try:
+        with bucket_of(arguments.bucket, Path(folder)) as bucket:
             until = began + 60 * arguments.minutes
             report = torture(Path(folder), arguments.kills, arguments.seed, until, arguments.only, bucket)
-        finally:
-            if storage:
-                storage.process.terminate()
     print(json.dumps(report | {"seconds": round(time.monotonic() - began)}))
     return 1 if report["problems"] else 0
 

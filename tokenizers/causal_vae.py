@@ -18,6 +18,7 @@ stalls below the PSNR of a clip's mean colour. And the maps between bands and fe
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -75,13 +76,13 @@ class Encoder(nnx.Module):
     """Video [B, F, Y, X, 3] -> features [B, T, H, W, z_channels]."""
 
     def __init__(self, config: TokenizerConfig, rngs: nnx.Rngs):
-        self.patch_size, self.remat = config.patch_size, config.remat
+        self.patch, self.remat = _patch(config), config.remat
         num_space, num_time = _num_strides(config)
         dims = [config.channels * mult for mult in (1, *config.channel_mult)]
-        bands = 3 * config.patch_size**3
+        samples = math.prod(self.patch)
         # Nearly all power of the Haar bands is in the three averages; the gain restores the scale of the pixels.
         conv_in = FactorizedConv if config.outer_norm else Dense
-        self.conv_in = conv_in(bands, dims[0], rngs, gain=config.patch_size**1.5)
+        self.conv_in = conv_in(3 * samples, dims[0], rngs, gain=samples**0.5)
         self.down = _numbered(
             Stage(dims[level], dims[level + 1], config.num_res_blocks, config.norm, rngs)
             for level in range(len(dims) - 1)
@@ -97,7 +98,7 @@ class Encoder(nnx.Module):
 
     def __call__(self, video_BFYXC: jax.Array, stream: Stream | None = None) -> jax.Array:
         stream = stream or Stream(forgets=True)
-        bands = haar_patch(video_BFYXC, self.patch_size, first=stream.first)
+        bands = haar_patch(video_BFYXC, self.patch[1], first=stream.first, frames=self.patch[0])
         x = self.conv_in(bands, stream) if isinstance(self.conv_in, FactorizedConv) else self.conv_in(bands)
         for stage in _in_order(self.down):
             x = _run_stage(stage, x, stream, self.remat)
@@ -111,11 +112,11 @@ class Decoder(nnx.Module):
     """Features [B, T, H, W, z_channels] -> video [B, F, Y, X, 3], not clipped."""
 
     def __init__(self, config: TokenizerConfig, rngs: nnx.Rngs):
-        self.patch_size, self.remat = config.patch_size, config.remat
+        self.patch, self.remat = _patch(config), config.remat
         num_space, num_time = _num_strides(config)
         dims = [config.channels * mult for mult in (*config.channel_mult, config.channel_mult[-1])]
         top = len(config.channel_mult) - 1
-        bands = 3 * config.patch_size**3
+        samples = math.prod(self.patch)
         self.conv_in = FactorizedConv(config.z_channels, dims[-1], rngs)
         self.mid = Middle(dims[-1], config, rngs)
         self.up = _numbered(
@@ -136,7 +137,7 @@ class Decoder(nnx.Module):
         if config.outer_norm:
             self.norm_out = NORMS[config.norm](dims[0])
         conv_out = FactorizedConv if config.outer_norm else Dense
-        self.conv_out = conv_out(dims[0], bands, rngs, axis=None, gain=config.patch_size**-1.5)
+        self.conv_out = conv_out(dims[0], 3 * samples, rngs, axis=None, gain=samples**-0.5)
 
     def __call__(self, z_BTHWC: jax.Array, stream: Stream | None = None) -> jax.Array:
         stream = stream or Stream(forgets=True)
@@ -146,7 +147,7 @@ class Decoder(nnx.Module):
         if hasattr(self, "norm_out"):
             x = jax.nn.silu(self.norm_out(x))
         bands = self.conv_out(x, stream) if isinstance(self.conv_out, FactorizedConv) else self.conv_out(x)
-        return haar_unpatch(bands, self.patch_size, first=stream.first)
+        return haar_unpatch(bands, self.patch[1], first=stream.first, frames=self.patch[0])
 
 
 class CausalVAE(nnx.Module):
@@ -203,10 +204,15 @@ def make_definition(config: TokenizerConfig) -> Definition:
     return Definition(functools.partial(make_tokenizer, config))
 
 
+def _patch(config: TokenizerConfig) -> tuple[int, int, int]:
+    """Return the frames, rows and columns of a patch: no more frames than a latent frame stands for."""
+    return min(config.patch_size, config.temporal_compression), config.patch_size, config.patch_size
+
+
 def _num_strides(config: TokenizerConfig) -> tuple[int, int]:
     """Return the number of halvings (space, time) that remain after the patcher."""
-    space = config.spatial_compression // config.patch_size
-    time = config.temporal_compression // config.patch_size
+    frames, side, _ = _patch(config)
+    space, time = config.spatial_compression // side, config.temporal_compression // frames
     return space.bit_length() - 1, time.bit_length() - 1
 
 

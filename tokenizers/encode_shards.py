@@ -24,6 +24,7 @@ from lumos.data.records import RecordWriter
 from lumos.data.sources import Captions
 from lumos.errors import UserError
 from lumos.leases import Lease, Lost
+from lumos.sequence import streams
 from lumos.tokenizers import left_out
 from lumos.tokenizers.windows import Shard, Window
 
@@ -54,7 +55,7 @@ class Job:
             record = {"tokens": tokens_THW.astype(np.uint32), "caption": captions, "id": name}
             if not isinstance(captions, str):
                 record |= {"caption": captions[0], "captions": json.dumps(captions)}
-            self.writer.write(record | {name: arrays[name] for name in ("actions",) if name in arrays})
+            self.writer.write(record | {name: x for name, x in arrays.items() if name != "video"})
 
     def finish(self) -> None:
         """Give the shard its name; nothing where it failed."""
@@ -90,7 +91,7 @@ def encode_shards(
     jobs: Iterator[Job], tokenizer: Any, config: Config, progress: Callable[[int], Any], spent: Spent | None = None
 ) -> dict[str, BaseException]:
     """Write the shards of the jobs; return why those failed that did. A shard that another process has taken over is no failure."""
-    size, failures, begun = config.data.batch_size, {}, []
+    failures, begun = {}, []
     spent = spent or Spent()
     with (
         ThreadPoolExecutor(max(1, config.data.num_threads)) as loaders,
@@ -98,7 +99,7 @@ def encode_shards(
         ThreadPoolExecutor(1) as writers,
     ):
         try:
-            for job, batch, last, loaded in _ahead(jobs, size, loaders, stackers, begun):
+            for job, batch, last, loaded in _ahead(jobs, config, loaders, stackers, begun):
                 began = time.perf_counter()
                 good, videos = loaded.result()
                 waited = time.perf_counter() - began
@@ -140,16 +141,17 @@ def _keeping_errors(job: Job, found: list, tokens: np.ndarray) -> None:
 
 
 def _ahead(
-    jobs: Iterator[Job], size: int, loaders: ThreadPoolExecutor, stackers: ThreadPoolExecutor, begun: list[Job]
+    jobs: Iterator[Job], config: Config, loaders: ThreadPoolExecutor, stackers: ThreadPoolExecutor, begun: list[Job]
 ) -> Iterator[tuple[Job, list[Window], bool, Future]]:
     """Yield (job, windows of a batch, whether it is the last of the shard, what was loaded), loading those that come next."""
     waiting: collections.deque = collections.deque()
+    size, stride = config.data.batch_size, config.tokenizer.temporal_compression
     for job in jobs:
         begun.append(job)
         windows = job.shard.windows
         for start in range(0, len(windows), size):
             batch = windows[start : start + size]
-            futures = [loaders.submit(_load, item) for item in batch]
+            futures = [loaders.submit(_load, item, config.data.streams, stride) for item in batch]
             waiting.append((job, batch, start + size >= len(windows), stackers.submit(_stacked, futures, size)))
             if len(waiting) > _AHEAD:
                 yield waiting.popleft()
@@ -163,13 +165,21 @@ def _stacked(futures: list[Future], size: int) -> tuple[list[Loaded], np.ndarray
     return loaded, np.stack(videos + videos[-1:] * (size - len(videos))) if videos else None
 
 
-def _load(item: Window) -> Loaded:
+def _load(item: Window, of_frames: tuple[streams.StreamConfig, ...], stride: int) -> Loaded:
     try:
         if item.row.get("path") and (reason := changed(item.row, facts(item.row["path"]))):
             raise UserError(f"{reason}; run `lumos data index` again")
         arrays, captions = item.source.load(item.index, item.bucket, item.where)
         if item.row.get("actions"):
             arrays["actions"] = item.source.actions(item.index, item.bucket, item.where)
+        if of_frames:
+            if not item.row.get("actions"):
+                raise UserError(
+                    f"{item.row.get('id', item.source.name)}: the manifest has no actions, which config.data.streams asks for"
+                )
+            place = item.index, item.bucket, item.where
+            columns = {stream.name: item.source.actions(*place, stream.name) for stream in of_frames}
+            arrays |= streams.of_clip(of_frames, columns, stride)
         return arrays, captions
     except UserError as error:
         _log.warning("left out: %s", error)

@@ -73,9 +73,9 @@ def _differences(found: dict, wanted: dict, listed: Path, clips: dict[str, Itera
     ours, theirs = (plan["tokenizer"].get("fingerprint") for plan in (wanted, found))
     if ours != theirs:
         yield f"different tokenizer: {theirs}, now {ours}"
-    for name in ("buckets", "grid", "codebook_size"):
-        if found.get(name) != wanted[name]:
-            yield f"different {name}: {short(found.get(name))}, now {short(wanted[name])}"
+    for name in ("buckets", "grid", "codebook_size", "streams"):
+        if found.get(name) != wanted.get(name):
+            yield f"different {name}: {short(found.get(name))}, now {short(wanted.get(name))}"
     for name in ("source", "fps"):
         if was.get(name) != now[name]:
             yield f"different data.{name}: {was.get(name)!r}, now {now[name]!r}"

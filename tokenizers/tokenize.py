@@ -89,18 +89,24 @@ def tokenize(
         },
         "shards": [shard.path.name for shard in shards],
     }
+    if config.data.streams:
+        plan["streams"] = [dataclasses.asdict(stream) for stream in config.data.streams]
     token_plan.pin(out, plan, {split: part.facts for split, part in work.items()})
     missing = {id(shard) for shard in _missing(shards, out)}
     _check_files([shard for shard in shards if id(shard) not in missing])
     mine = _work(shards[process_index::process_count], out, tokenizer, config)
     if _missing(shards, out):
         return plan
+    records = RecordSource([shard.path for shard in shards])
     manifest = plan | {
         "fps": common_rate(config.data.path, [source.fps for part in work.values() for source in part.sources]),
         "splits": {split: _count(split, part, of_split[split]) for split, part in work.items()},
-        "records": len(RecordSource([shard.path for shard in shards])),
+        "records": len(records),
         "provenance": provenance.describe(config),
     }
+    if config.data.streams:
+        tokens = [records[0][f"stream_{i}"].shape[1] for i in range(len(config.data.streams))]
+        manifest["streams"] = [stream | {"tokens": number} for stream, number in zip(plan["streams"], tokens)]
     if mine or not (out / "manifest.json").exists():
         token_plan.write_json(out / "manifest.json", manifest)
         files.remove_tree(out / "leases")

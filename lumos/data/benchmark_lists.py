@@ -3,9 +3,9 @@
     benchmark    folder                                                         captions             splits
     ucf101       UCF-101/<Class>/*.avi, ucfTrainTestlist/{train,test}list01.txt  the class, in words  train, test
     kinetics600  train/ and val/, each <class>/*.mp4 or *.mp4                    the class, or none   train, validation
-    bair         train/ and test/ of clips (its records turned into videos)      none                 train, test
+    bair         train/ and test/, each of traj_*.tfrecords, or of clips         none                 train, test
 
-Clips stand in random order, the same each time. The list goes through `lumos data index` like any other, which says what cannot be read.
+Records of BAIR become lossless videos in a folder beside the list, `<list>_clips`. Clips stand in random order, the same each time. The list goes through `lumos data index` like any other, which says what cannot be read.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from lumos.data import bair
 from lumos.errors import UserError
 
 _SUFFIXES = (".avi", ".gif", ".mkv", ".mp4", ".webm")
@@ -30,7 +31,10 @@ def write_list(name: str, folder: str | Path, out: str | Path) -> dict[str, int]
     """
     if name not in LISTS:
         raise UserError(f"--name={name}; allowed: {', '.join(LISTS)}")
-    rows, out, counts = list(LISTS[name](Path(folder))), Path(out), {}
+    folder, out, counts = Path(folder), Path(out), {}
+    if name == "bair":
+        folder = _without_records(folder, out.with_name(f"{out.stem}_clips"))
+    rows = list(LISTS[name](folder))
     random.Random(0).shuffle(
         rows
     )  # an evaluation of N clips takes the first N, which should not be those of a few classes
@@ -74,6 +78,14 @@ def _of_folders(**splits: str) -> Callable[[Path], Iterator[Row]]:
                 yield path, path.parent.name.replace("_", " ") if path.parent != folder / name else "", split
 
     return rows
+
+
+def _without_records(folder: Path, out: Path) -> Path:
+    """Return the folder of the clips of BAIR: `out`, with videos made of its records, or the folder itself where it holds no records."""
+    splits = [path for path in (folder / "train", folder / "test") if next(path.glob(f"*{bair.SUFFIX}"), None)]
+    for path in splits:
+        bair.unpack(path, out / path.name)
+    return out if splits else folder
 
 
 def _without_captions(rows: Callable[[Path], Iterator[Row]]) -> Callable[[Path], Iterator[Row]]:

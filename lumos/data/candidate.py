@@ -14,7 +14,7 @@ class Candidate:
     """`path` is the file that it is, or lies in; `member` says where in it.
 
     captions: None = look for a file beside the clip. span: (first, last second) of a clip in a longer file. more: fields of its row that
-    are carried along. fault: known before the file is looked at. line: of the list.
+    are carried along. fault: known before the file is looked at. line: of the list. bytes: of the file, where they are known.
     """
 
     path: Path
@@ -25,6 +25,7 @@ class Candidate:
     line: int = 0
     span: tuple[float, float] | None = None
     member: Member | None = None
+    bytes: int = 0
     more: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import glob
 import hashlib
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from lumos import files
 from lumos.config import DataConfig
-from lumos.data import captions, containers, decoder, lerobot, lists, video
+from lumos.data import actions, captions, containers, decoder, lerobot, lists, video
 from lumos.data.candidate import Candidate
 from lumos.data.find_files import find_files, find_objects
 from lumos.data.manifest import FIELDS, beside, escapes, folders, utf8_id
@@ -82,7 +81,11 @@ def find_candidates(source: str, passed_over: collections.Counter[str], options:
     _, columns = lists.read(local, SUFFIXES)  # is it one?
 
     def read() -> Iterator[Candidate]:
-        rows = (_candidate(path, places, row, options.keep) for row in lists.read(local, SUFFIXES)[0])
+        layout: list[int] = []
+        rows = (
+            _candidate(path, places, _placed(places, row, layout), options.keep)
+            for row in lists.read(local, SUFFIXES)[0]
+        )
         first = next(rows, None)
         if first is None:
             raise UserError(f"{source}: no rows")
@@ -101,10 +104,21 @@ def _is_container(path: Path) -> bool:
     if path.suffix.lower() not in containers.SUFFIXES or not path.is_file():
         return False
     try:
-        with files.borrowed(path) as local:
-            return containers.is_container(path, local)
+        return containers.is_container(path)
     except UserError:  # it is told where it is read
         return False
+
+
+def _placed(places: tuple[Path, ...], row: lists.Row, layout: list[int]) -> lists.Row:
+    """Return a row with the folder that its clip lies in. layout: which of `row.folders` it was for the first clip that is there."""
+    if len(row.folders) == 1 or row.fault:
+        return row
+    for i in layout or range(len(row.folders)):
+        name = f"{row.folders[i]}/{row.path}".lstrip("/")
+        if layout or beside(places, name).is_file():
+            layout[:] = [i]
+            return dataclasses.replace(row, path=name)
+    return row
 
 
 def _candidate(path: Path, places: tuple[Path, ...], row: lists.Row, keep: tuple[str, ...]) -> Candidate:
@@ -117,17 +131,19 @@ def _candidate(path: Path, places: tuple[Path, ...], row: lists.Row, keep: tuple
     if not fault and file.suffix.lower() not in SUFFIXES:  # a list of names without suffixes
         file = next((named for end in SUFFIXES if (named := file.with_name(file.name + end)).is_file()), file)
     more = containers.chosen(row.fields, keep)
+    text = next((str(value) for name, value in row.fields.items() if name.strip().lower() == "actions"), "")
+    if actions.is_reference(text):
+        more["actions"] = actions.placed(text, lambda name: str(beside(places, name)))
     return Candidate(file, row.id, row.captions, row.split, fault, row.line, row.span, more=more)
 
 
-def expand(candidate: Candidate, keep: tuple[str, ...], stack: contextlib.ExitStack) -> Iterator[Candidate]:
-    """Yield the clips of a container; another candidate is one. A copy of what lies in a bucket stays until `stack` is closed."""
+def expand(candidate: Candidate, keep: tuple[str, ...]) -> Iterator[Candidate]:
+    """Yield the clips of a container; another candidate is one."""
     if candidate.fault or candidate.line or candidate.path.suffix.lower() not in containers.SUFFIXES:
         yield candidate
         return
     try:
-        local = stack.enter_context(files.borrowed(candidate.path))
-        yield from containers.members(candidate, local, SUFFIXES, keep)
+        yield from containers.members(candidate, SUFFIXES, keep)
     except OSError as error:
         yield dataclasses.replace(candidate, fault=error.strerror or str(error))
 
@@ -151,7 +167,7 @@ def check(candidate: Candidate, data: DataConfig) -> dict | str:
         return f"suffix {path.suffix!r} is none of {', '.join(SUFFIXES)}"
     pixels, seconds, gigabytes = data.limits
     try:
-        size = _size(path)
+        size = candidate.bytes or _size(path)
         if isinstance(size, str):
             return size
         if size > gigabytes * 1e9:
@@ -189,9 +205,12 @@ def check(candidate: Candidate, data: DataConfig) -> dict | str:
         row |= (
             {"offset": member.offset, "size": member.size}
             if member.row < 0
-            else {"row": member.row, "column": member.column}
+            else {"row": member.row, "column": member.column, "size": member.size}
         )
-    return row | candidate.more
+    more = candidate.more
+    if "actions" in more:
+        more = more | {"actions": actions.completed(more["actions"], info.frames)}
+    return row | more
 
 
 def _cut(info: video.VideoInfo, first: float, last: float) -> video.VideoInfo | str:

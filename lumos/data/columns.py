@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from lumos.data import kinetics
+
 # The first name of each is its own; lists in circulation use the others.
 NAMES = {
     "path": ("path", "file", "file_name", "filename", "file_path", "filepath", "video", "video_path", "image", "image_path"),
@@ -42,7 +44,7 @@ def find_columns(names: tuple[str, ...]) -> dict[str, int]:
             raise ValueError(f"{both} may both be the {field}; call one of them {field!r}, and it alone")
         if chosen:
             found[field] = chosen[0]
-    return found
+    return found | kinetics.find_columns(plain, found)
 
 
 def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

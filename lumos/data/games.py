@@ -2,26 +2,34 @@
 
 The game engines come from PyPI (lumos-video[games]): VizDoom with its scenarios and the free Freedoom levels (phase 1 for
 training, phase 2 for test), or the Arcade Learning Environment. A clip depends on the seed and its number alone. Test
-clips come from seeds and from levels or games that no training clip has; validation clips from seeds of their own.
+clips come from seeds and from levels or games that no training clip has; validation clips from seeds of their own. Of a single
+level all clips are, those of test too: a world to learn.
+
+Beside each clip lies `<clip>.npz` with a row for every frame: `action`, the number of the action that led to it; `reward` since the
+frame before; `done`, whether an episode ended there, so that this frame begins the next one. `lumos data index` refers to it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from lumos import files
+from lumos.data import actions as references
 from lumos.data.video_writer import write_video
-from lumos.errors import UserError
+from lumos.errors import UserError, suggest
 
-FPS = 8.75  # VizDoom runs at 35 tics a second; every fourth one is kept
-_SKIP = 4
+_TICS = {"vizdoom": 35, "ale": 60}  # a second
+_MOST_SKIPPED = 87  # frames: some openings stand still
 _SCENARIOS = {
     "train": ("basic", "defend_the_center", "defend_the_line", "health_gathering", "deadly_corridor", "take_cover"),
     "test": ("my_way_home", "predict_position"),
@@ -39,13 +47,25 @@ _GAMES = {
 
 
 def record(
-    game: str, out: str | Path, num_clips: int, *, num_frames: int = 33, seed: int = 0, workers: int = 2
+    game: str,
+    out: str | Path,
+    num_clips: int,
+    *,
+    num_frames: int = 33,
+    seed: int = 0,
+    workers: int = 2,
+    level: str = "",
+    skip: int = 4,
+    actions: tuple[str, ...] = (),
 ) -> Path:
     """Play and write `num_clips` clips, an eighth of them for test and an eighth for validation.
 
     Args:
       game: "vizdoom" (160x120) or "ale" (160x210).
       out: folder for the clips and `clips.jsonl`, the list that `lumos data index` reads.
+      level: of VizDoom, or game of ALE, that all clips are of; "" = many. With one, no button is an action too.
+      skip: tics of the game between two frames; an action lasts as long.
+      actions: names of those that are played, numbered in this order; () = all of the level, "none" first.
 
     Returns:
       The path of `clips.jsonl`.
@@ -58,10 +78,16 @@ def record(
         raise UserError(f"--game={game!r}; allowed: {', '.join(packages)}")
     if importlib.util.find_spec(packages[game]) is None:
         raise UserError(f"{packages[game]} is not installed; pip install 'lumos-video[games]'")
-    if num_clips < 1 or num_frames < 1:
-        raise UserError(f"--clips={num_clips} and --frames={num_frames} must be at least 1")
+    if min(num_clips, num_frames, skip) < 1:
+        raise UserError(f"--clips={num_clips}, --frames={num_frames} and --skip={skip} must be at least 1")
+    if level and level not in (known := sum(_places(game).values(), ())):
+        raise UserError(f"--level={level!r}{suggest(level, known)}")
+    if actions and not level:
+        raise UserError(f"--actions={','.join(actions)} needs --level: every level has actions of its own")
+    if unknown := sorted(set(actions) - set(names := actions_of(game, level))) if actions else ():
+        raise UserError(f"--actions: {unknown[0]!r} is none of {level}{suggest(unknown[0], names)}")
     out = Path(out)
-    jobs = [(game, out, number, num_frames, seed) for number in range(num_clips)]
+    jobs = [Job(game, out, number, num_frames, seed, level, skip, actions) for number in range(num_clips)]
     with ProcessPoolExecutor(workers) as pool:
         rows = list(pool.map(_record_one, jobs, chunksize=max(1, num_clips // (8 * workers))))
     path = out / "clips.jsonl"
@@ -74,28 +100,100 @@ def split_of(number: int) -> str:
     return {6: "validation", 7: "test"}.get(number % 8, "train")
 
 
-def _record_one(job: tuple[str, Path, int, int, int]) -> dict[str, str]:
-    game, out, number, num_frames, seed = job
-    split = split_of(number)
-    places = (_LEVELS if game == "vizdoom" else _GAMES)["test" if split == "test" else "train"]
-    place = places[number // 8 % len(places)]
-    rng = np.random.default_rng([seed, number])
-    play = _play_vizdoom if game == "vizdoom" else _play_ale
-    # Some openings stand still: start somewhere within the first ten seconds.
-    skipped = int(rng.integers(0, 10 * FPS))
-    frames = []
-    for i, frame in enumerate(play(place, rng)):
-        if i >= skipped:
-            frames.append(frame)
-        if len(frames) == num_frames:
-            break
-    name = f"{split}/{place}_{number:06d}.mp4"
-    write_video(out / name, np.stack(frames), FPS)
-    return {"path": name, "id": name, "caption": place.replace("_", " "), "split": split}
+class Job(NamedTuple):
+    """A clip to record; see `record`."""
+
+    game: str
+    out: Path
+    number: int
+    num_frames: int
+    seed: int
+    level: str = ""
+    skip: int = 4
+    actions: tuple[str, ...] = ()
 
 
-def _play_vizdoom(level: str, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yield frames of random play, actions held for a few frames; a new episode follows the last."""
+class Step(NamedTuple):
+    """A frame, uint8 [Y, X, 3]; the number of the action that led to it, and its reward; whether that ended an episode before it."""
+
+    frame: np.ndarray
+    action: int
+    reward: float
+    done: bool
+
+
+def actions_of(game: str, level: str) -> tuple[str, ...]:
+    """Return the names of the actions of a level, in the order of their numbers."""
+    start = _start_vizdoom if game == "vizdoom" else _start_ale
+    with start(level, 0) as (_, names):
+        return names
+
+
+def _places(game: str) -> dict[str, tuple[str, ...]]:
+    return _LEVELS if game == "vizdoom" else _GAMES
+
+
+def _record_one(job: Job) -> dict[str, str]:
+    split, places = split_of(job.number), _places(job.game)
+    places = places["test" if split == "test" else "train"]
+    place = job.level or places[job.number // 8 % len(places)]
+    rng = np.random.default_rng([job.seed, job.number])
+    skipped = int(rng.integers(0, _MOST_SKIPPED))
+    played = play(job.game, place, rng, job.skip, idle=bool(job.level), names=job.actions)
+    steps = list(itertools.islice(played, skipped, skipped + job.num_frames))
+    name = f"{split}/{place}_{job.number:06d}"
+    write_video(job.out / f"{name}.mp4", np.stack([step.frame for step in steps]), _TICS[job.game] / job.skip)
+    columns = {name: np.array([getattr(step, name) for step in steps]) for name in ("action", "reward", "done")}
+    with files.written(job.out / f"{name}.npz") as partial, partial.open("wb") as file:
+        np.savez(file, **columns)
+    reference = references.reference(f"{name}.npz", "action", 0, len(steps))
+    return {
+        "path": f"{name}.mp4",
+        "id": f"{name}.mp4",
+        "caption": place.replace("_", " "),
+        "split": split,
+        "actions": reference,
+    }
+
+
+def play(
+    game: str, level: str, rng: np.random.Generator, skip: int, *, idle: bool, names: tuple[str, ...] = ()
+) -> Iterator[Step]:
+    """Yield the frames of random play, actions held for a few of them; a new episode follows the last.
+
+    `idle`: no button is an action; `names`: of the actions to play, in the order of their numbers.
+    """
+    start = _start_vizdoom if game == "vizdoom" else _start_ale
+    action, left, reward, done = 0, 0, 0.0, False
+    with start(level, int(rng.integers(2**31))) as (engine, known):
+        codes = [known.index(name) for name in names or known]
+        first = 0 if idle or game == "ale" else 1
+        while True:
+            yield Step(engine.frame(), action, reward, done)
+            if not left:
+                left, action = int(rng.integers(1, 6)), int(rng.integers(len(codes) - first)) + first
+            left -= 1
+            reward, done = engine.act(codes[action], skip)
+
+
+class _VizDoom:
+    def __init__(self, game):
+        self._game, self._num = game, game.get_available_buttons_size()
+
+    def frame(self) -> np.ndarray:
+        return self._game.get_state().screen_buffer.copy()
+
+    def act(self, action: int, skip: int) -> tuple[float, bool]:
+        """Hold a button, 0 = none; return the reward, and whether the episode ended and another one began."""
+        reward = self._game.make_action([int(i + 1 == action) for i in range(self._num)], skip)
+        done = self._game.is_episode_finished()
+        if done:
+            self._game.new_episode()
+        return reward, done
+
+
+@contextlib.contextmanager
+def _start_vizdoom(level: str, seed: int) -> Iterator[tuple[_VizDoom, tuple[str, ...]]]:
     import vizdoom
 
     game = vizdoom.DoomGame()
@@ -112,44 +210,42 @@ def _play_vizdoom(level: str, rng: np.random.Generator) -> Iterator[np.ndarray]:
     game.set_window_visible(False)
     game.set_sound_enabled(False)
     game.set_mode(vizdoom.Mode.PLAYER)
-    game.set_seed(int(rng.integers(2**31)))
+    game.set_seed(seed)
     folder = tempfile.TemporaryDirectory()
     with contextlib.chdir(folder.name):  # where the engine leaves its settings
         game.init()
     try:
-        action, left = [0] * game.get_available_buttons_size(), 0
-        while True:
-            if game.is_episode_finished():
-                game.new_episode()
-            yield game.get_state().screen_buffer.copy()
-            if not left:
-                action, left = [0] * len(action), int(rng.integers(1, 6))
-                action[rng.integers(len(action))] = 1
-            left -= 1
-            game.make_action(action, _SKIP)
+        buttons = (button.name.lower().replace("_", " ") for button in game.get_available_buttons())
+        yield _VizDoom(game), ("none", *buttons)
     finally:
         game.close()
         folder.cleanup()
 
 
-def _play_ale(rom: str, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yield frames of random play, actions held for a few frames; a new game follows the last."""
+class _Ale:
+    def __init__(self, ale):
+        self._ale, self._actions = ale, ale.getMinimalActionSet()
+
+    def frame(self) -> np.ndarray:
+        return self._ale.getScreenRGB()
+
+    def act(self, action: int, skip: int) -> tuple[float, bool]:
+        """Hold an action; return the reward, and whether the game ended and another one began."""
+        reward = float(sum(self._ale.act(self._actions[action]) for _ in range(skip)))
+        done = self._ale.game_over()
+        if done:
+            self._ale.reset_game()
+        return reward, done
+
+
+@contextlib.contextmanager
+def _start_ale(rom: str, seed: int) -> Iterator[tuple[_Ale, tuple[str, ...]]]:
     import ale_py
     from ale_py import roms
 
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     ale = ale_py.ALEInterface()
-    ale.setInt("random_seed", int(rng.integers(2**31)))
+    ale.setInt("random_seed", seed)
     ale.setFloat("repeat_action_probability", 0.0)
     ale.loadROM(roms.get_rom_path(rom))
-    actions = ale.getMinimalActionSet()
-    action, left = actions[0], 0
-    while True:
-        if ale.game_over():
-            ale.reset_game()
-        yield ale.getScreenRGB()
-        if not left:
-            action, left = actions[rng.integers(len(actions))], int(rng.integers(1, 6))
-        left -= 1
-        for _ in range(_SKIP):
-            ale.act(action)
+    yield _Ale(ale), tuple(action.name.lower() for action in ale.getMinimalActionSet())

@@ -5,19 +5,16 @@ split (when the list had one), duration, fps, width, height, frames, bytes. File
 `<manifest>.rejected.jsonl` and never stop the run. Paths keep the names that were found: a link is not resolved, for what
 it leads to may have another suffix, or none. A name that is not UTF-8 comes back as the same bytes.
 
-The work is cut into parts, each a file in `.<manifest>.parts` that appears when it is complete. So a killed run goes on where it was,
-and any number of processes started with the same command share the parts; the last one puts them together, in their order.
+The work is cut into parts (parts.py). So a killed run goes on where it was, and any number of processes started with the same command share the
+parts; the last one puts them together, in their order.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
-import itertools
 import json
 import os
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,14 +24,13 @@ import numpy as np
 
 from lumos import files, outputs
 from lumos.config import DataConfig
-from lumos.data import actions, containers
+from lumos.data import actions, containers, parts
 from lumos.data.candidate import Candidate
 from lumos.data.candidates import DEFAULTS, Candidates, Options, check, expand, find_candidates, stored, told
 from lumos.data.columns import NAMES
 from lumos.data.manifest import SUFFIXES, fingerprint, hash_of, read_manifest
 from lumos.data.manifest_writer import ManifestWriter
 from lumos.errors import UserError, printable
-from lumos.leases import Leases
 
 _REJECTED = ".rejected.jsonl"
 _AT_A_TIME = 1024  # clips of a part that are held in memory
@@ -90,36 +86,17 @@ def index(
             raise UserError(f"--out={out} would overwrite {source}; choose another name")
     passed_over: collections.Counter[str] = collections.Counter()
     candidates = find_candidates(str(source), passed_over, options)
-    folder = out.with_name(f".{out.name}.parts")
-    try:
-        _begin(folder, f"{candidates.identity} {data.limits} {options} {files_per_part}")
-        summary = _share(candidates, folder, out, rejected_list, data, options, files_per_part)
-    except UserError:
-        files.remove_tree(folder)
-        raise
+    identity = f"{candidates.identity} {data.limits} {options} {files_per_part}"
+    with ThreadPoolExecutor(max(1, data.num_threads)) as pool:
+        summary = parts.share(
+            out,
+            identity,
+            lambda: _chunks(candidates.read(), files_per_part),
+            lambda chunk: "".join(_facts_of(chunk, pool, out, data, options)),
+            lambda written: _merge(written, out, rejected_list),
+        )
+    summary = summary or _summary_of(out, rejected_list)
     return dataclasses.replace(summary, passed_over=dict(passed_over), note=_note(candidates))
-
-
-def _share(
-    candidates: Candidates, folder: Path, out: Path, rejected_list: Path, data: DataConfig, options: Options, size: int
-) -> Summary:
-    """Write what parts are missing, and the manifest, unless another process has come before."""
-    try:
-        leases, summary = Leases(folder / "leases"), None
-        parts = _write_parts(candidates, folder, leases, out, data, options, size)
-        with leases.hold("merge") as mine:
-            if mine and (folder / "plan").exists():
-                summary = _merge(parts, out, rejected_list)
-                (folder / "plan").unlink()
-        if summary:
-            files.remove_tree(folder)
-            return summary
-    except FileNotFoundError:
-        if (folder / "plan").exists():
-            raise
-    while (folder / "plan").exists():  # another process merges
-        time.sleep(0.5)
-    return _summary_of(out, rejected_list)
 
 
 def _summary_of(out: Path, rejected_list: Path) -> Summary:
@@ -135,39 +112,6 @@ def _summary_of(out: Path, rejected_list: Path) -> Summary:
         float(rows.column("duration").sum()),
         fingerprint(rows),
     )
-
-
-def _begin(folder: Path, identity: str) -> None:
-    """Make the folder of the parts; those of another source or other limits go."""
-    plan = folder / "plan"
-    if folder.exists() and not (plan.exists() and files.read_text(plan) == identity):
-        files.remove_tree(folder)
-    if not plan.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        files.write_text(plan, identity)
-
-
-def _write_parts(
-    candidates: Candidates, folder: Path, leases: Leases, out: Path, data: DataConfig, options: Options, size: int
-) -> list[Path]:
-    """Write every part that no other process writes, until all are there. Raises FileNotFoundError when they are merged already."""
-    with ThreadPoolExecutor(max(1, data.num_threads)) as pool:
-        while True:
-            parts, waiting = [], False
-            for chunk in _chunks(candidates.read(), size):
-                part = folder / f"{len(parts):06d}.jsonl"
-                parts.append(part)
-                if part.exists():
-                    continue
-                with leases.hold(part.stem) as mine:
-                    waiting |= mine is None
-                    if mine and not (folder / "plan").exists():
-                        raise FileNotFoundError(folder)
-                    if mine and not part.exists():
-                        files.write_text(part, "".join(_facts_of(chunk, pool, out, data, options)))
-            if not waiting:
-                return parts
-            time.sleep(0.5)  # for the parts of others, which may die
 
 
 def _chunks(candidates: Iterator[Candidate], size: int) -> Iterator[list[Candidate]]:
@@ -186,26 +130,38 @@ def _facts_of(
     chunk: list[Candidate], pool: ThreadPoolExecutor, out: Path, data: DataConfig, options: Options
 ) -> Iterator[str]:
     """Yield a line of JSON for every clip: its row, or the reason why it cannot be used."""
-    with contextlib.ExitStack() as stack:
-        clips = (clip for candidate in chunk for clip in expand(candidate, options.keep, stack))
-        while some := list(itertools.islice(clips, _AT_A_TIME)):
-            for clip, result in zip(some, pool.map(lambda clip: check(clip, data), some)):
-                fact = {"file": clip.name, **({"line": clip.line} if clip.line else {})}
-                if isinstance(result, dict):
-                    place = lambda name: stored(files.path(name), out.parent)
-                    result = {"path": place(clip.path), **result}
-                    if "actions" in result:
-                        result["actions"] = actions.placed(result["actions"], place)
-                    fact |= {"id": clip.id, "row": result}
-                else:
-                    fact |= {"reason": printable(result)}
-                yield json.dumps(fact) + "\n"
+    clips = (clip for candidate in chunk for clip in expand(candidate, options.keep))
+    for some in _some(clips):
+        for clip, result in zip(some, pool.map(lambda clip: check(clip, data), some)):
+            fact = {"file": clip.name, **({"line": clip.line} if clip.line else {})}
+            if isinstance(result, dict):
+                place = lambda name: stored(files.path(name), out.parent)
+                result = {"path": place(clip.path), **result}
+                if "actions" in result:
+                    result["actions"] = actions.placed(result["actions"], place)
+                fact |= {"id": clip.id, "row": result}
+            else:
+                fact |= {"reason": printable(result)}
+            yield json.dumps(fact) + "\n"
 
 
-def _merge(parts: list[Path], out: Path, rejected_list: Path) -> Summary:
+def _some(clips: Iterator[Candidate]) -> Iterator[list[Candidate]]:
+    """Yield clips in lists that do not hold much at a time."""
+    some, size = [], 0
+    for clip in clips:
+        some.append(clip)
+        size += len(clip.member.data) if clip.member and clip.member.data else 0
+        if len(some) == _AT_A_TIME or size >= containers.MOST_BYTES:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
+def _merge(written: list[Path], out: Path, rejected_list: Path) -> Summary:
     """Write the manifest and the list of rejected files, in order. Of files with one id the first is accepted."""
     hashes, columns, text = [], set(), set()
-    for fact in _facts(parts):
+    for fact in _facts(written):
         if "row" in fact:
             row = fact["row"]
             hashes.append(hash_of(row["id"]))
@@ -220,7 +176,7 @@ def _merge(parts: list[Path], out: Path, rejected_list: Path) -> Summary:
             files.written(rejected_list) as partial,
             partial.open("w", encoding="utf-8", errors="backslashreplace") as others,
         ):
-            for fact in _facts(parts):
+            for fact in _facts(written):
                 row = fact.get("row")
                 if row and hash_of(row["id"]) in perhaps_again:
                     if row["id"] in seen:
@@ -243,8 +199,8 @@ def _merge(parts: list[Path], out: Path, rejected_list: Path) -> Summary:
     return Summary(out, rejected_list, accepted, rejected, without_caption, seconds, digest)
 
 
-def _facts(parts: list[Path]) -> Iterator[dict[str, Any]]:
-    for part in parts:
+def _facts(written: list[Path]) -> Iterator[dict[str, Any]]:
+    for part in written:
         with files.borrowed(part) as local, local.open(encoding="utf-8") as file:
             yield from map(json.loads, file)
 

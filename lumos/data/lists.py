@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lumos.data import captions, spans, utf8
+from lumos.data import captions, kinetics, spans, utf8
 from lumos.data.columns import expected, find_columns, unique_fields
 from lumos.errors import UserError, printable, short
 
@@ -27,7 +27,7 @@ _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 class Row:
     """A clip of a list: `path` and `id` as they stand there (the id is the path by default), the captions not cleaned yet.
 
-    span: (first, last second) where it is a part of the file. fields: what else stands in its row.
+    span: (first, last second) where it is a part of the file. fields: what else stands in its row. folders: where the path may begin.
     """
 
     line: int  # of the file, from 1, where the row begins; of parquet the number of the row
@@ -38,6 +38,7 @@ class Row:
     fault: str = ""  # why the row cannot be used
     span: tuple[float, float] | None = None
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+    folders: tuple[str, ...] = ("",)
 
 
 def read(path: Path, row_may_be: Iterable[str]) -> tuple[Iterator[Row], tuple[str, ...]]:
@@ -151,14 +152,18 @@ def _row(line: int, where: str, used: dict[str, Any], more: dict[str, Any]) -> R
             return Row(line, name, fault=f"{where}: the {field} must be text, got {short(value)}")
         texts[field] = "" if value is None else str(value)
     try:
-        found = captions.read_values(fields.get("caption"))
+        found, places = captions.read_values(fields.get("caption")), ("",)
+        if "cut_start" in fields:
+            name = kinetics.file_name(name, fields)
+            places = kinetics.folders(str(fields.get("caption") or ""), texts["split"])
+            texts["split"] = kinetics.split_of(texts["split"])
         span = spans.span(fields.get("start"), fields["end"]) if fields.get("end") not in (None, "") else None
     except ValueError as error:
         return Row(line, name, fault=f"{where}: {error}")
     clip_id = texts["id"] or Path(name).as_posix()
     if span and "times" in fields or span and not texts["id"]:
         clip_id += f"@{span[0]:g}-{span[1]:g}"
-    return Row(line, name, clip_id, found, texts["split"], span=span, fields=more)
+    return Row(line, name, clip_id, found, texts["split"], span=span, fields=more, folders=places)
 
 
 def _places(names: tuple[str, ...], where: str, hint: str = "") -> dict[str, int]:

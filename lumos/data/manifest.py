@@ -242,7 +242,7 @@ def _check(row: dict[str, Any], where: str) -> None:
         if not OPTIONAL[name](row[name]):
             raise UserError(f"{where}: {name} must not be {short(row[name])}; {_ADVICE}")
     for pair in (("offset", "size"), ("row", "column"), ("start", "end")):
-        if len(row.keys() & set(pair)) == 1:
+        if len(row.keys() & set(pair)) == 1 and not ("row" in row and "size" in pair):
             raise UserError(f"{where}: {pair[0]} and {pair[1]} stand together; {_ADVICE}")
     if min(row["frames"], row["width"], row["height"]) < 1:
         raise UserError(f"{where}: a clip of {row['frames']} frames of {row['width']}x{row['height']} pixels")

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from lumos import files
 from lumos.data import parquet_bytes
+from lumos.data.remote_file import Positioned
 from lumos.errors import UserError
 
 
@@ -22,7 +23,7 @@ from lumos.errors import UserError
 class Member:
     """Bytes of a file: those of a range, those of a row of a parquet file, or `data` that were read before.
 
-    path: the file that it lies in. name: of the clip, for messages. row, column: where it is no range.
+    path: the file that it lies in. name: of the clip, for messages. size: of its bytes. row, column: where it is no range.
     """
 
     path: str
@@ -49,8 +50,13 @@ def of_row(row: dict[str, Any]) -> str | Member:
     if "offset" in row:
         return Member(row["path"], row["id"], row["offset"], row["size"])
     if "row" in row:
-        return Member(row["path"], row["id"], row=row["row"], column=row["column"])
+        return Member(row["path"], row["id"], size=row.get("size", 0), row=row["row"], column=row["column"])
     return row["path"]
+
+
+def path_of(clip: str | Member) -> str:
+    """Return the file that a clip is, or lies in."""
+    return clip.path if isinstance(clip, Member) else clip
 
 
 def open_binary(clip: Media) -> BinaryIO:
@@ -84,31 +90,15 @@ def for_ffmpeg(clip: Media) -> str | BinaryIO:
     return str(clip.absolute()) if isinstance(clip, Path) else open_binary(clip)
 
 
-class _Range(io.RawIOBase):
+class _Range(Positioned):
     """A part of a file as a file."""
 
     def __init__(self, member: Member):
-        self._file, self._first, self._size, self._place = open(member.path, "rb"), member.offset, member.size, 0
+        super().__init__(member.size)
+        self._file, self._first = open(member.path, "rb"), member.offset
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._place = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence])
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
-
-    def readinto(self, buffer: Any) -> int:
-        count = max(0, min(len(buffer), self._size - self._place))
-        data = os.pread(self._file.fileno(), count, self._first + self._place)
-        buffer[: len(data)] = data
-        self._place += len(data)
-        return len(data)
+    def _bytes(self, first: int, end: int) -> bytes:
+        return os.pread(self._file.fileno(), end - first, self._first + first)
 
     def close(self) -> None:
         self._file.close()
@@ -121,9 +111,21 @@ def fetched(clip: str | os.PathLike | Member) -> Iterator[Media]:
     if not isinstance(clip, Member):
         with files.borrowed(clip) as local:
             yield local
-    elif clip.data is None and clip.row >= 0:
-        yield dataclasses.replace(clip, data=parquet_bytes.read(clip.path, clip.row, clip.column))
-    elif clip.data is None and files.is_remote(clip.path):
-        yield dataclasses.replace(clip, data=files.read_range(clip.path, clip.offset, clip.size))
+    elif clip.data is None and (clip.row >= 0 or files.is_remote(clip.path)):
+        yield dataclasses.replace(clip, data=_bytes_of(clip))
     else:
         yield clip
+
+
+def _bytes_of(clip: Member) -> bytes:
+    if clip.row >= 0:
+        return parquet_bytes.read(clip.path, clip.row, clip.column)
+    return files.read_range(clip.path, clip.offset, clip.size)
+
+
+def copy(clip: str | os.PathLike | Member, local: Path) -> None:
+    """Bring a clip of a bucket into a file of its own. Raises UserError."""
+    if isinstance(clip, Member):
+        local.write_bytes(_bytes_of(clip))
+    else:
+        files.get(clip, local)

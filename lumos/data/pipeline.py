@@ -133,6 +133,7 @@ def make_pipeline(
     saved: dict[str, Any] | None = None,
     train: bool = True,
     divisor: int = 1,
+    encode: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Pipeline:
     """Open the data of a config and return its batches from `start_step` on.
 
@@ -147,12 +148,13 @@ def make_pipeline(
       train: shuffle, repeat for ever, cut clips at random times, mix buckets and images. Otherwise: every clip once in
         a fixed order, cut at the centre; what does not fill a last batch of a bucket is left out.
       divisor: what every batch size must be a multiple of beside `process_count` (devices along the batch).
+      encode: the tokenizer of a run on tokens with clips in pixels beside them, uint8 [B, F, Y, X, 3] -> int32 [B, T, H, W].
 
     Raises:
       UserError: the data cannot be opened or do not fit the buckets.
     """
     sources = open_sources(config, split)
-    reader = _Reader(config, [source for source, _ in sources], train)
+    reader = _Reader(config, [source for source, _ in sources], train, encode)
     divisor = int(np.lcm(process_count, divisor))
     process = slice(process_index, None, process_count)
     if not train:
@@ -252,8 +254,14 @@ def _mix(datasets: list[grain.MapDataset], weights: list[float]) -> grain.MapDat
 class _Reader:
     """Turn places in a list of clips into examples."""
 
-    def __init__(self, config: Config, sources: list[Source], train: bool):
-        self.config, self.sources, self._train = config, sources, train
+    def __init__(
+        self,
+        config: Config,
+        sources: list[Source],
+        train: bool,
+        encode: Callable[[np.ndarray], np.ndarray] | None = None,
+    ):
+        self.config, self.sources, self._train, self._encode = config, sources, train, encode
         self.text = TextTokenizer(config.text.model)
         self.num_replaced = 0
         self._reported: set[tuple[int, int]] = set()
@@ -264,6 +272,11 @@ class _Reader:
         def example(place: int, rng: np.random.Generator) -> Batch:
             where = rng.random() if self._train else 0.5
             arrays, found = self._load(clips_N2, place, bucket, where)
+            if (
+                "video" in arrays and self.config.data.source == "tokens"
+            ):  # of encoded_clips.py, which begin with a first frame
+                tokens_THW = self._encode(arrays.pop("video")[None])[0]
+                arrays |= {"tokens": tokens_THW} | ({"start": np.int32(0)} if self.config.data.windows else {})
             caption = captions.draw(found, rng if self._train else None, self.config.data.caption_length_power)
             text_ids, slots = arrays.pop("text_ids", None), self.config.sequence.text_length
             if text_ids is None:

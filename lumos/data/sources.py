@@ -11,6 +11,7 @@ each source gives that share of the training clips, whatever its size. `parse_pa
                     records {tokens uint32 [T, H, W], caption, id}
                     sorted by size; {text_ids int32 [P]} if the
                     text was tokenized too
+                    ... or a manifest, beside such folders               encoded when needed (encoded_clips.py)
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from absl import logging
 
 from lumos import files
 from lumos.config import Config
-from lumos.data import actions, media
+from lumos.data import actions, copies, encoded_clips, media
 from lumos.data.buckets import Bucket, assign, check_given, count_sizes, plan_buckets
 from lumos.data.decoder import read_clip
 from lumos.data.manifest import SUFFIXES, Manifest, Rows, open_manifest
@@ -63,21 +64,24 @@ def open_sources(config: Config, split: str) -> list[tuple[Source, float]]:
     if not paths:
         raise UserError(f"config.data.path is empty; data source {config.data.source!r} needs a folder or manifest")
     check_given(config.data)
-    for path, _ in paths:
-        if config.data.source != "moving_shapes":
-            _check_kind(path, config.data.source)
-    return [(opener(config, path, split), weight) for path, weight in paths]
+    sources: list[tuple[Source, float]] = []
+    for path, weight in paths:
+        if config.data.source == "tokens" and is_manifest(path):
+            clips = ClipsSource(encoded_clips.in_pixels(config), path, split)
+            sources.append((encoded_clips.EncodedClips(clips, config.tokenizer), weight))
+            continue
+        if config.data.source == "clips" and not is_manifest(path):
+            raise UserError(
+                f"config.data.path: {path} is a folder, not a manifest (.jsonl, .arrow), but config.data.source is 'clips': "
+                "`lumos data index` makes manifests of clips; a run on tokens takes both folders of tokens and manifests"
+            )
+        sources.append((opener(config, path, split), weight))
+    return sources
 
 
-def _check_kind(path: str, source: str) -> None:
-    """Raise UserError for tokens among clips, and for clips among tokens."""
-    name = files.path(path).suffix.lower()
-    if (source == "tokens") == (name in SUFFIXES):
-        is_what = "a manifest of clips" if source == "tokens" else "a folder, not a manifest (.jsonl, .arrow)"
-        raise UserError(
-            f"config.data.path: {path} is {is_what}, but config.data.source is {source!r}: all sources of a run are of one kind; "
-            "`lumos data index` makes manifests of clips, `lumos tokenize` folders of tokens of them"
-        )
+def is_manifest(path: str) -> bool:
+    """Return whether a path of `data.path` is a manifest of clips in pixels; else it is a folder."""
+    return files.path(path).suffix.lower() in SUFFIXES
 
 
 _QUOTED = re.compile(r'\s*"((?:[^"]|"")+)"\s*(?:=([^,]*))?(?:,|\Z)')
@@ -170,6 +174,7 @@ class ClipsSource:
         most_frames = int(config.data.cache_gb * 1e9) // frame_bytes
         self._num_kept = int(np.searchsorted(np.cumsum(sizes_N3[:, 0], dtype=np.int64), most_frames, side="right"))
         self._kept: dict[tuple[int, int, int], np.ndarray] = {}
+        self._copies, self.room = copies.of_rows(self._rows, int(config.data.cache_gb * 1e9))
 
     def _sizes(self) -> np.ndarray:
         sizes_N3 = np.empty((len(self._rows), 3), np.int32)
@@ -190,22 +195,35 @@ class ClipsSource:
             size = {"num_frames": bucket.frames, "height": bucket.height, "width": bucket.width}
             own_fps = row["fps"]
             start = begin + first / (self._fps or own_fps or 1.0)
-            return {"video": read_clip(clip, start=start, fps=self._fps, own_fps=own_fps, **size)}, caption
+            return {"video": self._read(clip, start=start, fps=self._fps, own_fps=own_fps, **size)}, caption
         key = (index, bucket.height, bucket.width)
         if key not in self._kept:
             whole = {"start": begin, "num_frames": int(self.sizes[index][0])} if "start" in row else {}
-            self._kept[key] = read_clip(clip, fps=self._fps, height=bucket.height, width=bucket.width, **whole)
+            self._kept[key] = self._read(clip, fps=self._fps, height=bucket.height, width=bucket.width, **whole)
         video_FYX3 = self._kept[key][first : first + bucket.frames]
         if len(video_FYX3) < bucket.frames:
             raise UserError(f"{clip}: only {first + len(video_FYX3)} of {self.sizes[index][0]} frames (cut short)")
         return {"video": video_FYX3}, caption
 
-    def actions(self, index: int, bucket: Bucket, where: float) -> np.ndarray | None:
-        """Return the actions of the frames that `load` returns, float32 [F, A]; None where the manifest has none. Raises UserError."""
+    def fetch(self, indices: Sequence[int]) -> None:
+        """Bring clips of a bucket that will be read."""
+        decoded = {index for index, _, _ in list(self._kept)}
+        clips = (media.of_row(self._rows[index]) for index in indices if index not in decoded)
+        self._copies.bring(clip for clip in clips if files.is_remote(media.path_of(clip)))
+
+    def _read(self, clip: str | media.Member, **arguments) -> np.ndarray:
+        if self._copies is None or not files.is_remote(media.path_of(clip)):
+            return read_clip(clip, **arguments)
+        with self._copies.lent(clip) as local:
+            return read_clip(local, **arguments)
+
+    def actions(self, index: int, bucket: Bucket, where: float, column: str = "") -> np.ndarray | None:
+        """Return the actions of the frames that `load` returns, or another column that comes with them, float32 [F, A]; None where the
+        manifest has none. Raises UserError."""
         row = self._rows[index]
         if "actions" not in row:
             return None
-        actions_NA = actions.read(row["actions"])
+        actions_NA = actions.read(row["actions"], column)
         first = round(where * (int(self.sizes[index][0]) - bucket.frames)) + np.arange(bucket.frames)
         frame_F = np.rint(first * row["fps"] / self._fps).astype(int) if self._fps else first
         return actions_NA[np.minimum(frame_F, len(actions_NA) - 1)]

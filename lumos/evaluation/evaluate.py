@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 import lumos
-from lumos import config_loading, provenance
+from lumos import config_loading, files, provenance
 from lumos.checkpoint import read_config
 from lumos.checkpoint_steps import resolve
 from lumos.config import Config
@@ -25,8 +25,10 @@ from lumos.evaluation.reconstruction import reconstruction
 from lumos.evaluation.subject import Clip, Subject
 from lumos.videos.generator import Generator
 from lumos.videos.prompts import read_prompts
+from lumos.weights import release
 
 _log = logging.getLogger(__name__)
+_OF_CLIPS = ("continuation", "fvd")  # measures that compare with the clips of the tokenizer's run
 
 
 def evaluate(
@@ -44,28 +46,33 @@ def evaluate(
 
     A tokenizer run gets reconstruction metrics. A transformer run gets those of its tokenizer, its masked
     cross-entropy per latent frame, samples, on moving_shapes how well held-out prompts are followed, and, where
-    `evaluate.num_given` says so, how well clips are continued. `what="tokenizer"` stops after the tokenizer.
+    `evaluate.num_given` says so, how well clips are continued. `what="tokenizer"` stops after the tokenizer; `what="world"` plays a
+    model whose frames come with actions, and measures how it answers. A release brings no data:
+    what needs them is left out, with a line that says so.
 
     Every process of a run calls it; process 0 writes. With several steps (see `checkpoint_steps.resolve`) each has a folder of its
     own, and the page shows all. `prompts` is a file of prompts (`videos.prompts`), "" for held-out ones.
     """
-    if what not in ("all", "tokenizer"):
-        raise UserError(f"what={what!r}; allowed: all, tokenizer")
+    if what not in ("all", "tokenizer", "world"):
+        raise UserError(f"what={what!r}; allowed: all, tokenizer, world")
     out, texts = Path(out), tuple(read_prompts(prompts)) if prompts else ()
     read_config(workdir)
-    config = config_loading.load(str(Path(workdir) / "config.json"), overrides)
+    config = config_loading.load(str(files.path(workdir) / "config.json"), overrides)
     if config.task == "tokenizer" or what == "tokenizer":
         if given := [
             f"--{name}" for name, value in (("prompts", prompts), ("step", step), ("weights", weights)) if value
         ]:
             raise UserError(f"{given[0]} is for the generator; a tokenizer is evaluated alone, with its newest weights")
-        return _evaluate_tokenizer(config, Path(workdir), out, seed)
-    steps = resolve(workdir, step)
+        return _evaluate_tokenizer(config, files.path(workdir), out, seed)
+    steps = resolve(workdir, step) if step or not release.is_release(workdir) else [None]
     generator = Generator.load(workdir, overrides, steps[0], weights)
-    run = _Run(generator, Path(workdir), seed, texts, {"prompts": Path(prompts).stem} if prompts else {})
+    if generator.config.sequence.streams and what != "world":
+        raise UserError(f"{workdir}: the frames of this model come with actions; evaluate it with --what=world")
+    names = ("likelihood", "world") if what == "world" else ()
+    run = _Run(generator, files.path(workdir), seed, texts, {"prompts": Path(prompts).stem} if prompts else {}, names)
     folders = [out / f"step_{number:08d}" if len(steps) > 1 else out for number in steps]
     for number, folder in zip(steps, folders):
-        if number != generator.step:
+        if number not in (None, generator.step):
             generator.read_weights(workdir, number, weights)
         results = run.evaluate(folder)
     if len(steps) > 1 and jax.process_index() == 0:
@@ -76,14 +83,40 @@ def evaluate(
 class _Run:
     """A transformer run whose checkpoints are evaluated one after the other; their tokenizer is evaluated once."""
 
-    def __init__(self, generator: Generator, workdir: Path, seed: int, prompts: tuple[str, ...], cell: dict[str, Any]):
+    def __init__(
+        self,
+        generator: Generator,
+        workdir: Path,
+        seed: int,
+        prompts: tuple[str, ...],
+        cell: dict[str, Any],
+        names: tuple[str, ...] = (),
+    ):
         self.generator, self.workdir, self.seed, self.prompts, self.cell = generator, workdir, seed, prompts, cell
-        self.tokenizer_workdir = Path(generator.config.tokenizer_workdir)
+        self.names = names
+        self.tokenizer_workdir = files.path(generator.config.tokenizer_workdir)
         tokenizer_config = config_loading.parse(read_config(self.tokenizer_workdir))
         self.tokenizer_config = dataclasses.replace(tokenizer_config, evaluate=generator.config.evaluate)
 
     @functools.cached_property
+    def measures(self) -> dict[str, Any]:
+        """The measures that there are data for."""
+        config, clips = self.generator.config, self.tokenizer_config.data.path
+        found = measures.chosen(config.evaluate, self.names)
+        there = [
+            name for name in found if (config.data.path or name != "likelihood") and (clips or name not in _OF_CLIPS)
+        ]
+        if left_out := [*sorted(found.keys() - set(there)), *(["reconstruction"] * (not clips))]:
+            _log.warning(
+                "left out for want of data, which a release does not bring: %s (config.data.path may name tokens, for the likelihood; all "
+                "else is measured in the workdir of the run)", ", ".join(left_out),
+            )  # fmt: skip
+        return {name: found[name] for name in there}
+
+    @functools.cached_property
     def reconstruction(self) -> tuple[dict[str, Any], dict[str, Metric], list[Clip]]:
+        if not self.tokenizer_config.data.path:
+            return {}, {}, []
         return _reconstruction(self.tokenizer_config, self.tokenizer_workdir)
 
     def evaluate(self, out: Path) -> dict[str, Any]:
@@ -92,12 +125,12 @@ class _Run:
         results, metrics, clips = self.reconstruction
         facts = provenance.of_file(config, self.workdir, seed=self.seed, step=generator.step)
         subject = Subject(generator, self.tokenizer_config, self.seed, self.prompts)
-        for name, measure in measures.chosen(config.evaluate).items():
+        for name, measure in self.measures.items():
             found, more = measure(subject)
             metrics, clips = metrics | {f"{name}/{key}": value for key, value in found.items()}, clips + more
             scalars = {key: value.value for key, value in found.items() if isinstance(value.value, float)}
             _log.info("%s: %s", name, ", ".join(f"{key} {value:.4g}" for key, value in scalars.items()))
-        results = _head(config) | {"reconstruction": results} | _figures(subject, metrics)
+        results = _head(config) | ({"reconstruction": results} if results else {}) | _figures(subject, metrics)
         if jax.process_index() == 0:
             out.mkdir(parents=True, exist_ok=True)
             cell = {"run": self.workdir.name, "step": generator.step, "weights": generator.weights or "ema"}
@@ -108,8 +141,11 @@ class _Run:
 
 def _figures(subject: Subject, metrics: dict[str, Metric]) -> dict[str, Any]:
     """Return the tables of a transformer run."""
-    get = lambda name: metrics[name].value
-    results = {"masked_cross_entropy": {key: get(f"likelihood/{key}") for key in ("nll", "accuracy", "frame_nll")}}
+    get, results = lambda name: metrics[name].value, {}
+    if "likelihood/nll" in metrics:
+        results["masked_cross_entropy"] = {key: get(f"likelihood/{key}") for key in ("nll", "accuracy", "frame_nll")}
+    if of_world := {name.removeprefix("world/"): m.value for name, m in metrics.items() if name.startswith("world/")}:
+        return results | {"world": {name: value for name, value in of_world.items() if isinstance(value, float)}}
     if subject.is_shapes:
         accuracy = {key: get(f"prompts/{key}") for key in ("colour", "shape", "direction")}
         results["prompt_accuracy"] = {"num_prompts": len(subject.distinct), **accuracy}
@@ -117,7 +153,7 @@ def _figures(subject: Subject, metrics: dict[str, Metric]) -> dict[str, Any]:
     # The first call compiles; with a single call its time includes that.
     speed = max(made.tokens.size / made.seconds for made in subject.batches)
     results["generate"] = {"tokens_per_s": speed, "batch_size": len(subject.batches[0].tokens)}
-    if subject.settings.num_given:
+    if "continuation/psnr_frames" in metrics:
         results["continuation"] = {
             "num_clips": metrics["continuation/psnr_frames"].n,
             "num_known_frames": subject.num_known,
@@ -131,7 +167,7 @@ def _evaluate_tokenizer(config: Config, workdir: Path, out: Path, seed: int) -> 
     results, run = _head(config), workdir
     facts = provenance.of_file(config, workdir, seed=seed)
     if config.task != "tokenizer":
-        run = Path(config.tokenizer_workdir)
+        run = files.path(config.tokenizer_workdir)
         config = dataclasses.replace(config_loading.parse(read_config(run)), evaluate=config.evaluate)
     results["reconstruction"], metrics, clips = _reconstruction(config, run)
     if jax.process_index() == 0:

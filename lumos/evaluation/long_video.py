@@ -14,6 +14,9 @@ from lumos.videos.progress import progress
 
 PARTS = 10
 _SHOWN = 4  # videos that are kept to look at
+# A cut is a step whose mean change of a pixel is so many times the median of the part, which counts as so much of 255 at least.
+_CUT, _LEAST_MOTION = 5.0, 2.0
+_SHARES = ("colour", "shape", "direction", "all_three", "present", "legal_steps")  # of what is right
 
 
 def deviation(parts_NP: np.ndarray, *, weighted: bool = True) -> np.ndarray:
@@ -57,7 +60,7 @@ def long_video(subject: Subject) -> tuple[dict[str, Metric], list[Clip]]:
     metrics = {}
     for name in found[0]:
         parts_NP = np.concatenate([part[name] for part in found])
-        better = "high" if name in ("colour", "shape", "direction", "all_three") else ""
+        better = "high" if name in _SHARES else ""
         metrics[f"{name}_parts"] = metric.mean(parts_NP, protocol, better)
         metrics[f"{name}_last"] = metric.mean(parts_NP[:, -1], f"last part; {protocol}", better)
         if not better:
@@ -76,10 +79,19 @@ def _of_part(video_BFYXC: np.ndarray, asked) -> dict[str, np.ndarray]:
     """Return what is measured of a part of each video, [B]."""
     statistics = frame_statistics(video_BFYXC)
     found = {name: statistics[name].mean(axis=1) for name in ("sharpness", "motion", "flicker")}
+    motion = statistics["motion"]
+    usual = np.maximum(np.median(motion, axis=1, keepdims=True), _LEAST_MOTION)
+    found["cuts"] = (motion > _CUT * usual).sum(axis=1).astype(float)
     if asked is None:
         return found
-    from lumos.data import moving_shapes
+    from lumos.data import moving_shapes, shapes_motion, shapes_scene
 
+    readings = [moving_shapes.read(video) for video in video_BFYXC]
+    found["present"] = np.array([(~np.isnan(reading.centre_F2[:, 0])).mean() for reading in readings])
+    if asked[0].direction in shapes_scene.ROUTES:
+        size = video_BFYXC.shape[2:4]
+        legal = (shapes_motion.legal_steps(r.centre_F2, size, p.direction, p.shape) for r, p in zip(readings, asked))
+        found["legal_steps"] = np.array([steps.mean() if len(steps) else 0.0 for steps in legal])
     scores = [moving_shapes.score(video, prompt) for video, prompt in zip(video_BFYXC, asked)]
     read = {name: np.array([score[name] for score in scores], float) for name in scores[0]}
     return found | read | {"all_three": np.array([all(score.values()) for score in scores], float)}

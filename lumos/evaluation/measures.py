@@ -21,8 +21,10 @@ from lumos.evaluation.cost import flops_of_clip, passes_of_clip
 from lumos.evaluation.frames import compare_frames, frame_statistics
 from lumos.evaluation.long_video import long_video
 from lumos.evaluation.metric import Metric
+from lumos.evaluation.prompt_switch import prompt_switch
 from lumos.evaluation.subject import Clip, Subject
-from lumos.training.match_data import token_manifests, with_grids_of_tokens
+from lumos.evaluation.world import world
+from lumos.training.match_data import encoder_of, token_manifests, with_grids_of_tokens
 from lumos.training.transformer_objective import TransformerObjective
 from lumos.videos.generator import Generator
 from lumos.videos.progress import progress
@@ -78,7 +80,8 @@ def _likelihood(generator: Generator, c: EvaluateConfig) -> Result:
     # Compiled once, for all checkpoints.
     program = generator.remember(("likelihood program", size), lambda: jax.jit(run))
     ratios = [c.mask_ratio, *(_RATIOS if in_place else ())]
-    with make_pipeline(config, config.data.eval_split, process_index=0, process_count=1, train=False) as pipeline:
+    whole = {"process_index": 0, "process_count": 1, "train": False, "encode": encoder_of(config)}
+    with make_pipeline(config, config.data.eval_split, **whole) as pipeline:
         batches = (batch for _, batch in zip(range(max(1, c.num_clips // size)), pipeline))
         for batch in progress(batches, "clips", c.num_clips, lambda batch: len(batch["tokens"])):
             with generator.in_mesh():
@@ -231,7 +234,7 @@ def fvd(subject: Subject) -> Result:
 
 MEASURES: dict[str, Callable[[Subject], Result]] = {
     "likelihood": likelihood, "prompts": prompts, "continuation": continuation, "tokens": tokens, "drift": drift, "fvd": fvd, "cost": cost,
-    "long": long_video,
+    "long": long_video, "switch": prompt_switch, "world": world,
 }  # fmt: skip
 
 

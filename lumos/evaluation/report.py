@@ -32,6 +32,7 @@ _DETAILS = {
     "continuation": "Continuation",
     "masked_cross_entropy": "Masked cross-entropy (nats)",
     "generate": "Generation",
+    "world": "World",
     "versions": "Versions",
 }
 

@@ -172,7 +172,7 @@ class Subject:
         config = dataclasses.replace(self.tokenizer_config, data=data, **text)
         if not data.path:
             raise UserError(
-                "the tokenizer's run names no clips (config.data.path): there is no reference to compare with"
+                "the tokenizer's run names no clips (config.data.path): nothing can be compared with, and prompts have to be given (--prompts=FILE)"
             )
         with make_pipeline(config, c.split, process_index=0, process_count=1, train=False) as pipeline:
             for start, batch in zip(range(0, num, data.batch_size), pipeline):

@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from lumos import config_loading, provenance
+from lumos import config_loading, files, provenance
 from lumos.checkpoint import read_config
 from lumos.checkpoint_steps import resolve, saved_steps
 from lumos.config import Config
@@ -63,7 +63,7 @@ class Worker:
     def __init__(self, sweep: Sweep):
         read_config(sweep.workdir)
         self.sweep, self.out = sweep, Path(sweep.out)
-        self.config = config_loading.load(str(Path(sweep.workdir) / "config.json"), sweep.overrides)
+        self.config = config_loading.load(str(files.path(sweep.workdir) / "config.json"), sweep.overrides)
         if self.config.task != "transformer":
             raise UserError(f"{sweep.workdir} holds a {self.config.task} run; a sweep generates with a transformer run")
         self.settings = cell_names.parse_settings(list(sweep.settings), zipped=sweep.zipped)

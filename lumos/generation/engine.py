@@ -190,9 +190,11 @@ class Engine:
         ids_RQ = view.ids(self.passes.prefix_ids(ids_BL, num_groups), tokens)
         rungs = tuple(rung.frames(num_frames) for rung in self.layout.memory if num_frames)
         level_11 = jnp.full((1, 1), self.settings.history_ratio if self.in_place else 0.0)
+        index, frame = self.layout.of_frames
+        ids_RQ, more = added.inputs(model, ids_RQ, rungs, view.is_first(tokens), (index[:num_frames], frame[:length]))
         hidden_RQD, own = model(
             ids_RQ, view.place(tokens, first_R, tokens, True, now), view.prefix_keys(tokens, num_groups, first_R),
-            **view.level(model, tokens, level_11, len(first_R)), **added.embeddings(model, ids_RQ, rungs, view.is_first(tokens)),
+            **view.level(model, tokens, level_11, len(first_R)), **more,
         )  # fmt: skip
         return keeping.begin(view, own, tokens, max(view.num_slots - length, 0)), hidden_RQD
 
@@ -348,7 +350,10 @@ class Engine:
             keys = own if begun is None else view.begun(own, *begun)
             seen = past._replace(measure=self.settings.cache.measure if is_write else None)
             ids_RQ = view.ids(ids_BQ, tokens)
-            more = added.embeddings(model, ids_RQ, self.groups.memory(len(groups_W)), view.is_first(tokens))
+            of_frames = self.groups.of_frames(len(groups_W))
+            ids_RQ, more = added.inputs(
+                model, ids_RQ, self.groups.memory(len(groups_W)), view.is_first(tokens), of_frames
+            )
             return model(ids_RQ, positions, keys, seen, **view.level(model, tokens, level_BQ, len(first_R)), **more)
 
         return tokens, template, run

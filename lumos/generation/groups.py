@@ -64,6 +64,11 @@ class Groups:
         tile = lambda x_T: np.concatenate([x_T[:1] - more[w] for w in range(width)])
         return tuple(Rung(tile(rung.index), tile(rung.cells)) for rung in self.layout.memory)
 
+    def of_frames(self, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return where the stream tokens of `width` consecutive groups are, [width, S], and the group of each token [width * N]."""
+        first = np.arange(width)
+        return first[:, None] * self.size + self.streams, np.repeat(first, self.size)
+
     @cached_property
     def streams(self) -> np.ndarray:
         """Offsets of the tokens of streams inside a group, int32 [S]."""

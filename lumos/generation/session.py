@@ -55,11 +55,14 @@ class Session:
         self._text: tuple[jax.Array, jax.Array] | None = None  # of the prompt: ids [B, P], lengths [B]
         self._made: dict[int, _Made] = {}  # by frame number: what encoding the history again may need
         self._cut = 0  # latent frames that what comes stands later
+        self._planned: tuple[
+            jax.Array, ...
+        ] = ()  # codes [B, T, tokens] of the streams that are known, of frames from 0 on
         self.frame = 0
 
     def prefill(self, text_BP, text_length_B, keys_B, given_BTHW=None, streams=()) -> None:
         """Begin: text ids right-aligned [B, P], their lengths [B], a random key for each row [B], first frames if any, with the codes
-        [B, T, tokens] of each of their streams."""
+        [B, T, tokens] of each of their streams; those of more frames are kept for `advance`."""
         batch, grid = len(text_BP), self._engine.layout.grid
         num_given = 0 if given_BTHW is None else given_BTHW.shape[1]
         fits = num_given <= min(grid[0], self._engine.view.history_frames)
@@ -69,7 +72,9 @@ class Session:
         if fits and num_given:
             codes[:, :num_given] = given_BTHW
         self._text, self._begins = (jnp.asarray(text_BP), jnp.asarray(text_length_B)), True
-        of_frames = self._streams(streams, num_given) if num_given or streams else ()
+        num_planned = max([num_given, *(np.shape(x)[1] for x in streams)])
+        self._planned = self._streams(streams, num_planned) if num_planned or streams else ()
+        of_frames = tuple(x[:, :num_given] for x in self._planned)
         self.state = self._programs.prefill(num_given if fits else 0)(
             self.params, *self._text, codes, keys_B, self._laid_out(of_frames if fits else (), batch)
         )
@@ -87,7 +92,8 @@ class Session:
     def advance(self, streams=()) -> jax.Array:
         """Generate the next latent frame; return its codes, int32 [B, H, W], without waiting for them.
 
-        streams: the codes [B, tokens] of each stream beside the video (the action that leads to the frame).
+        streams: the codes [B, tokens] of each stream beside the video (the action that leads to the frame); by default those that
+        `prefill` was given for it.
         """
         if self.state is None:
             raise UserError("a session begins with prefill")
@@ -96,6 +102,8 @@ class Session:
                 f"the cache 'full' ends at {self._engine.layout.grid[0]} latent frames; use config.generate.cache=slot('window', ...) or "
                 "'fifo' for longer videos"
             )
+        if not streams and all(self.frame < x.shape[1] for x in self._planned):
+            streams = [x[:, self.frame] for x in self._planned]
         of_frame = tuple(x[:, 0] for x in self._streams([np.asarray(x)[:, None] for x in streams], 1))
         program = self._programs.first_frame if self._begins else self._programs.next_frame
         self.state, codes = program(self.params, self.state, of_frame)
@@ -237,6 +245,7 @@ class Session:
             other.state = other.state._replace(keys_B=keys_B)
         other._text = tuple(x[index_B] for x in self._text)
         take = lambda x: x[index_B]
+        other._planned = tuple(map(take, self._planned))
         other._made = {f: _Made(take(m.codes), m.cut, tuple(map(take, m.streams))) for f, m in self._made.items()}
         return other
 
@@ -301,9 +310,10 @@ class Session:
         """How many frames are in flight together."""
         return self._engine.width
 
-    def make_frame(self, params, state: State) -> tuple[State, jax.Array]:
-        """Make a latent frame behind the first one from a state; return the state behind it, and codes [B, H * W]. To be compiled."""
-        return self._programs.make_frame(params, state)
+    def make_frame(self, params, state: State, streams=()) -> tuple[State, jax.Array]:
+        """Make a latent frame behind the first one from a state, with the codes [B, tokens] of its streams; return the state behind it,
+        and codes [B, H * W]. To be compiled."""
+        return self._programs.make_frame(params, state, streams)
 
     @property
     def num_bytes(self) -> int:

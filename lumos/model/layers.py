@@ -10,6 +10,7 @@ from flax import nnx
 
 from lumos.model import attention, linear, rope
 from lumos.model.definition import param
+from lumos.model.injection import Condition, modulated
 from lumos.model.mixer import LINEAR, SOFTMAX
 from lumos.model.precision import matmul_in
 from lumos.model.remat import keep
@@ -173,8 +174,13 @@ class Block(nnx.Module):
         self.self_attn = Attention(config, rngs)
         self.post_attention_layernorm = RMSNorm(config.model_dim, "embed", config)
         self.mlp = MLP(config, rngs)
+        if config.streams.modulates:
+            shape = (config.model_dim, 4 * config.model_dim)
+            self.modulation = param(jnp.zeros(shape, config.param_dtype), ("embed", None))
 
-    def __call__(self, x_BQD, cos, sin, keys, past=None, kind=SOFTMAX):
+    def __call__(self, x_BQD, cos, sin, keys, past=None, kind=SOFTMAX, condition: Condition | None = None):
+        if condition is not None:
+            return self._modulated(x_BQD, cos, sin, keys, past, kind, condition)
         if self._post_norm:
             branch, own = self.self_attn(x_BQD, cos, sin, keys, past, kind)
             x_BQD = x_BQD + self.input_layernorm(branch)
@@ -182,3 +188,11 @@ class Block(nnx.Module):
         branch, own = self.self_attn(self.input_layernorm(x_BQD), cos, sin, keys, past, kind)
         x_BQD = x_BQD + branch
         return x_BQD + self.mlp(self.post_attention_layernorm(x_BQD)), own
+
+    def _modulated(self, x_BQD, cos, sin, keys, past, kind, condition: Condition):
+        of_frame_BFC = condition.of_frame_BFD @ self.modulation[...].astype(x_BQD.dtype)
+        first, second = jnp.split(condition.of_tokens(of_frame_BFC), 2, axis=-1)
+        normed_BQD = modulated(self.input_layernorm(x_BQD), first)
+        branch, own = self.self_attn(normed_BQD, cos, sin, keys, past, kind)
+        x_BQD = x_BQD + branch
+        return x_BQD + self.mlp(modulated(self.post_attention_layernorm(x_BQD), second)), own

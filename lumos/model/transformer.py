@@ -15,6 +15,7 @@ from lumos import sharding
 from lumos.errors import UserError
 from lumos.model import linear, remat, rope, splash
 from lumos.model.definition import Definition, param, scan, stack
+from lumos.model.injection import Condition
 from lumos.model.layers import Block, RMSNorm
 from lumos.model.mixer import LINEAR, SOFTMAX
 from lumos.sequence.key_ranges import KeyRanges
@@ -71,6 +72,8 @@ class Transformer(nnx.Module):
             eye = jnp.eye(c.model_dim, dtype=c.param_dtype)
             average = (jnp.tile(eye, (k**2, 1)) / k**2 for k in c.memory)
             self.memory_embed = nnx.Dict({str(i): param(weight, (None, "embed")) for i, weight in enumerate(average)})
+        if vocabulary.stream_tokens and (weight := c.streams.build(c, sum(vocabulary.stream_tokens), rngs)) is not None:
+            self.stream_embed = weight
         if c.first_frame:
             self.first_embed = param(jnp.zeros(c.model_dim, c.param_dtype), ("embed",))
         if c.level_embedding:  # zero at the start too
@@ -85,12 +88,14 @@ class Transformer(nnx.Module):
         *,
         level_BQ: jax.Array | None = None,
         added_BQD: jax.Array | None = None,
+        condition: Condition | None = None,
     ):
         """Return final hidden states [B, Q, D] and what the tokens leave (`Own`).
 
         Args:
           level_BQ: float32, the share of each token's frame that is hidden; read with `model.level_embedding`.
           added_BQD: added to the embeddings of the tokens (conditions of each frame, such as actions).
+          condition: by which every layer scales and shifts its input (`model.streams` "adaln").
         """
         c = self.config
         cos, sin = rope.mm_rope(positions, c.head_dim, c.rope_theta, c.rope)
@@ -114,7 +119,7 @@ class Transformer(nnx.Module):
             turn %= len(turns)
             if kind == SOFTMAX and past_layer:
                 past_of_layer = Past(*past_layer, past_turns[turn], past.measure)
-            x_BQD, own = block(x_BQD, cos, sin, turns[turn], past_of_layer, kind)
+            x_BQD, own = block(x_BQD, cos, sin, turns[turn], past_of_layer, kind, condition)
             return sharding.constrain(x_BQD, ("batch", "length", None)), own
 
         given = {kind: given[kind] for kind in kinds if kind in given}

@@ -115,7 +115,7 @@ def _write(
         **facts,
         "provenance": _last_line(files.path(workdir) / "runs.jsonl"),
     }
-    (target / "README.md").write_text(model_card(config, facts, Path(workdir), report, license))
+    (target / "README.md").write_text(model_card(config, facts, files.path(workdir), report, license))
     names = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
     facts["files"] = {name: (target / name).stat().st_size for name in names}
     files.write_text(target / release.NAME, json.dumps(facts, indent=1) + "\n")

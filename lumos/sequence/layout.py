@@ -62,6 +62,11 @@ class Layout:
         return Positions(*(np.asarray(a, np.int32) for a in coordinates(self.tokens, self.offset)))
 
     @cached_property
+    def of_frames(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sequence indices of the stream tokens of each frame, [T, tokens], and the frame of each token [L], -1 = none."""
+        return np.concatenate([np.zeros((self.grid[0], 0), np.int32), *self.stream_index], axis=1), self.tokens.t
+
+    @cached_property
     def groups(self) -> tuple[np.ndarray, ...]:
         """Sequence indices of each group of tokens that are generated together, in order."""
         group = self.tokens.group

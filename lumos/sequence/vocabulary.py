@@ -29,6 +29,7 @@ class Vocabulary:
     memory: int = -1  # of memory tokens, which stand for several codes
     stream_starts: tuple[int, ...] = ()  # the id of code 0 of each stream beside the video
     stream_sizes: tuple[int, ...] = ()  # and how many codes it has
+    stream_tokens: tuple[int, ...] = ()  # and how many tokens in each frame
 
     @property
     def visual_end(self) -> int:

@@ -66,15 +66,17 @@ class Live:
         *,
         given: np.ndarray | None = None,
         options: Options | None = None,
+        streams: Sequence[np.ndarray] = (),
     ):
-        """Begin with a prompt for each video; `given`: uint8 [F', Y, X, 3] or [B, F', Y, X, 3], first frames. Raises UserError."""
+        """Begin with a prompt for each video; `given`: uint8 [F', Y, X, 3] or [B, F', Y, X, 3], first frames, or their codes int32 [B, T',
+        H, W]; `streams`: codes int32 [B, T, tokens] of each stream beside the video, of these frames or of more. Raises UserError."""
         self.generator, self.options, self.profile = generator, options or Options(), Profile()
         options = self.options
         # What is taken back may have been made ahead of what is shown.
         undo = options.undo + options.ahead if options.undo else 0
         with self.profile.timed("prefill"):
             self.session = generator.session(
-                list(prompts), seed=options.seed, given=given, settings=options.settings, undo=undo
+                list(prompts), seed=options.seed, given=given, settings=options.settings, undo=undo, streams=streams
             )
         self._decoder = generator.tokenizer.stream()
         self._made = deque((number, self.session.codes(number)) for number in range(self.session.frame))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Any
 
 import jax
@@ -41,11 +41,14 @@ class Pool:
         """The seats that nobody has."""
         return [seat for seat in range(self.num_seats) if seat not in self._seats]
 
-    def join(self, prompt: str, *, seed: int = 0, given: np.ndarray | None = None) -> tuple[int, list[Shown]]:
-        """Take a seat; return it and its first frames: those that are given, or the one that begins the video. Raises UserError."""
+    def join(
+        self, prompt: str, *, seed: int = 0, given: np.ndarray | None = None, streams: Sequence[np.ndarray] = ()
+    ) -> tuple[int, list[Shown]]:
+        """Take a seat; return it and its first frames: those that are given (with `streams`, see `Live`), or the one that begins the
+        video. Raises UserError."""
         seat = self._free_seat()
         options = dataclasses.replace(self.options, seed=seed)
-        live = Live(self.generator, [prompt], given=given, options=options)
+        live = Live(self.generator, [prompt], given=given, options=options, streams=streams)
         if live.session.width > 1:
             raise UserError(
                 "a pool needs a plan that finishes one frame at a time: use config.generate.plan='one_by_one'"
@@ -62,18 +65,26 @@ class Pool:
         self._live(seat)
         del self._seats[seat]
 
-    def step(self, seats: Container[int] | None = None) -> dict[int, Shown]:
-        """Make the next latent frame of these seats, by default of all that are taken; the others stay where they are."""
+    def step(self, seats: Container[int] | None = None, streams: Sequence[np.ndarray] = ()) -> dict[int, Shown]:
+        """Make the next latent frame of these seats, by default of all that are taken; the others stay where they are.
+
+        streams: the codes int32 [seats, tokens] of each stream beside the video, of the coming frame of every seat.
+        """
         going = [seat for seat in self._seats if seats is None or seat in seats]
         if not going:
             return {}
         params = self.generator.params, self.generator.tokenizer.params
         before, goes_N = self._batch, np.isin(np.arange(self.num_seats), going)
-        self._batch, codes, pixels = self._program(params, before, goes_N)
+        of_frame = tuple(np.asarray(x, np.int32) for x in streams)
+        if len(of_frame) != len(self.generator.config.sequence.streams):
+            raise UserError(
+                f"{len(of_frame)} streams for the next frame; config.sequence.streams={self.generator.config.sequence.streams}"
+            )
+        self._batch, codes, pixels = self._program(params, before, goes_N, of_frame)
         pixels, out = np.asarray(pixels), {}
         for seat in going:
             live = self._seats[seat]
-            number = live.session.took(codes[seat])
+            number = live.session.took(codes[seat], tuple(x[seat : seat + 1] for x in of_frame))
             live.shown(number, functools.partial(self._remembered, before, seat))
             out[seat] = Shown(number, pixels[seat], np.asarray(live.session.codes(number)))
         return out
@@ -134,16 +145,16 @@ class Pool:
 
 
 def _program(live: Live):
-    """Return the compiled step: (params, batch, bool [seats], which of them go on) -> batch, codes [seats, 1, H * W], uint8 pixels
-    [seats, 1, F, Y, X, 3]."""
+    """Return the compiled step: (params, batch, bool [seats], which of them go on, codes [seats, tokens] of their streams) -> batch, codes
+    [seats, 1, H * W], uint8 pixels [seats, 1, F, Y, X, 3]."""
     make, decode = live.session.make_frame, live.decode_frame
     _, *grid = live.generator.config.sequence.grid
 
-    def one(params, entry, goes):
+    def one(params, entry, goes, streams):
         (of_model, of_tokenizer), (state, memory) = params, entry
-        state, codes = make(of_model, state)
+        state, codes = make(of_model, state, tuple(x[None] for x in streams))
         pixels, memory = decode(of_tokenizer, codes.reshape(1, 1, *grid), memory)
         after = jax.tree.map(lambda new, old: jnp.where(goes, new, old), (state, memory), entry)
         return after, codes, to_uint8(pixels)
 
-    return jax.jit(jax.vmap(one, in_axes=(None, 0, 0)))
+    return jax.jit(jax.vmap(one, in_axes=(None, 0, 0, 0)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import importlib.util
 import io
 import ipaddress
 import json
@@ -65,14 +66,17 @@ class Viewer:
 
     def is_due(self, now: float) -> bool:
         """Return whether its next frame is to be made; a page that cannot follow waits."""
-        return self.seat is not None and not self.paused and self.due <= now + _AHEAD and self.backlog < _MOST_WAITING
+        return self.seat is not None and not self.paused and self.due <= now and self.backlog < _MOST_WAITING
 
 
-class Studio:
-    """The thread that makes frames for all viewers."""
+class FrameThread:
+    """The thread that makes frames for all viewers. Subclasses say what viewers may ask for, and how frames are made.
 
-    def __init__(self, generator: Generator, num_seats: int, undo: int = 8):
-        self.pool, self._fps = Pool(generator, num_seats, options=Options(undo=undo)), generator.config.generate.fps
+    `ahead`: seconds that frames are made before they are due.
+    """
+
+    def __init__(self, fps: float, ahead: float):
+        self._fps, self._ahead = fps, ahead
         self._viewers: set[Viewer] = set()
         self._wake, self._stopped = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="frames", daemon=True)
@@ -104,60 +108,92 @@ class Studio:
                 if viewer.gone:
                     self._viewers.discard(viewer)
                     if viewer.seat is not None:
-                        self.pool.leave(viewer.seat)
+                        self._give_back(viewer)
                     continue
                 for message in _latest(viewer.wants):
                     self._do(viewer, message)
             now, viewers = time.monotonic(), list(self._viewers)
-            going = {viewer.seat: viewer for viewer in viewers if viewer.is_due(now)}
+            going = {viewer.seat: viewer for viewer in viewers if viewer.is_due(now + self._ahead)}
             if not going:
                 self._wake.wait(0.02 if any(v.seat is not None and not v.paused for v in viewers) else None)
                 self._wake.clear()
                 continue
-            for seat, shown in self.pool.step(set(going)).items():
-                self._show(going[seat], shown)
+            self._make(going)
 
-    def _show(self, viewer: Viewer, shown: Shown) -> None:
-        now = time.monotonic()
-        viewer.due = max(viewer.due, now - _AHEAD) + len(shown.pixels[0]) / self._fps
-        live = self.pool.at(viewer.seat)
-        viewer.show(shown, {"fps": self._fps, "cache_bytes": live.session.num_bytes, "viewers": len(self._viewers)})
+    def _wait_for_next(self, viewer: Viewer, num_frames: int) -> None:
+        """Say when a viewer's next frame is due, behind so many frames that are shown now."""
+        viewer.due = max(viewer.due, time.monotonic() - self._ahead) + num_frames / self._fps
+
+    def _make(self, going: dict[int, Viewer]) -> None:
+        """Make and show the next frame of these seats."""
+        raise NotImplementedError
+
+    def _give_back(self, viewer: Viewer) -> None:
+        """Free the seat of a viewer."""
+        raise NotImplementedError
+
+    def _answer(self, viewer: Viewer, message: dict[str, Any]) -> None:
+        """Do one thing. Raises UserError where it cannot be done."""
+        raise NotImplementedError
 
     def _do(self, viewer: Viewer, message: dict[str, Any]) -> None:
         """Do one thing; what cannot be done is told."""
         try:
-            what = message.get("do")
-            if what == "start":
-                self._start(viewer, message)
-            elif viewer.seat is None:
-                raise UserError("nothing runs yet: start first")
-            elif what == "switch":
-                self.pool.switch(viewer.seat, _prompt(message), _choice(message, "how", SWITCHES))
-                viewer.tell(switched=_prompt(message), after=self.pool.at(viewer.seat).frame)
-            elif what == "cut":
-                self.pool.cut(viewer.seat)
-            elif what == "pause":
-                viewer.paused = bool(message.get("on", True))
-                viewer.tell(paused=viewer.paused)
-            elif what == "rewind":
-                self.pool.rewind(viewer.seat, _whole(message, "frames"))
-                viewer.tell(rewound=self.pool.at(viewer.seat).frame)
-            elif what == "fork":
-                seat = self.pool.fork(viewer.seat, seed=_whole(message, "seed"))
-                self.pool.leave(viewer.seat)
-                viewer.seat = seat
-                viewer.tell(forked=self.pool.at(seat).frame)
-            elif what == "stop":
-                self.pool.leave(viewer.seat)
-                viewer.seat = None
-                viewer.tell(stopped=True)
-            else:
-                raise UserError(f"do={str(what)[:40]!r}; allowed: start, switch, cut, pause, rewind, fork, stop")
+            self._answer(viewer, message)
         except UserError as error:
             viewer.tell(error=str(error))
         except Exception:  # of one viewer's doing: the others go on
             _log.exception("a viewer's message failed")
             viewer.tell(error="that failed; the server's log has the reason")
+
+
+class Studio(FrameThread):
+    """Streams that go on by themselves, and take prompts."""
+
+    def __init__(self, generator: Generator, num_seats: int, undo: int = 8):
+        self.pool = Pool(generator, num_seats, options=Options(undo=undo))
+        super().__init__(generator.config.generate.fps, _AHEAD)
+
+    def _make(self, going: dict[int, Viewer]) -> None:
+        for seat, shown in self.pool.step(set(going)).items():
+            self._show(going[seat], shown)
+
+    def _give_back(self, viewer: Viewer) -> None:
+        self.pool.leave(viewer.seat)
+
+    def _show(self, viewer: Viewer, shown: Shown) -> None:
+        self._wait_for_next(viewer, len(shown.pixels[0]))
+        live = self.pool.at(viewer.seat)
+        viewer.show(shown, {"fps": self._fps, "cache_bytes": live.session.num_bytes, "viewers": len(self._viewers)})
+
+    def _answer(self, viewer: Viewer, message: dict[str, Any]) -> None:
+        what = message.get("do")
+        if what == "start":
+            self._start(viewer, message)
+        elif viewer.seat is None:
+            raise UserError("nothing runs yet: start first")
+        elif what == "switch":
+            self.pool.switch(viewer.seat, _prompt(message), _choice(message, "how", SWITCHES))
+            viewer.tell(switched=_prompt(message), after=self.pool.at(viewer.seat).frame)
+        elif what == "cut":
+            self.pool.cut(viewer.seat)
+        elif what == "pause":
+            viewer.paused = bool(message.get("on", True))
+            viewer.tell(paused=viewer.paused)
+        elif what == "rewind":
+            self.pool.rewind(viewer.seat, _whole(message, "frames"))
+            viewer.tell(rewound=self.pool.at(viewer.seat).frame)
+        elif what == "fork":
+            seat = self.pool.fork(viewer.seat, seed=_whole(message, "seed"))
+            self.pool.leave(viewer.seat)
+            viewer.seat = seat
+            viewer.tell(forked=self.pool.at(seat).frame)
+        elif what == "stop":
+            self.pool.leave(viewer.seat)
+            viewer.seat = None
+            viewer.tell(stopped=True)
+        else:
+            raise UserError(f"do={str(what)[:40]!r}; allowed: start, switch, cut, pause, rewind, fork, stop")
 
     def _start(self, viewer: Viewer, message: dict[str, Any]) -> None:
         prompt, seed = _prompt(message), _whole(message, "seed")
@@ -216,8 +252,8 @@ def _choice(message: dict[str, Any], name: str, allowed: tuple[str, ...]) -> str
     return value
 
 
-def make_app(studio: Studio, token: str = ""):
-    """Return the web application; with a token, whoever does not know it is refused."""
+def make_app(studio: FrameThread, token: str = "", page_text: str = ""):
+    """Return the web application, by default with the page of streams; with a token, whoever does not know it is refused."""
     from aiohttp import WSMsgType, web
 
     def check(request) -> None:
@@ -232,7 +268,7 @@ def make_app(studio: Studio, token: str = ""):
         check(request)
         policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
         return web.Response(
-            text=_PAGE.read_text(), content_type="text/html", headers={"Content-Security-Policy": policy}
+            text=page_text or _PAGE.read_text(), content_type="text/html", headers={"Content-Security-Policy": policy}
         )
 
     async def socket(request):
@@ -279,15 +315,28 @@ def make_app(studio: Studio, token: str = ""):
 
 def serve(workdir: str | Path, host: str, port: int, num_seats: int, overrides: dict[str, Any] | None = None) -> None:
     """Serve a run until the process is stopped. Beyond this machine a token is asked for, which the printed address holds."""
-    try:
-        from aiohttp import web
-    except ImportError as error:
-        raise UserError("lumos serve needs a web server: pip install 'lumos-video[serve]'") from error
-    studio = Studio(Generator.load(workdir, overrides), num_seats)
+    check_installed("lumos serve")
+    generator = Generator.load(workdir, overrides)
+    if generator.config.sequence.streams:
+        raise UserError(f"{workdir}: the frames of this model come with actions: use lumos play --workdir={workdir}")
+    run_app(Studio(generator, num_seats), host, port)
+
+
+def check_installed(command: str) -> None:
+    """Raise UserError where there is no web server."""
+    if importlib.util.find_spec("aiohttp") is None:
+        raise UserError(f"{command} needs a web server: pip install 'lumos-video[serve]'")
+
+
+def run_app(studio: FrameThread, host: str, port: int, page_text: str = "") -> None:
+    """Answer pages until the process is stopped; see `serve`. Raises UserError where the port is taken."""
+    from aiohttp import web
+
     token = "" if _is_here(host) else secrets.token_urlsafe(16)
     address = f"http://{host}:{port}/" + (f"?token={token}" if token else "")
     try:
-        web.run_app(make_app(studio, token), host=host, port=port, print=lambda *_: print(address, flush=True))
+        app = make_app(studio, token, page_text)
+        web.run_app(app, host=host, port=port, print=lambda *_: print(address, flush=True))
     except OSError as error:
         raise UserError(f"--host={host} --port={port}: cannot listen there ({error.strerror or error})") from error
     finally:

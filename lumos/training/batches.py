@@ -10,6 +10,7 @@ from lumos import sharding
 from lumos.config import Config
 from lumos.data.pipeline import Pipeline, make_pipeline
 from lumos.errors import UserError
+from lumos.training.match_data import encoder_of
 
 
 def open_split(config: Config, mesh: Mesh, split: str, saved: dict[str, Any] | None = None) -> Pipeline:
@@ -24,6 +25,7 @@ def open_split(config: Config, mesh: Mesh, split: str, saved: dict[str, Any] | N
         saved=saved,
         train=saved is not None,
         divisor=sharding.num_batch_shards(mesh) * (config.train.accumulation if saved else 1),
+        encode=encoder_of(config),
     )
 
 

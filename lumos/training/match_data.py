@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from lumos.config import Config, TokenizerConfig
-from lumos.data.rates import with_rate_of_tokens
-from lumos.data.sources import manifest_fps, parse_paths
+from lumos.data.manifest import Manifest, open_manifest
+from lumos.data.rates import common_rate, with_rate_of_tokens
+from lumos.data.sources import is_manifest, manifest_fps, parse_paths
 from lumos.data.text import TextTokenizer
 from lumos.errors import UserError
 from lumos.geometry import token_shape
+from lumos.sequence import streams
 from lumos.tokenizers import pretrained
 from lumos.tokenizers.tokenize import read_manifest
 from lumos.typed_values import from_dict
@@ -18,7 +23,19 @@ from lumos.typed_values import from_dict
 
 def token_manifests(config: Config) -> dict[str, dict[str, Any]]:
     """Return the manifest of every token folder in `data.path`. Raises UserError where one is missing or unfinished."""
-    return {path: read_manifest(path) for path, _ in parse_paths(config.data.path)}
+    return {path: read_manifest(path) for path, _ in parse_paths(config.data.path) if not is_manifest(path)}
+
+
+def encoder_of(config: Config) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Return the tokenizer of a run on tokens that has manifests of clips beside them; None for all others."""
+    if config.data.source != "tokens" or not any(is_manifest(path) for path, _ in parse_paths(config.data.path)):
+        return None
+    if not config.tokenizer_workdir:
+        raise UserError(
+            f"config.data.path={config.data.path} has clips in pixels beside tokens: set config.tokenizer_workdir to the tokenizer "
+            "that made the tokens, or run `lumos tokenize` on the clips first"
+        )
+    return pretrained.load(config.tokenizer_workdir).encode
 
 
 def tokenizer_fingerprints(config: Config) -> set[str]:
@@ -63,6 +80,16 @@ def with_grids_of_tokens(config: Config, manifests: dict[str, dict[str, Any]]) -
     )
 
 
+def _rates_of_clips(config: Config) -> dict[str, float]:
+    """Return the frames a second of clips in pixels."""
+    paths = [path for path, _ in parse_paths(config.data.path) if is_manifest(path)]
+    return {path: config.data.fps or common_rate(path, _moving(open_manifest(path))) for path in paths}
+
+
+def _moving(manifest: Manifest) -> np.ndarray:
+    return manifest.column("fps")[manifest.column("frames") > 1]
+
+
 def grids_of(manifest: dict[str, Any]) -> list[tuple[int, int, int]]:
     """Return the token grids (frames, rows, columns) in a folder, the one of its first bucket first."""
     settings = _settings(manifest)
@@ -93,8 +120,13 @@ def match_data(config: Config) -> Config:
         )
     manifests = token_manifests(config)
     if not manifests:
-        raise UserError("config.data.path is empty; give a folder of tokens, written by lumos tokenize")
+        raise UserError(
+            f"config.data.path={config.data.path!r} names no folder of tokens, written by lumos tokenize; clips in pixels may stand beside one, "
+            "which says the grids"
+        )
     config = with_grids_of_tokens(config, manifests)
+    if encoder_of(config):  # tokens that were made elsewhere do not say how
+        config = dataclasses.replace(config, tokenizer=pretrained.load(config.tokenizer_workdir).config)
     if config.train.num_samples and not config.tokenizer_workdir:
         raise UserError(
             f"config.train.num_samples={config.train.num_samples} needs config.tokenizer_workdir, the workdir of the tokenizer that "
@@ -108,7 +140,15 @@ def match_data(config: Config) -> Config:
                     f"{path} was made by tokenizer {manifest['tokenizer']['fingerprint']}, but {config.tokenizer_workdir} holds "
                     f"{loaded.fingerprint}; run `lumos tokenize` again, or point config.tokenizer_workdir to the right one"
                 )
-    config = with_rate_of_tokens(config, {path: manifest_fps(manifest) for path, manifest in manifests.items()})
+    rates = {path: manifest_fps(manifest) for path, manifest in manifests.items()}
+    for path, manifest in manifests.items():
+        found = streams.tokens_of(manifest)
+        if config.sequence.streams and found and found != config.sequence.streams:
+            raise UserError(
+                f"{path} holds streams of {found} (codes, tokens of a latent frame), but config.sequence.streams={config.sequence.streams}; set it "
+                "to them, or to () to train without"
+            )
+    config = with_rate_of_tokens(config, rates | _rates_of_clips(config))
     model, text_size = config.model, TextTokenizer(config.text.model).vocab_size
     text_vocab = model.text_vocab or text_size
     codebook = max(int(manifest["codebook_size"]) for manifest in manifests.values())

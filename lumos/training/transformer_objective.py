@@ -155,10 +155,13 @@ class TransformerObjective(Objective):
         # Windows of long videos begin at any frame.
         begins_B1 = (batch["start"] == 0)[:, None] if "start" in batch else True
         first_BL = begins_B1 & ((layout.tokens.t == 0) & (layout.tokens.kind == CODE))[None]
-        more = added.embeddings(model, inputs_BL, layout.memory, first_BL)
-        more = {name: storage.put(x, 1) for name, x in more.items()}
+        shown_BL, more = added.inputs(model, inputs_BL, layout.memory, first_BL, layout.of_frames)
+        if "added_BQD" in more:
+            more["added_BQD"] = storage.put(more["added_BQD"], 1)
+        if "condition" in more:
+            more["condition"] = more["condition"]._replace(frame=storage.put(layout.tokens.t))
         keys = self._keys(layout, first_B, storage)
-        hidden_BLD = model.hidden(storage.put(inputs_BL), positions, keys, **level, **more)
+        hidden_BLD = model.hidden(storage.put(shown_BL), positions, keys, **level, **more)
         return _Run(hidden_BLD, model, ids_BL, inputs_BL, jax.random.fold_in(kernel_key, _HEAD))
 
     def _keys(self, layout: Layout, first_B, storage):
@@ -308,7 +311,8 @@ class TransformerObjective(Objective):
             self._generator = Generator(self.config, self.definition, params)
         generator, generator.params = self._generator, params  # compiled once for all samples of a run
         captions = [generator.text.decode(ids) for ids in batch["text"]]
-        return generator.generate(captions, seed=self.config.seed).videos, captions
+        streams = [np.asarray(batch[f"stream_{i}"]) for i in range(len(self.config.sequence.streams))]
+        return generator.generate(captions, seed=self.config.seed, streams=streams).videos, captions
 
     def flops_per_step(self, shape=()):
         """Forward + backward = 3 forwards, those of errors, and 1 of a teacher; recomputation (remat) is not counted."""

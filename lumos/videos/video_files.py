@@ -18,6 +18,7 @@ from lumos.data.captions import without_controls
 from lumos.data.video_writer import check_writable, write_video
 from lumos.errors import UserError
 from lumos.videos.benchmarks import Files
+from lumos.videos.conditions import planned_actions
 from lumos.videos.generator import Generator
 
 _SAME = ("run", "config", "step", "weights", "frames", "seed")  # of all files of a benchmark
@@ -29,7 +30,7 @@ class Request:
     """What to generate.
 
     prompts: captions; none = one clip without any. samples: clips of each prompt. given: path of an image or a video whose frames
-    come first. num_frames: 0 = as trained. seed: of the first clip; later ones count on. steps: of the weights, see
+    come first. num_frames: 0 = as trained. actions: that lead to the frames of a world ("turn left*4,none"), which say their number. seed: of the first clip; later ones count on. steps: of the weights, see
     `checkpoint_steps.resolve`. weights: "ema", "raw", or "" for the EMA where there is one.
     """
 
@@ -37,6 +38,7 @@ class Request:
     samples: int = 1
     given: str = ""
     num_frames: int = 0
+    actions: str = ""
     seed: int = 0
     step: str = ""
     weights: str = ""
@@ -69,6 +71,12 @@ def generate(
     for path in sum(paths, []):
         check_writable(path, fps)
     frames = generator.read_given(given, request.num_frames) if given else None
+    num_frames, streams = request.num_frames, []
+    if request.actions:
+        stride = generator.tokenizer.config.temporal_compression
+        num_given = 0 if frames is None else 1 + (len(frames) - 1) // stride
+        streams = [planned_actions(generator.config, request.actions, num_given, stride)]
+        num_frames = 1 + (len(streams[0]) - 1) * stride
     prompts = [prompt for prompt in prompts for _ in range(request.samples)]
     for wanted, files in zip(steps, paths):
         if wanted not in (None, generator.step):
@@ -78,7 +86,10 @@ def generate(
         options += [f"--weights={request.weights}"] * bool(request.weights)
         options += [f"--config.{name}={value}" for name, value in (overrides or {}).items()]
         options += [f"--frames={request.num_frames}"] * bool(request.num_frames) + [f"--video={given}"] * bool(given)
-        stream = generator.generate_batches(prompts, seed=request.seed, num_frames=request.num_frames, given=frames)
+        options += [f"--actions={request.actions}"] * bool(request.actions)
+        stream = generator.generate_batches(
+            prompts, seed=request.seed, num_frames=num_frames, given=frames, streams=streams
+        )
         videos = (video for part in stream for video in part.videos)
         for i, (path, video, prompt) in enumerate(zip(files, videos, map(without_controls, prompts))):
             own_seed = request.seed + i

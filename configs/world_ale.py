@@ -1,0 +1,22 @@
+r"""A world to play: Breakout of the Arcade Learning Environment from nothing, on two CPU cores.
+
+Runs:      lumos demo --config=configs/world_ale.py --workdir=breakout
+           lumos play --workdir=breakout/transformer
+By hand:   as in configs/world_vizdoom.py, with lumos data record --game=ale --level=breakout --clips=448 --frames=65 --out=breakout/clips
+Expected:  not measured yet
+
+The same model as configs/world_vizdoom.py. The ball is smaller than a pixel of its frames of 64x64, which a tokenizer hardly keeps.
+"""
+
+from lumos import config_loading
+from lumos.configs.world_vizdoom import sized
+
+
+def get_config(variant: str = "transformer"):
+    """Variants: "tokenizer", "tokens" (the tokenizer's, with longer clips), "transformer", each also with ",smoke"."""
+    part, _, size = variant.partition(",")
+    config = config_loading.default()
+    config.task = "transformer" if part == "transformer" else "tokenizer"
+    config.name = f"ale world {part}"
+    actions = ("noop", "fire", "right", "left")
+    return sized(config, part, size, "breakout", "--game=ale --level=breakout", actions)

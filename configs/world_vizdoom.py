@@ -1,0 +1,103 @@
+r"""A world to play: the rooms of VizDoom's "my way home" from nothing, on two CPU cores.
+
+Runs:      lumos demo --config=configs/world_vizdoom.py --workdir=doom
+           lumos play --workdir=doom/transformer
+By hand:   lumos data record --game=vizdoom --level=my_way_home --clips=448 --frames=65 --out=doom/clips \
+             --actions="none,turn left,turn right,move forward"
+           lumos data index  --input=doom/clips/clips.jsonl --out=doom/clips/manifest.jsonl
+           lumos train       --config=configs/world_vizdoom.py:tokenizer   --workdir=doom/tokenizer
+           lumos tokenize    --config=configs/world_vizdoom.py:tokens      --workdir=doom/tokenizer --out=doom/tokens
+           lumos train       --config=configs/world_vizdoom.py:transformer --workdir=doom/transformer
+           lumos evaluate    --what=world --workdir=doom/transformer --out=doom/report
+Expected:  docs/results.md ("Worlds")
+
+The player walks forward, turns left or right, or stands. Every frame of pixels is a latent frame of 64 tokens, with the action that led to
+it before them, so a key shows in the very next frame.
+"""
+
+from lumos import config_loading
+from lumos.slots import slot
+
+_SEEN = 4  # frames before one's own that attention sees
+_WINDOW = 9  # frames of a training window
+
+
+def get_config(variant: str = "transformer"):
+    """Variants: "tokenizer", "tokens" (the tokenizer's, with longer clips), "transformer", each also with ",smoke"."""
+    part, _, size = variant.partition(",")
+    config = config_loading.default()
+    config.task = "transformer" if part == "transformer" else "tokenizer"
+    config.name = f"vizdoom world {part}"
+    flags = "--game=vizdoom --level=my_way_home --actions='none,turn left,turn right,move forward'"
+    return sized(config, part, size, "doom", flags, ("none", "turn left", "turn right", "move forward"))
+
+
+def sized(config, part: str, size: str, folder: str, flags: str, actions: tuple[str, ...]):
+    """Set what all worlds have in common. `flags`: of lumos data record; `actions`: names of what is played, by number."""
+    config.data.record = f"{flags} {'--clips=16 --frames=17' if size == 'smoke' else '--clips=448 --frames=65'}"
+    config.tokenizer_workdir = f"{folder}/tokenizer"
+    config.sequence.text_length = 12
+    config.tokenizer.temporal_compression = 1
+    config.tokenizer.channels = 32
+    config.tokenizer.channel_mult = (1, 2)
+    config.tokenizer.mid_attention = False
+    config.tokenizer.l1_weight, config.tokenizer.l2_weight = 0.2, 1.0
+    if config.task == "tokenizer":
+        config.data.source = "clips"
+        config.data.path = f"{folder}/clips/manifest.jsonl"
+        config.data.buckets = ((65 if part == "tokens" else 5, 64, 64),)
+        config.data.batch_size = 2 if part == "tokens" else 4
+        if part == "tokens":
+            config.data.streams = ({"name": "action", "codes": len(actions), "names": actions},)
+        config.optimizer.name = "muon"
+        config.optimizer.learning_rate = 3e-3
+        config.optimizer.warmup_steps = 50
+        config.optimizer.weight_decay = 0.01
+        config.optimizer.final_fraction = 0.02
+        config.optimizer.ema_decay = 0.995
+        config.train.num_steps = 1200
+        config.train.eval_every = 400
+    else:
+        config.data.source = "tokens"
+        config.data.path = f"{folder}/tokens"
+        config.data.buckets = ((_WINDOW, 8, 8),)
+        config.data.windows = 0.9
+        config.data.batch_size = 8
+        config.sequence.streams = ((len(actions) + 1, 1),)
+        config.sequence.attention = slot("window", width=_SEEN + 1)
+        config.model.num_layers = 6
+        config.model.model_dim = 128
+        config.model.mlp_dim = 384
+        config.model.num_heads = 2
+        config.model.num_kv_heads = 2
+        config.model.code_levels = (8, 5, 5, 5)
+        config.model.scan_layers = False
+        config.model.first_frame = True
+        config.optimizer.name = "muon"
+        config.optimizer.learning_rate = 5e-3
+        config.optimizer.final_fraction = 0.02
+        config.optimizer.ema_decay = 0.995
+        # The past is mostly clean when a frame is made; that some of it is hidden or wrong keeps errors from growing.
+        config.corruption.frames = slot("independent", clean=0.4)
+        config.corruption.cells = slot("frame")
+        config.corruption.level = slot("uniform")
+        config.corruption.errors = slot("uniform", most=0.1)
+        config.train.num_steps = 1500
+        config.train.eval_every = 500
+        config.train.checkpoint_every = 250
+        config.train.num_samples = 0
+        config.generate.steps = 4
+        config.generate.history_ratio = 0.0
+        config.generate.guidance = slot("none")
+        config.generate.cache = slot("fifo", width=_SEEN)
+        config.generate.positions = slot("relative", horizon=_WINDOW - 1)
+    if size == "smoke":
+        config.tokenizer.channels, config.data.batch_size = 8, 2
+        if config.task == "tokenizer":
+            config.data.buckets = ((17 if part == "tokens" else 3, 64, 64),)
+        config.train.num_steps, config.train.eval_batches, config.train.log_every = 4, 1, 2
+        config.model.num_layers, config.model.model_dim, config.model.mlp_dim = 2, 64, 128
+        config.generate.steps = 2
+        config.evaluate.num_clips = config.evaluate.batch_size = 4
+        config.evaluate.long_seconds = 2.5
+    return config

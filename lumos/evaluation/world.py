@@ -1,0 +1,245 @@
+"""How good a world is to play: whether it obeys, how near it stays to the truth, how fast it answers, and how it wears."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from lumos.errors import UserError
+from lumos.evaluation import metric
+from lumos.evaluation.frames import compare_frames, frame_statistics
+from lumos.evaluation.metric import Metric
+from lumos.evaluation.subject import Clip, Subject
+from lumos.videos.progress import progress
+from lumos.worlds import clips as recordings
+from lumos.worlds.readers import ActionReader
+from lumos.worlds.world import World
+
+_FRAMES = 16  # latent frames of a clip, the first of which is given
+_TIMES = (1, 4, 8)  # frames after the given one at which true actions are compared with others
+_HELD = 8  # latent frames for which one action is held
+_SHOWN = 6  # clips of a group that are kept to look at
+_KEYS = 40  # that are pressed to measure how long an answer takes
+_LONGEST = 64  # latent frames of each of them, at most
+_LEARNT_FROM = 256  # recordings that the inverse model learns from
+_PARTS = 10  # of a long session
+_ROWS = 4  # long sessions
+
+
+class _Held(NamedTuple):
+    """Held-out recordings: true frames uint8 [N, F, Y, X, 3], codes of the given frame [N, 1, H, W], the codes of the action that led to
+    each latent frame int32 [N, T, tokens] (null at the first), and captions."""
+
+    video: np.ndarray
+    given: np.ndarray
+    led: np.ndarray
+    captions: list[str]
+
+
+def world(subject: Subject) -> tuple[dict[str, Metric], list[Clip]]:
+    """Everything that is measured of a world; see docs/howto.md ("Measure a world")."""
+    generator, c = subject.generator, subject.settings
+    if len(generator.config.sequence.streams) != 1:
+        raise UserError(
+            f"config.sequence.streams={generator.config.sequence.streams}: measure 'world' needs one stream, the action"
+        )
+    player = World(generator)
+    if not player.starts.streams:
+        raise UserError(
+            f"{generator.config.data.path}: its manifest does not say what its streams are; tokenize with config.data.streams"
+        )
+    stream, stride = player.starts.streams[0], generator.tokenizer.config.temporal_compression
+    num_frames = 1 + (_FRAMES - 1) * stride
+    read = lambda split, num, most=0: recordings.read(
+        subject.tokenizer_config, split, num, num_frames, generator.frame_size, (stream.name,), most
+    )
+    truth = read(c.split, c.num_clips)
+    coded = np.stack([stream.encode(values, stride) for values in truth.columns[stream.name]])
+    held = _Held(truth.video, generator.tokenizer.encode(truth.video[:, :1]), coded, truth.captions)
+    learnt = read("train", _LEARNT_FROM, _LONGEST * stride)
+    reader = ActionReader.learn(
+        learnt.video[:, ::stride], recordings.led(learnt, stream)[:, ::stride], player.num_actions
+    )
+    metrics, clips = _against_truth(subject, held, reader, player)
+    for found, more in (_control(subject, held, reader, player), _answers(player), _wear(subject, reader, player)):
+        metrics, clips = metrics | found, clips + more
+    return metrics, clips
+
+
+def _make(subject: Subject, held: _Held, led: np.ndarray, seed: int) -> np.ndarray:
+    """Return the frames behind the given ones under these actions, uint8 [N, F, Y, X, 3]."""
+    generator, size = subject.generator, subject.settings.batch_size
+    num, stride, made = len(led), generator.tokenizer.config.temporal_compression, []
+    for start in progress(range(0, num, size), "clips", num, lambda _: size):
+        rows = np.minimum(np.arange(start, start + size), num - 1)  # batches of one size
+        options = {"given": held.given[rows], "streams": [led[rows]], "num_frames": 1 + (led.shape[1] - 1) * stride}
+        made.append(
+            generator.generate([held.captions[i] for i in rows], seed=seed + start, **options).videos[: num - start]
+        )
+    return np.concatenate(made)
+
+
+def _against_truth(subject: Subject, held: _Held, reader: ActionReader, player: World):
+    """PSNR, SSIM, LPIPS of each frame; what true actions are worth (Genie, arXiv 2402.15391 section 3); actions that are read back."""
+    rng, stride = np.random.default_rng(subject.seed), subject.generator.tokenizer.config.temporal_compression
+    rolled = held.led[rng.permutation(len(held.led))] if len(held.led) > 1 else held.led
+    drawn = held.led.copy()
+    drawn[:, 1:] = rng.integers(player.num_actions, size=(*drawn.shape[:1], drawn.shape[1] - 1, 1))
+    made = {
+        name: _make(subject, held, led, subject.seed)
+        for name, led in (("true", held.led), ("random", drawn), ("shuffled", rolled))
+    }
+    protocol = (
+        f"{len(held.video)} recordings of split {subject.settings.split!r}, one frame given, {_FRAMES - 1} latent frames made, seeds from "
+        f"{subject.seed}"
+    )
+    found, metrics = compare_frames(held.video, made["true"], subject.settings.networks), {}
+    shown = compare_frames(
+        held.video, subject.generator.tokenizer.decode(subject.generator.tokenizer.encode(held.video))
+    )
+    for name, values_NF in found.items():
+        better = "low" if "lpips" in name else "high"
+        metrics[f"{name}_frames"] = metric.mean(values_NF, f"by frame, with true actions; {protocol}", better)
+        metrics[f"{name}"] = metric.mean(values_NF[:, 1:].mean(1), f"mean of the frames made; {protocol}", better)
+    metrics["psnr_tokenizer"] = metric.mean(
+        shown["psnr"][:, 1:].mean(1), f"of the true frames through the tokenizer; {protocol}", "high"
+    )
+    for name in ("random", "shuffled"):
+        other = compare_frames(held.video, made[name])["psnr"]
+        for t in _TIMES:
+            gain = found["psnr"][:, t * stride] - other[:, t * stride]
+            what = f"PSNR with true actions minus that with {name} ones, {t} latent frames behind the given one, dB"
+            metrics[f"delta{t}_psnr_{name}"] = metric.mean(gain, f"{what}; {protocol}", "high")
+    for name, video, led in (
+        ("real", held.video, held.led),
+        ("true", made["true"], held.led),
+        ("shuffled", made["shuffled"], rolled),
+    ):
+        right = reader(video[:, ::stride]) == led[:, 1:, -1]
+        what = (
+            f"share of actions that an inverse model, learnt from {_LEARNT_FROM} recordings, reads back: {_READ[name]}"
+        )
+        metrics[f"read_back_{name}"] = metric.mean(right.mean(1), f"{what}; {protocol}", "high")
+    sides = np.concatenate([held.video, made["true"], made["random"]], axis=3)
+    clips = [
+        Clip("world", sides[i], f"{held.captions[i]}   [truth | true actions | random actions]", subject.seed)
+        for i in range(min(_SHOWN, len(sides)))
+    ]
+    return metrics, clips
+
+
+_READ = {
+    "real": "from true frames, the most there can be",
+    "true": "from frames made with the true actions",
+    "shuffled": "from frames made with those of another clip",
+}
+
+
+def _control(subject: Subject, held: _Held, reader: ActionReader, player: World):
+    """Hold every action from every start, and read back which it was."""
+    names, num = player.actions, len(held.led)
+    videos, protocol = (
+        [],
+        f"{num} held-out starts, each action held for {_HELD} latent frames, read back by the inverse model",
+    )
+    stride, shares = subject.generator.tokenizer.config.temporal_compression, []
+    for action in range(len(names)):
+        led = np.repeat(held.led[:, :1], _HELD + 1, axis=1)
+        led[:, 1:] = action
+        videos.append(_make(subject, held, led, subject.seed))
+    logits = [reader.logits(video[:, ::stride]) for video in videos]
+    shares = np.stack([(x.argmax(-1) == action).mean(1) for action, x in enumerate(logits)], axis=1)
+    metrics = {
+        "control": metric.mean(shares.mean(1), f"share of frames, all actions alike; {protocol}", "high"),
+        "control_actions": metric.mean(shares, f"by action ({', '.join(names)}); {protocol}", "high"),
+    }
+    sides = {
+        side: next((i for i, name in enumerate(names) if side in name.split()), None) for side in ("left", "right")
+    }
+    if None not in sides.values():
+        left, right = sides["left"], sides["right"]
+        # Read from all frames of a start together, as a player would see it.
+        total = [x.sum(1) for x in logits]
+        is_right = np.stack([total[a][:, a] > total[a][:, b] for a, b in ((left, right), (right, left))], axis=1)
+        what = f"share of starts at which {names[left]} is told from {names[right]}"
+        metrics["left_right"] = metric.mean(is_right.mean(1), f"{what}; {protocol}", "high")
+    clips = [
+        Clip("control", np.concatenate([video[i] for video in videos], axis=2), f"[{' | '.join(names)}]", subject.seed)
+        for i in range(min(_SHOWN, num))
+    ]
+    return metrics, clips
+
+
+def _answers(player: World):
+    """How long a single player waits for pixels behind a key, and how many frames a second there are."""
+    player.reset(0)
+    for _ in range(3):  # compiles
+        player.step({0: 0})
+    seconds = []
+    for i in range(_KEYS):
+        began = time.perf_counter()
+        player.step({0: i % player.num_actions})
+        seconds.append(time.perf_counter() - began)
+    protocol, stride = (
+        f"one player, {_KEYS} keys, from the key to its pixels in memory",
+        player.generator.tokenizer.config.temporal_compression,
+    )
+    ms = 1000 * np.array(seconds)
+    rate = stride * len(seconds) / sum(seconds)
+    single = lambda value, what, better: Metric(
+        float(value), float(value), float(value), len(ms), f"{what}; {protocol}", better
+    )
+    return {
+        "latency_ms": single(np.median(ms), "median, milliseconds", "low"),
+        "latency_p95_ms": single(np.quantile(ms, 0.95), "95 % quantile, milliseconds", "low"),
+        "frames_per_s": single(rate, "frames of pixels a second", "high"),
+    }, []
+
+
+def _wear(subject: Subject, reader: ActionReader, player: World):
+    """Statistics of each tenth of long sessions, and whether their actions are still read back."""
+    num = round(subject.settings.long_seconds * player.fps)
+    if not num:
+        return {}, []
+    per_part, rng, stride = (
+        num // _PARTS,
+        np.random.default_rng(subject.seed),
+        subject.generator.tokenizer.config.temporal_compression,
+    )
+    if per_part < 2:
+        raise UserError(
+            f"config.evaluate.long_seconds={subject.settings.long_seconds:g} has no ten parts of two latent frames at least"
+        )
+    many = World(subject.generator, _ROWS, starts=player.starts)
+    last = {row: many.reset(row, seed=subject.seed + row)[-1:] for row in range(_ROWS)}
+    held, left, parts, film = dict.fromkeys(last, 0), dict.fromkeys(last, 0), [], []
+    for _ in progress(range(_PARTS), "parts", _PARTS, lambda _: 1):
+        videos, led = {row: [frames] for row, frames in last.items()}, {row: [] for row in last}
+        for _ in range(per_part):
+            for row in last:
+                if not left[row]:
+                    held[row], left[row] = int(rng.integers(many.num_actions)), int(rng.integers(1, 6))
+                left[row] -= 1
+                led[row].append(held[row])
+            for row, pixels in many.step(held).items():
+                videos[row].append(pixels)
+        video = np.stack([np.concatenate(videos[row]) for row in last])
+        last = {row: video[i, -1:] for i, row in enumerate(last)}
+        statistics = frame_statistics(video)
+        found = {name: statistics[name].mean(1) for name in ("sharpness", "motion")}
+        found["read_back"] = (reader(video[:, ::stride]) == np.array([led[row] for row in last])).mean(1)
+        parts.append(found)
+        film.append(video[:, 1:])
+    protocol = f"{_ROWS} sessions of {num} latent frames under random held actions, in {_PARTS} parts"
+    metrics = {
+        f"{name}_parts": metric.mean(
+            np.stack([part[name] for part in parts], axis=1), protocol, "high" if name == "read_back" else ""
+        )
+        for name in parts[0]
+    }
+    for name in parts[0]:
+        first, end = parts[0][name], parts[-1][name]
+        metrics[f"{name}_last_to_first"] = metric.ratio(end, first, f"last part to the first; {protocol}")
+    return metrics, [Clip("session", video, f"session of {num} frames") for video in np.concatenate(film, axis=1)[:2]]
