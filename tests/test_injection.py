@@ -9,7 +9,6 @@ import tiny
 from test_laws_generation import assert_close
 
 from lumos.errors import UserError
-from lumos.generation import keeping
 from lumos.generation.guidance import TextAndStreams
 from lumos.sequence.corruption import Corrupted
 from lumos.slots import slot
@@ -62,26 +61,8 @@ def test_an_action_changes_its_frame_and_no_earlier_one(world):
 
 
 def test_cached_equals_uncached(world):
-    config, objective, params, batch, streams = world
-    engine = test_streams.engine_of(world)
-    layout, model = engine.layout, objective.definition.bind(params)
-    want = hidden_of_whole(world, streams)
-    state = engine.prefill(
-        params, batch["text"], batch["text_length"], batch["tokens"], jax.random.key(0), 0, streams=streams
-    )
-
-    @jax.jit
-    def step(state, codes):
-        tokens, template, run = engine._open(model, state, state.group[None])
-        hidden, own = run(engine._with_codes(template, state.group[None], codes[:, None]), jnp.zeros((1, 1)))
-        cache = keeping.write(engine.view, state.cache, own, tokens, state.group, model.config)
-        return state._replace(cache=cache, group=state.group + 1), hidden
-
-    got = []
-    for t in range(FRAMES):
-        state, hidden = step(state, batch["tokens"][:, t].reshape(2, -1))
-        got.append(hidden)
-    assert_close(np.concatenate(got, axis=1), want[:, layout.prefix_length :], np.arange(FRAMES * 7))
+    want = hidden_of_whole(world, world[4])[:, test_streams.engine_of(world).layout.prefix_length :]
+    assert_close(test_streams.hidden_through_cache(world), want, np.arange(FRAMES * 7))
 
 
 @pytest.mark.slow
