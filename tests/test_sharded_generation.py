@@ -185,6 +185,7 @@ def test_likelihood_is_the_same_on_eight_devices(run, on_eight, on_one):
     np.testing.assert_allclose(one["nats_per_video"].value, 48 * one["nll"].value, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_clips_of_one(run, tmp_path, on_one):
     """`lumos launch --local`: each process holds a part of the weights and of the rows, and decodes some of the clips."""
     (tmp_path / "p.txt").write_text("\n".join(PROMPTS[:3]))
