@@ -1,7 +1,9 @@
 r"""Lumos-1 "1B" (1.5 B parameters; arXiv 2507.08801): 25 frames of 448x256 at 12 fps, AR-DF on Cosmos DV4x8x8 tokens.
 
-12,544 codes and 256 text slots. The variant "lumos1" adds the markers of the released models (sizes, newlines, frame rate: 258
-tokens); they cost 3 % of MFU on a TPU, as frames no longer fill whole blocks of the attention kernel (docs/plans.md).
+12,544 codes and 256 text slots. Heads are twice as wide as those of the released models, which have 64 channels and leave half of a
+TPU's matrix unit idle; the number of parameters is the same. Released weights need the variant "released". The variant "lumos1" adds
+the markers of the released models (sizes, newlines, frame rate: 258 tokens); they cost 3 % of MFU on a TPU, as frames no longer
+fill whole blocks of the attention kernel (docs/plans.md).
 
 Run:       lumos train --config=configs/lumos_1b.py --workdir=... --config.data.path=TOKENS \
              --config.tokenizer_workdir=TOKENIZER --config.mesh.fsdp=64    (64 devices; docs/plans.md has others)
@@ -11,7 +13,7 @@ Expected:  not trained here; shapes and parameter counts are tested (tests/test_
 from lumos import config_loading
 from lumos.slots import slot
 
-# layers, model_dim, mlp_dim, heads, kv heads, head_dim
+# layers, model_dim, mlp_dim, and of the released models: heads, kv heads, head_dim
 _SIZES = {
     "500m": (16, 1024, 4096, 16, 4, 64),
     "1b": (16, 2048, 8192, 32, 8, 64),
@@ -20,7 +22,7 @@ _SIZES = {
 
 
 def get_config(variant: str = ""):
-    """Variants: "lumos1" (the sequence of the released models), "smoke" (seconds on a CPU), "lumos1,smoke"."""
+    """Variants: "released" (heads of the released models), "lumos1" (their sequence too), "smoke" (seconds on a CPU), "lumos1,smoke"."""
     return sized("1b", variant)
 
 
@@ -34,6 +36,9 @@ def sized(size: str, variant: str):
     config.sequence.text_length = 256
     model = config.model
     model.num_layers, model.model_dim, model.mlp_dim, model.num_heads, model.num_kv_heads, model.head_dim = _SIZES[size]
+    if model.head_dim < 128 and not {"released", "lumos1"} & set(variant.split(",")):
+        wider = 128 // model.head_dim
+        model.num_heads, model.num_kv_heads, model.head_dim = model.num_heads // wider, model.num_kv_heads // wider, 128
     model.text_vocab, model.visual_vocab = 65_536, 64_000
     model.dtype = "bfloat16"
     # What a 16 GB device has room for with one clip (docs/plans.md).

@@ -249,7 +249,7 @@ class View:
                 jnp.repeat(x, self.groups.size, axis=1)[:, None]
                 for x in _runs(sees_WS & in_cache_WS, self._num_ranges(rule))
             )
-            keys = KeyRanges(jnp.maximum(start, first_R[:, None]), end, _row(bias))
+            keys = KeyRanges(jnp.maximum(start, first_R[:, None]), end, _row(bias), alike=len(groups_W) == 1)
             return dataclasses.replace(keys, gated=of(rule.gated())) if rule.gated() else keys
 
         return tuple(of(rule) for rule in self.rule.layers())
@@ -330,7 +330,9 @@ class View:
 def _keys(ranges: StaticRanges, first_R, bias_S) -> KeyRanges:
     keys = KeyRanges.of(ranges, first_R, _row(bias_S))
     # Ranges of this call alone: nothing that a schedule is built for, but for the order of the keys.
-    return keys if ranges.order_S is not None else KeyRanges(keys.start_RBQ, keys.end_RBQ, keys.bias_BS, runs=keys.runs)
+    if ranges.order_S is not None:
+        return keys
+    return KeyRanges(keys.start_RBQ, keys.end_RBQ, keys.bias_BS, runs=keys.runs, alike=ranges.alike)
 
 
 def _sum(a, b):

@@ -37,14 +37,14 @@ def inputs(
     added_BQD, more = jnp.zeros((*ids_BQ.shape, c.model_dim), table_VD.dtype), {}
     for i, rung in enumerate(rungs):
         weight_FD = model.memory_embed[str(i)][...].astype(table_VD.dtype)
-        codes_BJD = transformer.embed(table_VD, ids_BQ[:, rung.cells.reshape(-1)])
+        codes_BJD = transformer.embed(table_VD, ids_BQ[:, rung.cells.reshape(-1)], model.vocabulary.mask)
         of_tokens_BMF = codes_BJD.reshape(batch, rung.index.size, -1)
         added_BQD = added_BQD.at[:, rung.index.reshape(-1)].set(of_tokens_BMF @ weight_FD)
     if c.first_frame:
         added_BQD += first_BQ[..., None] * model.first_embed[...].astype(table_VD.dtype)
     if is_told:
         where = OfFrames(*of_frames)
-        told_BSD = transformer.embed(table_VD, ids_BQ[:, where.index.reshape(-1)])
+        told_BSD = transformer.embed(table_VD, ids_BQ[:, where.index.reshape(-1)], model.vocabulary.mask)
         told_BFS = told_BSD.reshape(batch, len(where.index), where.index.shape[1] * c.model_dim)
         of_frame_BFD = told_BFS @ model.stream_embed[...].astype(table_VD.dtype)
         ids_BQ = ids_BQ.at[:, where.index.reshape(-1)].set(model.vocabulary.mask)

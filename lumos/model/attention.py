@@ -3,7 +3,7 @@
 `flash` is blockwise attention with an online softmax and a recomputing backward pass (Dao et al., FlashAttention),
 written in XLA with a custom VJP: memory is O(L), and key blocks outside the ranges of a query block are skipped. A bias
 that depends on the key alone is added to the logits, and has a gradient.
-On a TPU whole sequences run the splash kernel (lumos/model/splash.py). On a mesh every device computes its own rows,
+Whole sequences run the splash kernel on a TPU (lumos/model/splash.py) and cuDNN on a GPU (lumos/model/cudnn.py). On a mesh every device computes its own rows,
 heads and queries; keys and values are gathered over the context axis.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from lumos import sharding
-from lumos.model import splash
+from lumos.model import cudnn, splash
 from lumos.sequence.key_ranges import KeyRanges
 from lumos.sequence.storage import in_order
 
@@ -49,12 +49,16 @@ def attend(q_BQNA: jax.Array, k_BSKA: jax.Array, v_BSKA: jax.Array, keys: KeyRan
     schedule, schedule_specs = (
         splash.make_schedule(q_BQNA, k_BSKA, keys.static, query_order, length) if use_splash else (None, None)
     )
+    is_one_part = is_whole and query_order is None and sharding.shards(length) == 1
+    use_cudnn = kernel == "auto" and is_one_part and cudnn.serves(q_BQNA, keys)
 
     def local(q, k, v, start, end, bias, first, schedule):
         k, v = (in_order(sharding.all_gather(x, length, 1), keys.num_chunks, 1) for x in (k, v))
         bias = None if bias is None else in_order(bias, keys.num_chunks, 1)
         if kernel == "dense":
             return dense(q, k, v, KeyRanges(start, end, bias, static=keys.static))
+        if use_cudnn:
+            return cudnn.attend(q, k, v, first, keys.static)
         k, v, bias = (_permute(x, keys.order_S) for x in (k, v, bias))
         q = _permute(q, query_order)
         if query_order is not None:
@@ -87,38 +91,45 @@ def dense(q_BQNA, k_BSKA, v_BSKA, keys: KeyRanges) -> jax.Array:
     return _ungroup(jnp.einsum("bkgqs,bska->bkgqa", weights.astype(v_BSKA.dtype), v_BSKA))
 
 
-def attend_parts(q_BQNA: jax.Array, parts: list[tuple[jax.Array, jax.Array, KeyRanges]]) -> jax.Array:
+def attend_parts(
+    q_BQNA: jax.Array, parts: list[tuple[jax.Array, jax.Array, KeyRanges]], kernel: str = "auto"
+) -> jax.Array:
     """Attend over several key sets (k, v, KeyRanges) as if they were one, such as the cache and the current tokens.
 
     The partial softmaxes are merged through their log-sum-exp, so the cache is never copied; in float32, so that the sum is
     rounded once.
     """
-    return attend_parts_lse(q_BQNA, parts)[0]
+    return attend_parts_lse(q_BQNA, parts, kernel)[0]
 
 
-def attend_parts_lse(q_BQNA: jax.Array, parts) -> tuple[jax.Array, jax.Array]:
+def attend_parts_lse(q_BQNA: jax.Array, parts, kernel: str = "auto") -> tuple[jax.Array, jax.Array]:
     """Return what `attend_parts` does, and the log-sum-exp of the logits over all parts, float32 [B, Q, N], without a gradient."""
     in_order = lambda x, keys: _permute(x, keys.order_S)
     out, lse_BQN = _merged(
+        tuple(kernel == "auto" and cudnn.serves_part(q_BQNA, s) for *_, s in parts),
         q_BQNA,
         [(in_order(k, s), in_order(v, s), s.start_RBQ, s.end_RBQ, in_order(s.bias_BS, s)) for k, v, s in parts],
     )
     return out, jax.lax.stop_gradient(lse_BQN)
 
 
-@jax.custom_vjp
-def _merged(q_BQNA, parts):
-    return _merged_fwd(q_BQNA, parts)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _merged(by_cudnn, q_BQNA, parts):
+    return _merged_fwd(by_cudnn, q_BQNA, parts)[0]
 
 
-def _merged_fwd(q_BQNA, parts):
-    done = [_flash_forward(q_BQNA, *part, jnp.float32) for part in parts]
+def _merged_fwd(by_cudnn, q_BQNA, parts):
+    """`by_cudnn`: of each part, whether cuDNN computes it."""
+    done = [
+        cudnn.attend_lse(q_BQNA, *part[:4]) if is_cudnn else _flash_forward(q_BQNA, *part, jnp.float32)
+        for part, is_cudnn in zip(parts, by_cudnn)
+    ]
     lse_BQN = functools.reduce(jnp.logaddexp, [part_lse for _, part_lse in done])
     out = sum(out * jnp.exp(part_lse - lse_BQN)[..., None] for out, part_lse in done).astype(q_BQNA.dtype)
     return (out, lse_BQN), (q_BQNA, parts, out, lse_BQN)
 
 
-def _merged_bwd(saved, cotangents):
+def _merged_bwd(by_cudnn, saved, cotangents):
     """With the log-sum-exp of all keys, the gradient of every part is that of attention over it alone."""
     q_BQNA, parts, out, lse_BQN = saved
     dout_BQNA, _ = cotangents

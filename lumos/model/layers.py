@@ -140,9 +140,9 @@ class Attention(nnx.Module):
                 out += self._gate() * attention.attend(q, k_rotated, v, keys.gated, c.attention)
             own = (k, v)
         else:
-            out, lse = attention.attend_parts_lse(q, [past[:3], (k_rotated, v, keys)])
+            out, lse = attention.attend_parts_lse(q, [past[:3], (k_rotated, v, keys)], c.attention)
             if c.mixer.has_gate:  # tokens in flight are within each other's window
-                out += self._gate() * attention.attend_parts(q, [(past.k, past.v, past.keys.gated)])
+                out += self._gate() * attention.attend_parts(q, [(past.k, past.v, past.keys.gated)], c.attention)
             own = (k, v) if past.measure is None else (k, v, past.measure(q, past.k, past.keys, lse))
         return keep(self.o_proj(out.reshape(batch, length, -1)), "out"), own
 

@@ -19,6 +19,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from lumos.errors import UserError
+from lumos.model import cudnn
 from lumos.model.splash import RESIDUALS
 
 NAMES = ("query", "key", "value", RESIDUALS, "out", "gate", "up", "down")
@@ -53,9 +54,7 @@ def wrap(policy: str) -> Callable | None:
     if policy == "none":
         return None
     if policy == "dots":
-        rule = policies.save_from_both_policies(
-            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(RESIDUALS)
-        )
+        rule = _both(policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(RESIDUALS))
     elif offloaded_names(policy):
         rule = policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[], names_which_can_be_offloaded=list(offloaded_names(policy)),
@@ -63,4 +62,14 @@ def wrap(policy: str) -> Callable | None:
         )  # fmt: skip
     else:
         rule = policies.save_only_these_names(*saved) if saved else None
+    if RESIDUALS in saved:
+        rule = _both(rule, _is_from_cudnn)
     return lambda body: jax.checkpoint(body, policy=rule, prevent_cse=False)
+
+
+_both = jax.checkpoint_policies.save_from_both_policies
+
+
+def _is_from_cudnn(primitive, *_, **__) -> bool:
+    """Whether a value is made by cuDNN's attention: names cannot be given to what it keeps for its backward pass."""
+    return primitive.name.startswith(cudnn.PRIMITIVE)

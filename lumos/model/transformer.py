@@ -99,7 +99,7 @@ class Transformer(nnx.Module):
         """
         c = self.config
         cos, sin = rope.mm_rope(positions, c.head_dim, c.rope_theta, c.rope)
-        x_BQD = embed(self.embeddings(), ids_BQ)
+        x_BQD = embed(self.embeddings(), ids_BQ, self.vocabulary.mask)
         if c.level_embedding:
             if level_BQ is None:
                 raise ValueError("config.model.level_embedding needs the level of every token")
@@ -172,28 +172,53 @@ def _level_features(level_BQ: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
-def embed(table_VD: jax.Array, ids_BL: jax.Array) -> jax.Array:
-    """Look token ids up in a sharded table, [B, L, D].
+def embed(table_VD: jax.Array, ids_BL: jax.Array, common: int) -> jax.Array:
+    """Look token ids up in a sharded table, [B, L, D]; `common` is the id that most tokens have.
 
     Every device looks up its columns for the ids of all devices that share the table, and sends the rows to their
     owners: what moves is activations, never the table.
     """
     batch, length = sharding.axis_of(ids_BL.shape[0], "batch"), sharding.axis_of(ids_BL.shape[1], "length")
     if batch is None:
-        return table_VD[ids_BL]
+        return _rows(table_VD, ids_BL, common)
 
     def local(table, ids):
         ids = sharding.all_gather(ids, "embed", 0)
         if sharding.shards("vocab") > 1:
-            ids = ids - sharding.shard_index("vocab") * table.shape[0]
+            first = sharding.shard_index("vocab") * table.shape[0]
+            ids = ids - first
             mine = (ids >= 0) & (ids < table.shape[0])
-            rows = jnp.where(mine[..., None], table[jnp.clip(ids, 0, table.shape[0] - 1)], 0)
-            rows = sharding.psum(rows, "vocab")
+            rows = _rows(table, jnp.clip(ids, 0, table.shape[0] - 1), common - first)
+            rows = sharding.psum(jnp.where(mine[..., None], rows, 0), "vocab")
         else:
-            rows = table[ids]
+            rows = _rows(table, ids, common)
         return sharding.all_to_all(rows, "embed", split_dim=0, join_dim=2)
 
     return sharding.per_device(local, (("vocab", "embed"), (batch, length)), (batch, length, None))(table_VD, ids_BL)
+
+
+def _rows(table_VD: jax.Array, ids_BL: jax.Array, common) -> jax.Array:
+    return table_VD[ids_BL] if table_VD.dtype == jnp.float32 else _rows_of_half(table_VD, ids_BL, jnp.int32(common))
+
+
+@jax.custom_vjp
+def _rows_of_half(table_VD, ids_BL, common):
+    """Return rows of a table in half precision. Their gradient is summed in float32, for the common id as a sum of its own:
+    thousands of numbers added one by one in half precision lose most of them, and a GPU adds those of one row in turn."""
+    return table_VD[ids_BL]
+
+
+def _rows_of_half_bwd(saved, drows_BLD):
+    table_VD, ids_BL, common = saved
+    is_common_BL, drows_BLD = ids_BL == common, drows_BLD.astype(jnp.float32)
+    others_BL = jnp.where(is_common_BL, len(table_VD), ids_BL)
+    dtable_VD = jnp.zeros(table_VD.shape, jnp.float32).at[others_BL].add(drows_BLD, mode="drop")
+    dcommon_D = jnp.where(is_common_BL[..., None], drows_BLD, 0).sum((0, 1))
+    dtable_VD = dtable_VD.at[common].add(dcommon_D, mode="drop", wrap_negative_indices=False)
+    return dtable_VD.astype(table_VD.dtype), *(np.zeros(x.shape, jax.dtypes.float0) for x in (ids_BL, common))
+
+
+_rows_of_half.defvjp(lambda *operands: (_rows_of_half(*operands), operands), _rows_of_half_bwd)
 
 
 def make_definition(config: ModelConfig, vocabulary: Vocabulary) -> Definition:

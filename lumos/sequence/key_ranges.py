@@ -9,10 +9,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+class Call(NamedTuple):
+    """Consecutive queries that see the same ranges of keys; or, `is_causal`, each of them those of one range up to itself."""
+
+    first: int
+    size: int
+    ranges: tuple[tuple[int, int], ...]  # (start, end) of each, in order
+    is_causal: bool = False
 
 
 class StaticRanges:
@@ -43,6 +53,27 @@ class StaticRanges:
         sizes = np.diff(last, prepend=-1).tolist()
         return tuple((len(list(same)), size) for size, same in itertools.groupby(sizes))
 
+    @property
+    def alike(self) -> bool:
+        """Whether all queries see the same keys."""
+        return all((x_RQ == x_RQ[:, :1]).all() for x_RQ in (self.start_RQ, self.end_RQ))
+
+    @functools.cached_property
+    def calls(self) -> tuple[Call, ...]:
+        """The queries in runs that a kernel without a mask can compute, one after the other."""
+        calls: list[Call] = []
+        for query, (start_R, end_R) in enumerate(zip(self.start_RQ.T.tolist(), self.end_RQ.T.tolist())):
+            ranges = tuple(sorted((start, end) for start, end in zip(start_R, end_R) if start < end))
+            last = calls[-1] if calls else Call(query, 0, ())
+            begun = last.is_causal or last.size == 1 and last.ranges == ((last.first, query),)
+            if last.size and not last.is_causal and last.ranges == ranges:
+                calls[-1] = last._replace(size=last.size + 1)
+            elif begun and ranges == ((last.first, query + 1),):
+                calls[-1] = Call(last.first, last.size + 1, ranges, is_causal=True)
+            else:
+                calls.append(Call(query, 1, ranges))
+        return tuple(calls)
+
     def __eq__(self, other):
         return isinstance(other, StaticRanges) and self._key == other._key
 
@@ -53,7 +84,7 @@ class StaticRanges:
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("start_RBQ", "end_RBQ", "bias_BS", "first_B", "gated"),
-    meta_fields=("static", "num_chunks", "runs"),
+    meta_fields=("static", "num_chunks", "runs", "alike"),
 )
 @dataclasses.dataclass(frozen=True)
 class KeyRanges:
@@ -70,6 +101,7 @@ class KeyRanges:
       static: the same ranges before `first_B`, if every row has the same.
       gated: what the queries see apart, through a learnt gate (`model.mixer`), or None.
       runs: `StaticRanges.runs`, which linear attention goes by.
+      alike: whether all queries of a row are known to see the same keys.
       num_chunks: if above 1, keys are given in the chunk order of `sequence.storage`; ranges count in natural order.
     """
 
@@ -81,6 +113,7 @@ class KeyRanges:
     num_chunks: int = 1
     gated: KeyRanges | None = None
     runs: tuple[tuple[int, int], ...] | None = None
+    alike: bool = False
 
     @classmethod
     def of(
