@@ -33,6 +33,7 @@ from lumos.layouts import make_layout
 from lumos.model import attention
 from lumos.model.cross_entropy import linear_cross_entropy
 from lumos.planning import estimate
+from lumos.runtime.device_memory import use_device_memory
 from lumos.runtime.speed import peak_flops_per_device
 from lumos.sequence.key_ranges import KeyRanges
 from lumos.sequence.rule import StageCausal, layout_ranges
@@ -45,20 +46,15 @@ from lumos.videos.generator import make_engine
 
 KEPT = "model.remat=save:query,key,value,attention,out,gate,up"
 CASES = [
-    *("attention 1b", f"train 1b:released 4 {KEPT}", f"train 1b 4 {KEPT}", "generate 500m 1", "tokenizer 8"),
     *(
-        f"train 500m 8 {KEPT}",
-        f"train 1b 4 {KEPT} model.scan_layers=false",
-        "loss 1b",
-        "generate 500m 4",
-        "tokenizer 1",
-    ),
-    *(
-        "attention 500m",
-        "loss 500m",
-        f"train 1b:released 1 {KEPT} model.attention=flash",
+        "attention 1b",
+        f"train 1b 2 {KEPT}",
+        f"train 1b 3 {KEPT}",
+        f"train 1b 4 {KEPT}",
         "train 1b 4 model.remat=minimal",
     ),
+    *(f"train 1b:released 2 {KEPT}", f"train 1b:released 1 {KEPT} model.attention=flash", f"train 500m 8 {KEPT}"),
+    *("generate 500m 1", "generate 500m 4", "tokenizer 1", "tokenizer 8", "loss 1b", "attention 500m", "loss 500m"),
 ]
 
 
@@ -268,6 +264,7 @@ def main():
     parser.add_argument("--case", help="run one case in this process")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    use_device_memory()
     if options.case:
         kind, *arguments = options.case.split()
         print(json.dumps(KINDS[kind](options, *arguments)))

@@ -18,6 +18,7 @@ from lumos.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, UserError, 
 from lumos.files import SCHEMES, check_scheme, is_of_a_bucket, is_remote, reason_of, scheme_of
 from lumos.flag_definitions import describe
 from lumos.runtime import compile_cache
+from lumos.runtime.device_memory import use_device_memory
 from lumos.runtime.huge_pages import use_huge_pages
 from lumos.runtime.processes import started_by
 from lumos.staged import staged
@@ -193,6 +194,7 @@ def _to_be_staged(verb: str, values: flags.FlagValues) -> list[str]:
 def run_and_exit() -> None:
     """Run the command of this process and end it."""
     use_huge_pages()
+    use_device_memory()
     try:
         code = main()
     except BrokenPipeError:

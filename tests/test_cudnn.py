@@ -52,7 +52,10 @@ def test_ranges_that_all_queries_share_equal_flash():
     q, k, v, _ = _operands(24)
     alike = lambda values: jnp.array(values)[..., None] * jnp.ones((1, 1, 24), jnp.int32)
     start, end = alike([[0, 3, 7], [10, 10, 24]]), alike([[4, 4, 7], [20, 10, 30]])  # the last row sees nothing
-    got, want = cudnn.attend_lse(q, k, v, start, end, "xla"), attention._flash_forward(q, k, v, start, end, dtype=jnp.float32)
+    got, want = (
+        cudnn.attend_lse(q, k, v, start, end, "xla"),
+        attention._flash_forward(q, k, v, start, end, dtype=jnp.float32),
+    )
     for a, b in zip(got, want):
         np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-6)
 

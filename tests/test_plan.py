@@ -126,7 +126,7 @@ def test_search_finds_plans_that_fit_and_the_suggestion_helps():
 def test_sizes_that_do_not_divide_are_refused():
     for overrides, message in (
         ({"mesh__fsdp": 7}, "does not fit 256"), ({"mesh__fsdp": 128, "mesh__tensor": 2, "data__batch_size": 100}, "multiple of 128"),
-        ({"mesh__fsdp": 16, "mesh__tensor": 16}, "num_kv_heads=8"),
+        ({"mesh__fsdp": 16, "mesh__tensor": 16}, "num_kv_heads=4"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             _plan("configs/lumos_1b.py", "v5e:16x16", **overrides)
