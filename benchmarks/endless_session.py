@@ -1,6 +1,6 @@
 """An endless session: time and bytes of late frames against early ones; dispatch of a frame. Run on an idle machine.
 
-    python benchmarks/endless_session.py [--frames=1000]
+    python benchmarks/endless_session.py [--frames=1000] [--side=8] [--passes=8]
 
 Prints one line of JSON.
 """
@@ -26,10 +26,13 @@ from lumos.videos.generator import make_engine
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--frames", type=int, default=1000)
-    num = parser.parse_args().frames
+    parser.add_argument("--side", type=int, default=8, help="cells of a latent frame, each way")
+    parser.add_argument("--passes", type=int, default=8)
+    options = parser.parse_args()
+    num, side = options.frames, options.side
     config = config_loading.default()
     config.model.text_vocab, config.model.visual_vocab = 512, 1000
-    config.sequence.grid, config.sequence.text_length, config.generate.steps = (5, 8, 8), 16, 8
+    config.sequence.grid, config.sequence.text_length, config.generate.steps = (5, side, side), 16, options.passes
     config = config_loading.parse(config)
     objective = TransformerObjective(config)
     settings = dataclasses.replace(config.generate, cache=Window(width=5, sink=1), positions=Relative(horizon=5))
@@ -50,6 +53,8 @@ def main():
     early, late = milliseconds[10:110], milliseconds[-100:]
     result = {
         "frames": num,
+        "side": side,
+        "passes": options.passes,
         "ms_frame_10_to_110": round(float(np.median(early)), 2),
         "ms_last_100": round(float(np.median(late)), 2),
         "ratio": round(float(np.median(late) / np.median(early)), 3),

@@ -12,10 +12,12 @@ In a bucket nothing can be moved: there a checkpoint is what has its marker, whi
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -88,9 +90,12 @@ class Checkpointer:
             try:
                 self._manager = ocp.CheckpointManager(self.directory, item_handlers=handlers, options=options)
                 break
-            except FileNotFoundError:  # the process that writes here has just deleted what was being listed
-                if not read_only or attempt == _MAX_ATTEMPTS - 1:
+            except OSError as error:
+                # The process that writes here has just deleted what was being listed; or a save of this process that failed still
+                # writes into the folder of it that is being removed.
+                if error.errno != (errno.ENOENT if read_only else errno.ENOTEMPTY) or attempt == _MAX_ATTEMPTS - 1:
                     raise
+                time.sleep(0.1 * attempt)
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
