@@ -93,7 +93,8 @@ class Checkpointer:
             except OSError as error:
                 # The process that writes here has just deleted what was being listed; or a save of this process that failed still
                 # writes into the folder of it that is being removed.
-                if error.errno != (errno.ENOENT if read_only else errno.ENOTEMPTY) or attempt == _MAX_ATTEMPTS - 1:
+                passes = isinstance(error, FileNotFoundError) if read_only else error.errno == errno.ENOTEMPTY
+                if not passes or attempt == _MAX_ATTEMPTS - 1:
                     raise
                 time.sleep(0.1 * attempt)
 
