@@ -309,6 +309,35 @@ def test_the_page_plays(world, tmp_path):
     assert len(arcade.latencies) == 1
 
 
+def test_a_key_is_answered_at_once(world, monkeypatch):
+    """A frame that is due in a minute comes with another key, and under no key that is held already."""
+    from test_serve import until
+
+    from lumos.streaming.serve import Viewer
+
+    monkeypatch.setattr(world.generator, "config", dataclasses.replace(
+        world.generator.config, generate=dataclasses.replace(world.generator.config.generate, fps=1 / 60)
+    ))  # fmt: skip
+    arcade, sent = play.Arcade(world), []
+    viewer = Viewer(sent.append)
+    shown = lambda: [json.loads(x.partition(b"\n")[0])["action"] for x in sent if isinstance(x, bytes)]
+    arcade.enter(viewer)
+    for number, message in enumerate(({"do": "start"}, *({"do": "act", "action": i} for i in (2, 2, 1)))):
+        arcade.ask(viewer, message)
+        until(lambda count=(1, 2, 2, 3)[number]: len(shown()) >= count)
+    assert shown() == [0, 2, 1]
+    arcade.stop()
+
+
+def test_answers_are_timed_at_the_page(world, monkeypatch):
+    from lumos.evaluation import world as measures
+
+    monkeypatch.setattr(measures, "_KEYS", 5)
+    found, _ = measures._answers(world)
+    assert set(found) == {"latency_ms", "latency_p95_ms", "frames_per_s"}
+    assert 0 < found["latency_ms"].value <= found["latency_p95_ms"].value < 60_000 and found["frames_per_s"].value > 0
+
+
 # Environments ---------------------------------------------------------------------------------------------------------
 
 
