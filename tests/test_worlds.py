@@ -408,7 +408,7 @@ def test_a_world_from_nothing_by_one_command(tmp_path, monkeypatch, one_device):
     pytest.importorskip("vizdoom")
     monkeypatch.chdir(tmp_path)
     world = demo(tmp_path / "doom", "configs/world_vizdoom.py", "smoke")["world"]
-    names = "psnr ssim psnr_tokenizer control left_right latency_ms frames_per_s read_back_real read_back_shuffled read_back_last_to_first"
+    names = "psnr ssim psnr_tokenizer control left_right latency_ms frames_per_s read_back_real read_back_shuffled read_back_last_to_first alive"
     assert set(names.split()) | {f"delta{t}_psnr_{k}" for t in (1, 4, 8) for k in ("random", "shuffled")} <= set(world)
     assert 0 <= world["control"] <= 1 and world["frames_per_s"] > 0
     page = (tmp_path / "doom" / "report" / "index.html").read_text()

@@ -31,16 +31,18 @@ _LONGEST = 64  # latent frames of each of them, at most
 _LEARNT_FROM = 256  # recordings that the inverse model learns from
 _PARTS = 10  # of a long session
 _ROWS = 4  # long sessions
+_WEAR = ("sharpness", "motion")  # of which a world that has collapsed has far less, or more
 
 
 class _Held(NamedTuple):
     """Held-out recordings: true frames uint8 [N, F, Y, X, 3], codes of the given frame [N, 1, H, W], the codes of the action that led to
-    each latent frame int32 [N, T, tokens] (null at the first), and captions."""
+    each latent frame int32 [N, T, tokens] (null at the first), captions, and what the tokenizer makes of the frames."""
 
     video: np.ndarray
     given: np.ndarray
     led: np.ndarray
     captions: list[str]
+    through: np.ndarray
 
 
 def world(subject: Subject) -> tuple[dict[str, Metric], list[Clip]]:
@@ -62,13 +64,19 @@ def world(subject: Subject) -> tuple[dict[str, Metric], list[Clip]]:
     )
     truth = read(c.split, c.num_clips)
     coded = np.stack([stream.encode(values, stride) for values in truth.columns[stream.name]])
-    held = _Held(truth.video, generator.tokenizer.encode(truth.video[:, :1]), coded, truth.captions)
+    tokenizer = generator.tokenizer
+    through = tokenizer.decode(tokenizer.encode(truth.video))
+    held = _Held(truth.video, tokenizer.encode(truth.video[:, :1]), coded, truth.captions, through)
     learnt = read("train", _LEARNT_FROM, _LONGEST * stride)
     reader = ActionReader.learn(
         learnt.video[:, ::stride], recordings.led(learnt, stream)[:, ::stride], player.num_actions
     )
     metrics, clips = _against_truth(subject, held, reader, player)
-    for found, more in (_control(subject, held, reader, player), _answers(player), _wear(subject, reader, player)):
+    for found, more in (
+        _control(subject, held, reader, player),
+        _answers(player),
+        _wear(subject, held, reader, player),
+    ):
         metrics, clips = metrics | found, clips + more
     return metrics, clips
 
@@ -101,9 +109,7 @@ def _against_truth(subject: Subject, held: _Held, reader: ActionReader, player: 
         f"{subject.seed}"
     )
     found, metrics = compare_frames(held.video, made["true"], subject.settings.networks), {}
-    shown = compare_frames(
-        held.video, subject.generator.tokenizer.decode(subject.generator.tokenizer.encode(held.video))
-    )
+    shown = compare_frames(held.video, held.through)
     for name, values_NF in found.items():
         better = "low" if "lpips" in name else "high"
         metrics[f"{name}_frames"] = metric.mean(values_NF, f"by frame, with true actions; {protocol}", better)
@@ -228,8 +234,8 @@ def _answers(player: World):
     }, []
 
 
-def _wear(subject: Subject, reader: ActionReader, player: World):
-    """Statistics of each tenth of long sessions, and whether their actions are still read back."""
+def _wear(subject: Subject, held: _Held, reader: ActionReader, player: World):
+    """Statistics of each tenth of long sessions, whether they are such as recordings have, and whether actions are still read back."""
     num = round(subject.settings.long_seconds * player.fps)
     if not num:
         return {}, []
@@ -244,32 +250,44 @@ def _wear(subject: Subject, reader: ActionReader, player: World):
         )
     many = World(subject.generator, _ROWS, starts=player.starts)
     last = {row: many.reset(row, seed=subject.seed + row)[-1:] for row in range(_ROWS)}
-    held, left, parts, film = dict.fromkeys(last, 0), dict.fromkeys(last, 0), [], []
+    keys, left, parts, film = dict.fromkeys(last, 0), dict.fromkeys(last, 0), [], []
+    usual = {name: np.quantile(frame_statistics(held.through)[name].mean(1), (0.05, 0.95)) for name in _WEAR}
     for _ in progress(range(_PARTS), "parts", _PARTS, lambda _: 1):
         videos, led = {row: [frames] for row, frames in last.items()}, {row: [] for row in last}
         for _ in range(per_part):
             for row in last:
                 if not left[row]:
-                    held[row], left[row] = int(rng.integers(many.num_actions)), int(rng.integers(1, 6))
+                    keys[row], left[row] = int(rng.integers(many.num_actions)), int(rng.integers(1, 6))
                 left[row] -= 1
-                led[row].append(held[row])
-            for row, pixels in many.step(held).items():
+                led[row].append(keys[row])
+            for row, pixels in many.step(keys).items():
                 videos[row].append(pixels)
         video = np.stack([np.concatenate(videos[row]) for row in last])
         last = {row: video[i, -1:] for i, row in enumerate(last)}
         statistics = frame_statistics(video)
-        found = {name: statistics[name].mean(1) for name in ("sharpness", "motion")}
+        found = {name: statistics[name].mean(1) for name in _WEAR}
+        found["alive"] = np.all(
+            [(low <= found[name]) & (found[name] <= high) for name, (low, high) in usual.items()], axis=0
+        )
         found["read_back"] = (reader(video[:, ::stride]) == np.array([led[row] for row in last])).mean(1)
         parts.append(found)
         film.append(video[:, 1:])
     protocol = f"{_ROWS} sessions of {num} latent frames under random held actions, in {_PARTS} parts"
+    what = {
+        "alive": f"share of sessions whose {' and '.join(_WEAR)} lie between the 5 % and 95 % quantiles of true clips through the tokenizer; ",
+    }
     metrics = {
         f"{name}_parts": metric.mean(
-            np.stack([part[name] for part in parts], axis=1), protocol, "high" if name == "read_back" else ""
+            np.stack([part[name] for part in parts], axis=1).astype(float),
+            what.get(name, "") + protocol,
+            "" if name in _WEAR else "high",
         )
         for name in parts[0]
     }
-    for name in parts[0]:
+    metrics["alive"] = metric.mean(
+        parts[-1]["alive"].astype(float), f"in the last part, {what['alive']}{protocol}", "high"
+    )
+    for name in (*_WEAR, "read_back"):
         first, end = parts[0][name], parts[-1][name]
         metrics[f"{name}_last_to_first"] = metric.ratio(end, first, f"last part to the first; {protocol}")
     return metrics, [Clip("session", video, f"session of {num} frames") for video in np.concatenate(film, axis=1)[:2]]
