@@ -19,8 +19,8 @@ and what a turn does is a rule of codes. With the game's own turns, of 7 and the
 from lumos import config_loading
 from lumos.slots import slot
 
-_SEEN = 4  # frames before one's own that attention sees
-_WINDOW = 9  # frames of a training window
+_SEEN = 2  # frames before one's own that attention sees
+_WINDOW = 5  # frames of a training window
 
 
 def get_config(variant: str = "transformer"):
@@ -63,7 +63,7 @@ def sized(config, part: str, size: str, folder: str, flags: str, actions: tuple[
         config.data.path = f"{folder}/tokens"
         config.data.buckets = ((_WINDOW, 8, 8),)
         config.data.windows = 0.9
-        config.data.batch_size = 8
+        config.data.batch_size = 14
         config.sequence.streams = ((len(actions) + 1, 1),)
         config.sequence.attention = slot("window", width=_SEEN + 1)
         config.model.num_layers = 6
@@ -78,14 +78,15 @@ def sized(config, part: str, size: str, folder: str, flags: str, actions: tuple[
         config.optimizer.learning_rate = 5e-3
         config.optimizer.final_fraction = 0.02
         config.optimizer.ema_decay = 0.995
-        # The past is mostly clean when a frame is made; that some of it is hidden or wrong keeps errors from growing.
-        config.corruption.frames = slot("independent", clean=0.4)
+        # A frame is learnt from a finished history, as it is made; some of its codes are wrong, as they will be.
+        config.sequence.copies = 2
+        config.corruption.frames = slot("independent")
         config.corruption.cells = slot("frame")
-        config.corruption.level = slot("uniform")
-        config.corruption.errors = slot("uniform", most=0.1)
-        config.train.num_steps = 1500
-        config.train.eval_every = 500
-        config.train.checkpoint_every = 250
+        config.corruption.level = slot("cosine", floor=0.0)
+        config.corruption.errors = slot("uniform", clean=0.4, most=0.2)
+        config.train.num_steps = 2400
+        config.train.eval_every = 800
+        config.train.checkpoint_every = 400
         config.train.num_samples = 0
         config.generate.steps = 4
         config.generate.history_ratio = 0.0
