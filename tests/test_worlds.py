@@ -406,10 +406,10 @@ def test_smears_and_noise_are_no_living_world():
     from lumos.evaluation import world as measures
     from lumos.evaluation.frames import frame_statistics
 
-    video, _ = scrolled(4, 9, 0)
+    video, _ = scrolled(4, 33, 0)
     means = lambda video: {name: frame_statistics(video)[name].mean(1) for name in measures._WEAR}
     usual = {name: np.median(values) for name, values in means(video).items()}
-    smeared, still = np.full_like(video, 90), np.repeat(video[:, :1], 9, axis=1)
+    smeared, still = np.full_like(video, 90), np.repeat(video[:, :1], 33, axis=1)
     dim = (video / 10).astype(np.uint8)
     for shown, alive in ((video, True), (smeared, False), (still, False), (dim, False)):
         assert measures._alive(means(shown), usual).tolist() == [alive] * 4
