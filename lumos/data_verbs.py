@@ -75,7 +75,7 @@ def _record(values) -> Path:
     outputs.check_folder(values.out, "--out")
     from lumos.data import games
 
-    options = {name: values[name].value for name in ("seed", "workers", "level", "skip")}
+    options = {name: values[name].value for name in ("seed", "workers", "level", "skip", "turn")}
     actions = tuple(filter(None, (name.strip() for name in values.actions.split(","))))
     return games.record(values.game, values.out, values.clips, num_frames=values.frames, actions=actions, **options)
 
@@ -161,6 +161,9 @@ VERBS: dict[str, Verb] = {
                 "of the level, with commas, numbered in this order: none,turn left,turn right; by default all",
             ),
             number("skip", 4, "tics of the game between two frames"),
+            decimal(
+                "turn", 0.0, "degrees that VizDoom turns from frame to frame; by default as it does, slowly at first"
+            ),
             number("workers", 2, "processes that play"),
         ),
         _data_record,

@@ -175,10 +175,10 @@ VERBS: dict[str, Verb] = {
             text(
                 "from",
                 None,
-                "lumos1 | cosmos (weights), lumos (a workdir), lumos1-tokens (pickles), release (of lumos export)",
+                "lumos1 | cosmos (weights), lumos (a workdir), lumos1-tokens (pickles), release (of lumos export), clips (a config file)",
                 required=True,
             ),
-            text("input", None, "what to convert: weights, a workdir, or tokens"),
+            text("input", None, "what to convert: weights, a workdir, tokens, or the config of clips with actions"),
             text("to", None, "workdir or folder to write", required=True),
             text("dtype", "", "float32 | bfloat16; by default lumos1 loads float32 and lumos writes what it has"),
             text("tokenizer", "", "workdir of the converted Cosmos tokenizer: of the run, or of the tokens"),

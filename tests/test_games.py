@@ -39,6 +39,24 @@ def test_a_clip_depends_on_its_seed_and_number_alone(tmp_path, monkeypatch, game
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]  # the engines leave nothing behind
 
 
+def test_turns_of_an_angle_make_a_full_circle(tmp_path, monkeypatch):
+    pytest.importorskip("vizdoom")
+    monkeypatch.chdir(tmp_path)
+    with games._start_vizdoom("my_way_home", 3, turn=45.0) as (engine, names):
+        assert names == ("none", "turn left", "turn right", "move forward", "move left", "move right")
+        engine.act(0, 12)  # until the weapon is up
+        frames = [engine.frame()]
+        for action in (1,) * 8 + (2, 1):
+            engine.act(action, 1)
+            frames.append(engine.frame())
+    np.testing.assert_array_equal(frames[8], frames[0])
+    np.testing.assert_array_equal(frames[10], frames[0])
+    assert all((frame != frames[0]).mean() > 0.5 for frame in (*frames[1:8], frames[9]))
+    np.testing.assert_array_equal(frames[9], frames[7])  # right is back where left came from
+    with pytest.raises(UserError, match="--turn=3 is an angle"):
+        games.record("ale", tmp_path, 1, turn=3.0)
+
+
 @contextlib.contextmanager
 def counting_game(level, seed):
     """A game whose frames count; action 1 is worth a point, and every tenth frame begins an episode."""

@@ -31,7 +31,6 @@ from lumos.videos.conditions import parse_actions, planned_actions
 from lumos.videos.video_files import Request, generate
 from lumos.worlds import play
 from lumos.worlds.player import Player, keys_of
-from lumos.worlds.readers import ActionReader, Rewards
 from lumos.worlds.starts import Starts
 from lumos.worlds.world import World
 
@@ -309,6 +308,35 @@ def test_the_page_plays(world, tmp_path):
     assert len(arcade.latencies) == 1
 
 
+def test_a_key_is_answered_at_once(world, monkeypatch):
+    """A frame that is due in a minute comes with another key, and under no key that is held already."""
+    from test_serve import until
+
+    from lumos.streaming.serve import Viewer
+
+    monkeypatch.setattr(world.generator, "config", dataclasses.replace(
+        world.generator.config, generate=dataclasses.replace(world.generator.config.generate, fps=1 / 60)
+    ))  # fmt: skip
+    arcade, sent = play.Arcade(world), []
+    viewer = Viewer(sent.append)
+    shown = lambda: [json.loads(x.partition(b"\n")[0])["action"] for x in sent if isinstance(x, bytes)]
+    arcade.enter(viewer)
+    for number, message in enumerate(({"do": "start"}, *({"do": "act", "action": i} for i in (2, 2, 1)))):
+        arcade.ask(viewer, message)
+        until(lambda count=(1, 2, 2, 3)[number]: len(shown()) >= count)
+    assert shown() == [0, 2, 1]
+    arcade.stop()
+
+
+def test_answers_are_timed_at_the_page(world, monkeypatch):
+    from lumos.evaluation import world as measures
+
+    monkeypatch.setattr(measures, "_KEYS", 5)
+    found, _ = measures._answers(world)
+    assert set(found) == {"latency_ms", "latency_p95_ms", "frames_per_s"}
+    assert 0 < found["latency_ms"].value <= found["latency_p95_ms"].value < 60_000 and found["frames_per_s"].value > 0
+
+
 # Environments ---------------------------------------------------------------------------------------------------------
 
 
@@ -340,46 +368,13 @@ def test_environments_are_those_of_gymnasium(world):
         env.reset(seed=[1, 2, 3])
 
 
-# What is read off frames ----------------------------------------------------------------------------------------------
-
-
-def scrolled(num, frames, seed):
-    """Textures that an action scrolls: 1 to the left, 2 to the right, by four pixels; 0 leaves them."""
-    rng = np.random.default_rng(seed)
-    led = rng.integers(3, size=(num, frames))
-    offset = np.cumsum(np.array([0, 4, -4])[led] * (np.arange(frames) > 0), axis=1)
-    texture = rng.integers(256, size=(num, 16, 64, 3), dtype=np.uint8).repeat(2, axis=1)
-    video = np.stack([[np.roll(t, -o, axis=1)[:, :32] for o in row] for t, row in zip(texture, offset)])
-    return video, led
-
-
-def test_an_inverse_model_reads_what_was_done():
-    reader = ActionReader.learn(*scrolled(64, 9, 0), 3, steps=150)
-    video, led = scrolled(16, 9, 1)
-    assert (reader(video) == led[:, 1:]).mean() > 0.9
-    assert (reader(video[:, ::-1]) == led[:, 1:]).mean() < 0.6  # backwards, left is right
-
-
-def test_rewards_are_learnt_from_recordings(tmp_path):
-    rng = np.random.default_rng(0)
-    light = rng.integers(3, size=(64, 9))
-    video = (60 * light[..., None, None, None] + rng.integers(60, size=(64, 9, 16, 16, 3))).astype(np.uint8)
-    done = light == 2
-    Rewards.learn(video, light == 1, done, steps=150).save(tmp_path / "rewards.npz")
-    rewards, ended = Rewards.load(tmp_path / "rewards.npz")(video[:, 0], None, video[:, 1])
-    np.testing.assert_array_equal(ended, done[:, 1])
-    assert np.abs(rewards - (light[:, 1] == 1))[~ended].max() < 0.5
-    with pytest.raises(UserError, match="holds no network"):
-        Rewards.load(tmp_path / "nothing.npz")
-
-
 @pytest.mark.slow
 def test_a_world_from_nothing_by_one_command(tmp_path, monkeypatch, one_device):  # noqa: F811
     """Its recordings, tokenizer, tokens, transformer and report; what is measured has the right names."""
     pytest.importorskip("vizdoom")
     monkeypatch.chdir(tmp_path)
     world = demo(tmp_path / "doom", "configs/world_vizdoom.py", "smoke")["world"]
-    names = "psnr ssim psnr_tokenizer control left_right latency_ms frames_per_s read_back_real read_back_shuffled read_back_last_to_first"
+    names = "psnr ssim psnr_tokenizer control left_right latency_ms frames_per_s read_back_real read_back_shuffled read_back_last_to_first alive"
     assert set(names.split()) | {f"delta{t}_psnr_{k}" for t in (1, 4, 8) for k in ("random", "shuffled")} <= set(world)
     assert 0 <= world["control"] <= 1 and world["frames_per_s"] > 0
     page = (tmp_path / "doom" / "report" / "index.html").read_text()

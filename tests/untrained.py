@@ -21,11 +21,12 @@ def make(temporal_compression=4, **changes):
     )  # fmt: skip
     definition = causal_vae.make_definition(tokenizer)
     vae = pretrained.Tokenizer(tokenizer, jax.tree.map(lambda x: x + 0.05, definition.init(jax.random.key(0))))
-    config = tiny.transformer(
+    defaults = dict(
         sequence__grid=(3, 4, 4), model__num_layers=1, model__init_std=0.3, generate__steps=2, generate__fps=8.0, model__text_vocab=512,
         generate__history_ratio=0.0, generate__cache=slot("fifo", width=2), generate__guidance=slot("none"), tokenizer_workdir="fake",
-        generate__positions=slot("relative", horizon=2), sequence__text_length=16, **changes,
+        generate__positions=slot("relative", horizon=2), sequence__text_length=16,
     )  # fmt: skip
+    config = tiny.transformer(**(defaults | changes))
     objective = TransformerObjective(config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generators.pretrained, "load", lambda workdir: vae)

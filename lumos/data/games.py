@@ -12,6 +12,7 @@ frame before; `done`, whether an episode ended there, so that this frame begins 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import itertools
 import json
@@ -39,6 +40,7 @@ _FREEDOOM = {
     "test": tuple(f"MAP{level:02d}" for level in range(1, 33)),
 }
 _BUTTONS = ("MOVE_FORWARD", "TURN_LEFT", "TURN_RIGHT", "ATTACK", "USE")  # in a scenario its own
+_TURNS = {"turn left": -1, "turn right": 1}  # the sign of their angles
 _LEVELS = {split: _SCENARIOS[split] + _FREEDOOM[split] for split in _SCENARIOS}
 _GAMES = {
     "train": ("breakout", "enduro", "freeway", "ms_pacman", "pong", "qbert", "seaquest", "space_invaders"),
@@ -57,6 +59,7 @@ def record(
     level: str = "",
     skip: int = 4,
     actions: tuple[str, ...] = (),
+    turn: float = 0.0,
 ) -> Path:
     """Play and write `num_clips` clips, an eighth of them for test and an eighth for validation.
 
@@ -66,6 +69,7 @@ def record(
       level: of VizDoom, or game of ALE, that all clips are of; "" = many. With one, no button is an action too.
       skip: tics of the game between two frames; an action lasts as long.
       actions: names of those that are played, numbered in this order; () = all of the level, "none" first.
+      turn: degrees that "turn left" and "turn right" of VizDoom turn from frame to frame; 0 = as the game does, slowly at first.
 
     Returns:
       The path of `clips.jsonl`.
@@ -86,8 +90,10 @@ def record(
         raise UserError(f"--actions={','.join(actions)} needs --level: every level has actions of its own")
     if unknown := sorted(set(actions) - set(names := actions_of(game, level))) if actions else ():
         raise UserError(f"--actions: {unknown[0]!r} is none of {level}{suggest(unknown[0], names)}")
+    if turn < 0 or (turn and game != "vizdoom"):
+        raise UserError(f"--turn={turn:g} is an angle from 0 on, of --game=vizdoom alone")
     out = Path(out)
-    jobs = [Job(game, out, number, num_frames, seed, level, skip, actions) for number in range(num_clips)]
+    jobs = [Job(game, out, number, num_frames, seed, level, skip, actions, turn) for number in range(num_clips)]
     with ProcessPoolExecutor(workers) as pool:
         rows = list(pool.map(_record_one, jobs, chunksize=max(1, num_clips // (8 * workers))))
     path = out / "clips.jsonl"
@@ -111,6 +117,7 @@ class Job(NamedTuple):
     level: str = ""
     skip: int = 4
     actions: tuple[str, ...] = ()
+    turn: float = 0.0
 
 
 class Step(NamedTuple):
@@ -139,7 +146,7 @@ def _record_one(job: Job) -> dict[str, str]:
     place = job.level or places[job.number // 8 % len(places)]
     rng = np.random.default_rng([job.seed, job.number])
     skipped = int(rng.integers(0, _MOST_SKIPPED))
-    played = play(job.game, place, rng, job.skip, idle=bool(job.level), names=job.actions)
+    played = play(job.game, place, rng, job.skip, idle=bool(job.level), names=job.actions, turn=job.turn)
     steps = list(itertools.islice(played, skipped, skipped + job.num_frames))
     name = f"{split}/{place}_{job.number:06d}"
     write_video(job.out / f"{name}.mp4", np.stack([step.frame for step in steps]), _TICS[job.game] / job.skip)
@@ -157,13 +164,20 @@ def _record_one(job: Job) -> dict[str, str]:
 
 
 def play(
-    game: str, level: str, rng: np.random.Generator, skip: int, *, idle: bool, names: tuple[str, ...] = ()
+    game: str,
+    level: str,
+    rng: np.random.Generator,
+    skip: int,
+    *,
+    idle: bool,
+    names: tuple[str, ...] = (),
+    turn: float = 0.0,
 ) -> Iterator[Step]:
     """Yield the frames of random play, actions held for a few of them; a new episode follows the last.
 
-    `idle`: no button is an action; `names`: of the actions to play, in the order of their numbers.
+    `idle`: no button is an action; `names`: of the actions to play, in the order of their numbers; `turn`: see `record`.
     """
-    start = _start_vizdoom if game == "vizdoom" else _start_ale
+    start = functools.partial(_start_vizdoom, turn=turn) if game == "vizdoom" else _start_ale
     action, left, reward, done = 0, 0, 0.0, False
     with start(level, int(rng.integers(2**31))) as (engine, known):
         codes = [known.index(name) for name in names or known]
@@ -177,15 +191,26 @@ def play(
 
 
 class _VizDoom:
-    def __init__(self, game):
-        self._game, self._num = game, game.get_available_buttons_size()
+    """A game and its buttons; with `turn`, the last of them takes the degrees of every tic."""
+
+    def __init__(self, game, turn: float):
+        self._game, self._turn = game, turn
+        self.names = tuple(
+            b.name.lower().replace("_", " ") for b in game.get_available_buttons()[: -1 if turn else None]
+        )
 
     def frame(self) -> np.ndarray:
         return self._game.get_state().screen_buffer.copy()
 
     def act(self, action: int, skip: int) -> tuple[float, bool]:
         """Hold a button, 0 = none; return the reward, and whether the episode ended and another one began."""
-        reward = self._game.make_action([int(i + 1 == action) for i in range(self._num)], skip)
+        pressed = [float(i + 1 == action) for i in range(len(self.names))]
+        if self._turn:
+            angle = sum(sign * pressed[self.names.index(name)] for name, sign in _TURNS.items() if name in self.names)
+            pressed = [held * (name not in _TURNS) for name, held in zip(self.names, pressed)] + [
+                angle * self._turn / skip
+            ]
+        reward = self._game.make_action(pressed, skip)
         done = self._game.is_episode_finished()
         if done:
             self._game.new_episode()
@@ -193,7 +218,7 @@ class _VizDoom:
 
 
 @contextlib.contextmanager
-def _start_vizdoom(level: str, seed: int) -> Iterator[tuple[_VizDoom, tuple[str, ...]]]:
+def _start_vizdoom(level: str, seed: int, turn: float = 0.0) -> Iterator[tuple[_VizDoom, tuple[str, ...]]]:
     import vizdoom
 
     game = vizdoom.DoomGame()
@@ -203,6 +228,8 @@ def _start_vizdoom(level: str, seed: int) -> Iterator[tuple[_VizDoom, tuple[str,
         game.set_doom_map(level)
         game.set_available_buttons([getattr(vizdoom.Button, name) for name in _BUTTONS])
         game.set_automap_buffer_enabled(False)
+    if turn:
+        game.add_available_button(vizdoom.Button.TURN_LEFT_RIGHT_DELTA)
     game.set_audio_buffer_enabled(False)
     game.set_render_hud(False)
     game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
@@ -215,8 +242,8 @@ def _start_vizdoom(level: str, seed: int) -> Iterator[tuple[_VizDoom, tuple[str,
     with contextlib.chdir(folder.name):  # where the engine leaves its settings
         game.init()
     try:
-        buttons = (button.name.lower().replace("_", " ") for button in game.get_available_buttons())
-        yield _VizDoom(game), ("none", *buttons)
+        engine = _VizDoom(game, turn)
+        yield engine, ("none", *engine.names)
     finally:
         game.close()
         folder.cleanup()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import threading
 import time
 from typing import NamedTuple
 
@@ -12,8 +14,10 @@ from lumos.evaluation import metric
 from lumos.evaluation.frames import compare_frames, frame_statistics
 from lumos.evaluation.metric import Metric
 from lumos.evaluation.subject import Clip, Subject
+from lumos.streaming.serve import Viewer
 from lumos.videos.progress import progress
 from lumos.worlds import clips as recordings
+from lumos.worlds.play import Arcade, warm
 from lumos.worlds.readers import ActionReader
 from lumos.worlds.world import World
 
@@ -22,20 +26,24 @@ _TIMES = (1, 4, 8)  # frames after the given one at which true actions are compa
 _HELD = 8  # latent frames for which one action is held
 _SHOWN = 6  # clips of a group that are kept to look at
 _KEYS = 40  # that are pressed to measure how long an answer takes
+_LONGEST_WAIT = 60.0  # seconds for an answer
 _LONGEST = 64  # latent frames of each of them, at most
 _LEARNT_FROM = 256  # recordings that the inverse model learns from
 _PARTS = 10  # of a long session
 _ROWS = 4  # long sessions
+_MOST_OFF = 2.0  # times: a world whose sharpness or motion is further off the usual has collapsed
+_WEAR = ("sharpness", "motion")  # of which a world that has collapsed has far less, or more
 
 
 class _Held(NamedTuple):
     """Held-out recordings: true frames uint8 [N, F, Y, X, 3], codes of the given frame [N, 1, H, W], the codes of the action that led to
-    each latent frame int32 [N, T, tokens] (null at the first), and captions."""
+    each latent frame int32 [N, T, tokens] (null at the first), captions, and what the tokenizer makes of the frames."""
 
     video: np.ndarray
     given: np.ndarray
     led: np.ndarray
     captions: list[str]
+    through: np.ndarray
 
 
 def world(subject: Subject) -> tuple[dict[str, Metric], list[Clip]]:
@@ -57,13 +65,19 @@ def world(subject: Subject) -> tuple[dict[str, Metric], list[Clip]]:
     )
     truth = read(c.split, c.num_clips)
     coded = np.stack([stream.encode(values, stride) for values in truth.columns[stream.name]])
-    held = _Held(truth.video, generator.tokenizer.encode(truth.video[:, :1]), coded, truth.captions)
+    tokenizer = generator.tokenizer
+    through = tokenizer.decode(tokenizer.encode(truth.video))
+    held = _Held(truth.video, tokenizer.encode(truth.video[:, :1]), coded, truth.captions, through)
     learnt = read("train", _LEARNT_FROM, _LONGEST * stride)
     reader = ActionReader.learn(
         learnt.video[:, ::stride], recordings.led(learnt, stream)[:, ::stride], player.num_actions
     )
     metrics, clips = _against_truth(subject, held, reader, player)
-    for found, more in (_control(subject, held, reader, player), _answers(player), _wear(subject, reader, player)):
+    for found, more in (
+        _control(subject, held, reader, player),
+        _answers(player),
+        _wear(subject, held, reader, player),
+    ):
         metrics, clips = metrics | found, clips + more
     return metrics, clips
 
@@ -96,9 +110,7 @@ def _against_truth(subject: Subject, held: _Held, reader: ActionReader, player: 
         f"{subject.seed}"
     )
     found, metrics = compare_frames(held.video, made["true"], subject.settings.networks), {}
-    shown = compare_frames(
-        held.video, subject.generator.tokenizer.decode(subject.generator.tokenizer.encode(held.video))
-    )
+    shown = compare_frames(held.video, held.through)
     for name, values_NF in found.items():
         better = "low" if "lpips" in name else "high"
         metrics[f"{name}_frames"] = metric.mean(values_NF, f"by frame, with true actions; {protocol}", better)
@@ -172,34 +184,65 @@ def _control(subject: Subject, held: _Held, reader: ActionReader, player: World)
     return metrics, clips
 
 
+class _Page:
+    """Someone at the page, by its messages: seconds from each key to the first picture under it."""
+
+    def __init__(self, arcade: Arcade):
+        self.arcade, self.viewer, self.shown = arcade, Viewer(self._take), threading.Event()
+        self._action, self._pressed, self.seconds = 0, time.perf_counter(), []
+        arcade.enter(self.viewer)
+        arcade.ask(self.viewer, {"do": "start", "seed": 0})
+
+    def press(self, action: int) -> None:
+        """Change the key, and wait for its picture. Raises RuntimeError where none comes."""
+        self.shown.clear()
+        self._action, self._pressed = action, time.perf_counter()
+        self.arcade.ask(self.viewer, {"do": "act", "action": action})
+        if not self.shown.wait(_LONGEST_WAIT):
+            raise RuntimeError(f"no frame under action {action} within {_LONGEST_WAIT} seconds")
+
+    def _take(self, data: str | bytes) -> None:
+        if isinstance(data, str):
+            return
+        self.viewer.backlog -= 1
+        if not self.shown.is_set() and json.loads(data.partition(b"\n")[0])["action"] == self._action:
+            self.seconds.append(time.perf_counter() - self._pressed)
+            self.shown.set()
+
+
 def _answers(player: World):
-    """How long a single player waits for pixels behind a key, and how many frames a second there are."""
-    player.reset(0)
-    for _ in range(3):  # compiles
-        player.step({0: 0})
-    seconds = []
+    """How long a single player waits for the picture behind a key, and how many frames a second there can be."""
+    warm(player)
+    began = time.perf_counter()
     for i in range(_KEYS):
-        began = time.perf_counter()
         player.step({0: i % player.num_actions})
-        seconds.append(time.perf_counter() - began)
-    protocol, stride = (
-        f"one player, {_KEYS} keys, from the key to its pixels in memory",
-        player.generator.tokenizer.config.temporal_compression,
-    )
-    ms = 1000 * np.array(seconds)
-    rate = stride * len(seconds) / sum(seconds)
-    single = lambda value, what, better: Metric(
-        float(value), float(value), float(value), len(ms), f"{what}; {protocol}", better
-    )
+    rate = player.stride * _KEYS / (time.perf_counter() - began)
+    arcade, rng = Arcade(player), np.random.default_rng(0)
+    page = _Page(arcade)
+    page.shown.wait(_LONGEST_WAIT)
+    for i in range(_KEYS):
+        time.sleep(rng.uniform(0, 2 / player.fps))  # at any moment between two frames
+        page.press((i + 1) % player.num_actions)
+    arcade.leave(page.viewer)
+    arcade.stop()
+    ms = 1000 * np.array(page.seconds[1:])
+    at_page = f"from the key to the picture that the page is sent, {_KEYS} keys at any moment, else {player.fps:.3g} latent frames a second"
+    single = lambda value, what, better: Metric(float(value), float(value), float(value), _KEYS, what, better)
     return {
-        "latency_ms": single(np.median(ms), "median, milliseconds", "low"),
-        "latency_p95_ms": single(np.quantile(ms, 0.95), "95 % quantile, milliseconds", "low"),
-        "frames_per_s": single(rate, "frames of pixels a second", "high"),
+        "latency_ms": single(np.median(ms), f"median, milliseconds; {at_page}", "low"),
+        "latency_p95_ms": single(np.quantile(ms, 0.95), f"95 % quantile, milliseconds; {at_page}", "low"),
+        "frames_per_s": single(rate, f"frames of pixels a second, {_KEYS} latent frames without a pause", "high"),
     }, []
 
 
-def _wear(subject: Subject, reader: ActionReader, player: World):
-    """Statistics of each tenth of long sessions, and whether their actions are still read back."""
+def _alive(found: dict[str, np.ndarray], usual: dict[str, float]) -> np.ndarray:
+    """Return which sessions, by the means of their statistics, have not collapsed, bool [N]."""
+    ratios = np.stack([found[name] / max(usual[name], 1e-6) for name in _WEAR])
+    return ((1 / _MOST_OFF <= ratios) & (ratios <= _MOST_OFF)).all(axis=0)
+
+
+def _wear(subject: Subject, held: _Held, reader: ActionReader, player: World):
+    """Statistics of each tenth of long sessions, whether they are such as recordings have, and whether actions are still read back."""
     num = round(subject.settings.long_seconds * player.fps)
     if not num:
         return {}, []
@@ -214,32 +257,43 @@ def _wear(subject: Subject, reader: ActionReader, player: World):
         )
     many = World(subject.generator, _ROWS, starts=player.starts)
     last = {row: many.reset(row, seed=subject.seed + row)[-1:] for row in range(_ROWS)}
-    held, left, parts, film = dict.fromkeys(last, 0), dict.fromkeys(last, 0), [], []
+    keys, left, parts, film = dict.fromkeys(last, 0), dict.fromkeys(last, 0), [], []
+    usual = {name: np.median(frame_statistics(held.through)[name].mean(1)) for name in _WEAR}
     for _ in progress(range(_PARTS), "parts", _PARTS, lambda _: 1):
         videos, led = {row: [frames] for row, frames in last.items()}, {row: [] for row in last}
         for _ in range(per_part):
             for row in last:
                 if not left[row]:
-                    held[row], left[row] = int(rng.integers(many.num_actions)), int(rng.integers(1, 6))
+                    keys[row], left[row] = int(rng.integers(many.num_actions)), int(rng.integers(1, 6))
                 left[row] -= 1
-                led[row].append(held[row])
-            for row, pixels in many.step(held).items():
+                led[row].append(keys[row])
+            for row, pixels in many.step(keys).items():
                 videos[row].append(pixels)
         video = np.stack([np.concatenate(videos[row]) for row in last])
         last = {row: video[i, -1:] for i, row in enumerate(last)}
         statistics = frame_statistics(video)
-        found = {name: statistics[name].mean(1) for name in ("sharpness", "motion")}
+        found = {name: statistics[name].mean(1) for name in _WEAR}
+        found["alive"] = _alive(found, usual)
         found["read_back"] = (reader(video[:, ::stride]) == np.array([led[row] for row in last])).mean(1)
         parts.append(found)
         film.append(video[:, 1:])
     protocol = f"{_ROWS} sessions of {num} latent frames under random held actions, in {_PARTS} parts"
+    what = {
+        "alive": f"share of sessions whose {' and '.join(_WEAR)} are at most {_MOST_OFF:g} times more or less than the median of true clips "
+        "through the tokenizer; ",
+    }
     metrics = {
         f"{name}_parts": metric.mean(
-            np.stack([part[name] for part in parts], axis=1), protocol, "high" if name == "read_back" else ""
+            np.stack([part[name] for part in parts], axis=1).astype(float),
+            what.get(name, "") + protocol,
+            "" if name in _WEAR else "high",
         )
         for name in parts[0]
     }
-    for name in parts[0]:
+    metrics["alive"] = metric.mean(
+        parts[-1]["alive"].astype(float), f"in the last part, {what['alive']}{protocol}", "high"
+    )
+    for name in (*_WEAR, "read_back"):
         first, end = parts[0][name], parts[-1][name]
         metrics[f"{name}_last_to_first"] = metric.ratio(end, first, f"last part to the first; {protocol}")
     return metrics, [Clip("session", video, f"session of {num} frames") for video in np.concatenate(film, axis=1)[:2]]

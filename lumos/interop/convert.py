@@ -6,6 +6,7 @@ cosmos          safetensors or TorchScript archives     workdir of a tokenizer
 lumos           workdir                                 folder with the official names
 lumos1-tokens   folder or list of pickles               token folder
 release         folder written by `lumos export`        workdir: train (fine-tuning), or with other settings
+clips           config file of clips with actions       folder of frames and actions that Jasmine reads
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from lumos.config import Config
 from lumos.errors import UserError
 from lumos.generation.guidance import TextGuidance
 from lumos.generation.released import Released
-from lumos.interop import cosmos, lumos1, lumos1_config, lumos1_prompt, lumos1_tokens
+from lumos.interop import cosmos, frames, lumos1, lumos1_config, lumos1_prompt, lumos1_tokens
 from lumos.layouts import make_layout
 from lumos.model.definition import Definition
 from lumos.model.transformer import make_definition
@@ -66,6 +67,7 @@ def convert(
         "lumos": _from_workdir,
         "lumos1-tokens": _from_tokens,
         "release": _from_release,
+        "clips": _from_clips,
     }
     if kind not in kinds:
         raise UserError(f"--from={kind}: allowed are {', '.join(kinds)}")
@@ -174,6 +176,13 @@ def _from_release(source: Path, workdir: Path, options: Options, overrides: dict
     workdir.mkdir(parents=True, exist_ok=True)
     _save(workdir, config, {name: params for name in part} or params)
     return f"{workdir}: {definition.num_params:,} parameters, to be trained further"
+
+
+def _from_clips(source: Path, target: Path, options: Options, overrides: dict[str, Any]) -> str:
+    facts = frames.export(config_loading.load(str(source), overrides), target)
+    counts = ", ".join(f"{facts[f'num_episodes_{split}']} of {split}" for split in ("train", "val", "test"))
+    height, width = facts["image_size"]
+    return f"{target}: clips of {height}x{width} with {facts['num_actions']} actions, {counts}"
 
 
 def _from_tokens(source: Path, target: Path, options: Options, overrides: dict[str, Any]) -> str:

@@ -37,7 +37,8 @@ def warm(world: World) -> None:
 
 
 class Arcade(FrameThread):
-    """Players of one world, a row each; frames are made when they are due, under the key that is held then."""
+    """Players of one world, a row each. Frames are made when they are due, under the key that is held then; where a latent frame is
+    a frame, another key makes the next one at once, and the rate goes on from there."""
 
     def __init__(self, world: World, record: str = ""):
         self.world, self._record, self._players, self._sessions = world, record, {}, 0
@@ -80,7 +81,8 @@ class Arcade(FrameThread):
             action = message.get("action")
             if type(action) is not int:
                 raise UserError("action is a whole number")
-            self._players[viewer.seat].press(action)
+            if self._players[viewer.seat].press(action) and self.world.stride == 1:
+                viewer.due = min(viewer.due, time.monotonic())
         elif what == "pause":
             viewer.paused = bool(message.get("on", True))
             viewer.tell(paused=viewer.paused)
@@ -145,7 +147,8 @@ def play_in_terminal(world: World, *, seed: int = 0, record: str = "", speculate
             now = time.perf_counter()
             if known:
                 until = now + _HELD
-                player.press(known[-1])
+                if player.press(known[-1]) and world.stride == 1:  # shown at once
+                    due = min(due, now)
             elif now > until:
                 player.press(0)
             if now < due:

@@ -58,23 +58,21 @@ class Player:
     @property
     def num_frames(self) -> int:
         """How many latent frames were shown."""
-        return self._num_given + (len(self.frames) - self._pixels_given) // self._stride
-
-    @property
-    def _stride(self) -> int:
-        return self.world.generator.tokenizer.config.temporal_compression
+        return self._num_given + (len(self.frames) - self._pixels_given) // self.world.stride
 
     @property
     def _pixels_given(self) -> int:
-        return 1 + (self._num_given - 1) * self._stride
+        return 1 + (self._num_given - 1) * self.world.stride
 
-    def press(self, action: int) -> None:
-        """Hold an action from the next frame on. Raises UserError where the world has no such action."""
+    def press(self, action: int) -> bool:
+        """Hold an action from the next frame on; return whether it is another one. Raises UserError where the world has no such action."""
         if not 0 <= action < self.world.num_actions:
             raise UserError(f"action {action}; allowed: 0 to {self.world.num_actions - 1}")
-        if action != self.action:
-            self._pressed = time.perf_counter() if self._pressed is None else self._pressed
-            self.action = action
+        if action == self.action:
+            return False
+        self._pressed = time.perf_counter() if self._pressed is None else self._pressed
+        self.action = action
+        return True
 
     def tick(self) -> np.ndarray:
         """Return the next latent frame under the held action, uint8 [F, Y, X, 3]."""
@@ -110,7 +108,7 @@ class Player:
         """Write what was shown as `<name>.mp4` and `<name>.npz`, with the row `lumos data index` reads in `clips.jsonl`; return the video."""
         folder = Path(folder)
         shown = self.world.actions_of(self.row)[: self.num_frames]
-        led = np.repeat(np.array(shown), [1] + [self._stride] * (len(shown) - 1))[: len(self.frames)]
+        led = np.repeat(np.array(shown), [1] + [self.world.stride] * (len(shown) - 1))[: len(self.frames)]
         write_video(folder / f"{name}.mp4", np.stack(self.frames), self.world.generator.config.generate.fps)
         known = np.where(led < self.world.num_actions, led, 0)  # none leads to the first frame
         with files.written(folder / f"{name}.npz") as partial, partial.open("wb") as file:

@@ -55,7 +55,7 @@ class World:
             raise UserError(f"stream {stream.name!r} sorts values into bins: keys choose whole numbers alone")
         if self._tokens > 1 and not (stream and stream.rows == self._tokens):
             raise UserError(f"the action of a latent frame has {self._tokens} tokens: keys choose a single number")
-        self._given, self._stride = given, generator.tokenizer.config.temporal_compression
+        self._given, self.stride = given, generator.tokenizer.config.temporal_compression  # frames of a latent frame
         self._pool = Pool(generator, num_rows, options=Options(undo=undo))
         self._rows: dict[int, _Row] = {}
 
@@ -78,7 +78,7 @@ class World:
     @property
     def fps(self) -> float:
         """Latent frames a second of the recordings that the world was learnt from."""
-        return self.generator.config.generate.fps / self._stride
+        return self.generator.config.generate.fps / self.stride
 
     def reset(self, row: int, *, seed: int = 0, start: int | None = None) -> np.ndarray:
         """Begin a row anew, at the start of this number (by default that of the seed); return its given frames, uint8 [F, Y, X, 3]."""
@@ -103,7 +103,7 @@ class World:
                     f"action {action} of world {row}; allowed: 0 to {self.num_actions - 1} ({', '.join(self.actions)})"
                 )
             state = self._rows[row]
-            state.rows = following(state.rows, action, self._stride, self._tokens)
+            state.rows = following(state.rows, action, self.stride, self._tokens)
             state.actions.append(action)
             codes[state.seat] = state.rows
         seats = {self._rows[row].seat: row for row in actions}
@@ -126,7 +126,7 @@ class World:
             state.actions = state.actions[:-frames]
             state.rows = list(self.starts.clip(state.start).streams[0][self._given - 1])
             for action in state.actions[self._given :]:
-                state.rows = following(state.rows, action, self._stride, self._tokens)
+                state.rows = following(state.rows, action, self.stride, self._tokens)
 
     def live(self, row: int) -> Live:
         """Return the video of a row, to look at."""
