@@ -237,15 +237,15 @@ class Checkpointer:
         return (self.directory / str(self._resolve(None)) / "opt_state").exists()
 
     def restore_params(
-        self, abstract_params: Any, step: int | None = None, *, item: str = "", fresh: Sequence[str] = ()
+        self, abstract_params: Any, step: int | None = None, *, item="", fresh: Sequence[str] = (), part=""
     ) -> Any:
         """Return only weights, placed and typed as `abstract_params` says.
 
         Args:
           item: "params" or "ema"; by default the weights to use, which is the EMA where there is one.
-          fresh: names of subtrees, such as "lm_head", that are not read. They come back as they are in
-            `abstract_params`, which must hold arrays there: a changed vocabulary or head starts anew. What only the
-            checkpoint has is left out.
+          fresh: names of subtrees, such as "lm_head", that are not read. They come back as they are in `abstract_params`, which must
+            hold arrays there: a changed vocabulary or head starts anew. What only the checkpoint has is left out.
+          part: name of the one subtree that `abstract_params` has; others of the checkpoint are left out.
         """
         step = self._resolve(step)
         saved = self._items(step)
@@ -258,7 +258,8 @@ class Checkpointer:
         if unknown := sorted(set(fresh) - known):
             raise UserError(f"no parameter is named {unknown[0]!r}; names are {', '.join(sorted(known))}")
         keep = {path: leaf for path, leaf in _leaves(abstract_params) if not set(path.split("/")) & set(fresh)}
-        self._compare(step, name, keep, {p: x for p, x in _leaves(saved[name]) if not set(p.split("/")) & set(fresh)})
+        asked = {path: x for path, x in _leaves(saved[name]) if path.startswith(f"{part}/" if part else "")}
+        self._compare(step, name, keep, {p: x for p, x in asked.items() if not set(p.split("/")) & set(fresh)})
         wanted = _nest(keep)
         args = ocp.args.PyTreeRestore(
             item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True

@@ -176,6 +176,7 @@ _PATHS = (
 _REMOTE = {
     "train": ("workdir", "config", "init_from"), "tokenize": ("workdir", "out", "config"), "replay": ("dump",),
     "data index": ("input", "out", "config"), "data vocab": ("manifest",), "data check": ("tokens", "workdir"),
+    "data label": ("tokens", "workdir", "out"),
     "data cut": ("manifest", "out", "cuts"), "data filter": ("manifest", "out"), "generate": ("workdir",), "stream": ("workdir",),
     "play": ("workdir",), "serve": ("workdir",), "evaluate": ("workdir",), "export": ("workdir",), "sweep": ("workdir",),
     "info": ("path",), "config show": ("config",), "config diff": ("config", "other"),

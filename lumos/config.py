@@ -44,7 +44,7 @@ from lumos.sequence.ladder import Ladder  # noqa: F401  (a member of Rule)
 from lumos.sequence.lumos1 import Lumos1  # noqa: F401  (a member of Arrangement)
 from lumos.sequence.metric import Metric  # noqa: F401  (a member of Kernel)
 from lumos.sequence.rule import Rule, StageCausal
-from lumos.sequence.streams import StreamConfig
+from lumos.sequence.streams import ActionsConfig, StreamConfig
 from lumos.sequence.targets import InPlace, LossWeights, Masked, TargetRule
 from lumos.sequence.upsampled import Upsampled  # noqa: F401  (a member of Kernel)
 from lumos.sharding import MeshConfig
@@ -344,7 +344,7 @@ class EvaluateConfig:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     name: str = "unnamed"  # of the run, in logs and reports
-    task: str = "transformer"  # what `lumos train` trains: transformer | tokenizer
+    task: str = "transformer"  # what `lumos train` trains: transformer | tokenizer | actions (latent ones)
     seed: int = 0  # of initialisation, data order and masks
     tokenizer_workdir: str = ""  # transformer runs: where the tokenizer was trained
     freeze_encoder: bool = False  # tokenizer runs: train the decoder alone; tokens stay as they are
@@ -357,6 +357,7 @@ class Config:
     sequence: SequenceConfig = dataclasses.field(default_factory=SequenceConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     corruption: CorruptionConfig = dataclasses.field(default_factory=CorruptionConfig)
+    actions: ActionsConfig = dataclasses.field(default_factory=ActionsConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)

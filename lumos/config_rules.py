@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _AT_LEAST = {
     1: """data.batch_size data.buckets shapes.num_train shapes.num_validation shapes.num_test
         text.vocab_size tokenizer.parts tokenizer.code_dim adversarial.channels adversarial.num_layers tokenizer.channels tokenizer.channel_mult tokenizer.z_channels sequence.text_length
-        sequence.streams sequence.fps model.num_layers model.model_dim model.mlp_dim model.num_heads model.num_kv_heads
+        sequence.streams sequence.fps actions.code_dim actions.history actions.width actions.num_layers model.num_layers model.model_dim model.mlp_dim model.num_heads model.num_kv_heads
         model.head_dim model.qk_norm_groups loss.chunk train.num_steps train.accumulation train.log_every train.eval_batches
         train.keep_checkpoints generate.steps evaluate.num_prompts evaluate.num_clips evaluate.batch_size
         evaluate.samples_per_prompt""",
@@ -33,7 +33,7 @@ _AT_LEAST = {
         perceptual.gram_start_step adversarial.weight adversarial.start_step adversarial.ramp_steps adversarial.feature_weight
         adversarial.lecam_weight adversarial.r1_weight adversarial.learning_rate adversarial.beta1
         tokenizer.num_res_blocks tokenizer.temporal_window tokenizer.l1_weight tokenizer.l2_weight
-        sequence.grid sequence.duration loss.frame_weights model.text_vocab model.visual_vocab model.rope_theta
+        sequence.grid sequence.duration actions.commitment_weight actions.codebook_reset actions.weight loss.frame_weights model.text_vocab model.visual_vocab model.rope_theta
         model.norm_eps model.init_std loss.z_loss loss.label_smoothing loss.text_weight loss.teacher_weight optimizer.learning_rate
         optimizer.warmup_steps optimizer.decay_fraction optimizer.final_fraction optimizer.beta1 optimizer.beta2
         optimizer.weight_decay optimizer.clip_norm optimizer.ema_decay train.eval_every train.sample_every
@@ -42,7 +42,7 @@ _AT_LEAST = {
 }
 
 CHOICES = {
-    "task": ("transformer", "tokenizer"),
+    "task": ("transformer", "tokenizer", "actions"),
     "data.source": ("moving_shapes", "clips", "tokens"),
     "shapes.level": ("easy", "endless", "medium", "hard"),
     "tokenizer.body": ("causal", "holistic"),
@@ -80,6 +80,7 @@ def check(config: Config) -> None:
     _check_tokenizer(config.tokenizer)
     _check_data(config)
     streams.check(config.data.streams, config.data.source, config.tokenizer.body)
+    training_rules.check_actions(config)
     local = {"text.model": config.text.model} | {
         "data.path": config.data.path if config.data.source == "moving_shapes" else ""
     }
@@ -93,14 +94,14 @@ def check(config: Config) -> None:
         raise UserError(f"config.evaluate.networks: unknown {short(min(unknown))}; allowed: alex, vgg, i3d")
     if unknown := set(config.train.trackers) - set(TRACKERS):
         raise UserError(f"config.train.trackers: unknown {short(min(unknown))}; allowed: {', '.join(TRACKERS)}")
-    if config.train.sample_prompts and (config.task == "tokenizer" or not config.train.num_samples):
+    if config.train.sample_prompts and (config.task != "transformer" or not config.train.num_samples):
         raise UserError(
             "config.train.sample_prompts is for transformer runs that make samples: set config.train.num_samples above 0, or "
             "config.train.sample_prompts=''"
         )
     if config.task != "tokenizer" and config.freeze_encoder:
-        raise UserError("config.freeze_encoder is for task 'tokenizer': a transformer run never trains the tokenizer")
-    if config.task == "tokenizer" and config.loss.teacher:
+        raise UserError("config.freeze_encoder is for task 'tokenizer': other runs never train the tokenizer")
+    if config.task != "transformer" and config.loss.teacher:
         raise UserError("config.loss.teacher is for task 'transformer': it teaches the distribution of codes")
     if config.loss.teacher_temperature <= 0:
         raise UserError(f"config.loss.teacher_temperature={config.loss.teacher_temperature} must be positive")
@@ -118,6 +119,7 @@ def check(config: Config) -> None:
         "evaluate.mask_ratio": config.evaluate.mask_ratio,
         "tokenizer.part_drop": config.tokenizer.part_drop,
         "tokenizer.codebook_decay": config.tokenizer.codebook_decay,
+        "actions.codebook_decay": config.actions.codebook_decay,
     }.items():
         if not 0.0 <= value <= 1.0:
             raise UserError(f"config.{dotted}={value} must lie in [0, 1]")

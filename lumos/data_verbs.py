@@ -8,7 +8,7 @@ from absl import flags
 
 from lumos import outputs
 from lumos.errors import UserError
-from lumos.flag_definitions import Verb, decimal, group, number, text
+from lumos.flag_definitions import Verb, decimal, group, number, switch, text
 
 _CONFIG = text("config", None, "config file, path.py[:variant]", required=True)
 
@@ -120,6 +120,18 @@ def _data_check(values, overrides):
     return 1 if report.num_problems else 0
 
 
+def _data_label(values, overrides):
+    outputs.check_folder(values.out, "--out")
+    from lumos.latent_actions.label import label
+    from lumos.latent_actions.trained import Labeller
+
+    manifest = label(values.tokens, Labeller.load(values.workdir), values.out, keep=values.keep)
+    named = manifest["latent_actions"]
+    sizes = tuple((stream["codes"] + 1, stream["tokens"]) for stream in manifest["streams"])
+    print(f"{values.out}: codes {named['codes']}, perplexity {named.get('perplexity', 0):.3g}; train on them with")
+    print(f"  --config.data.path={values.out} --config.sequence.streams={sizes}")
+
+
 VERBS: dict[str, Verb] = {
     "data index": Verb(
         group(
@@ -206,6 +218,21 @@ VERBS: dict[str, Verb] = {
         ),
         _data_filter,
         no_overrides="lumos data filter takes no config overrides",
+    ),
+    "data label": Verb(
+        group(
+            text("tokens", None, "token folder to label", required=True),
+            text(
+                "workdir",
+                None,
+                "workdir of the latent actions: task 'actions', or config.actions.weight",
+                required=True,
+            ),
+            text("out", None, "folder for the labelled tokens", required=True),
+            switch("keep", False, "keep the streams that the tokens have; the latent actions come last then"),
+        ),
+        _data_label,
+        no_overrides="lumos data label takes no config overrides",
     ),
     "data check": Verb(
         group(

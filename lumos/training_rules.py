@@ -41,6 +41,30 @@ def check(config: Config) -> None:
             )
 
 
+def check_actions(config: Config) -> None:
+    """Raise UserError unless the settings of latent actions are allowed, also beside a transformer."""
+    c, actions = config, config.actions
+    if actions.codes < 2 or actions.width % 32:
+        raise UserError(
+            f"config.actions.codes={actions.codes} must be at least 2, config.actions.width={actions.width} a multiple of 32 (heads)"
+        )
+    if not actions.weight:
+        return
+    name = f"config.actions.weight={actions.weight}"
+    if c.task != "transformer":
+        raise UserError(f"{name} trains latent actions beside a transformer: set it to 0 with task {c.task!r}")
+    if c.sequence.streams != ((actions.size, 1),):
+        raise UserError(
+            f"{name} makes the one stream of the transformer: set config.sequence.streams=(({actions.size}, 1),), one more than "
+            f"config.actions.codes (now {c.sequence.streams})"
+        )
+    if c.train.rollout.name != "none" or c.loss.teacher or c.data.image_fraction:
+        raise UserError(
+            f"{name} goes with config.train.rollout='none', config.loss.teacher='' and config.data.image_fraction=0: label the tokens "
+            "with `lumos data label` instead"
+        )
+
+
 def _check_windows(config: Config) -> None:
     c, windows = config, config.data.windows
     if not 0 <= windows <= 1:

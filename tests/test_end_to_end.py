@@ -297,6 +297,7 @@ def test_flags_are_frozen(capsys):
         "data vocab": ["config", "manifest", "out"],
         "data cut": ["cuts", "least", "manifest", "most", "out", "threads", "threshold"],
         "data filter": ["manifest", "near_duplicates", "out", "threads", "where"],
+        "data label": ["keep", "out", "tokens", "workdir"],
         "data check": ["samples", "sheet", "tokens", "workdir"],
         "train": ["config", "dry_run", "fresh", "init_from", "profile_at", "workdir"],
         "replay": ["dump"],

@@ -41,13 +41,17 @@ def run(tmp_path_factory, one_device):  # noqa: F811
     folder, runs = tmp_path_factory.mktemp("recipes"), {}
 
     @functools.cache
-    def tokens(grid):
-        return write_tokens(folder / f"tokens {grid}", grid=grid)
+    def tokens(grid, streams):
+        return write_tokens(folder / f"tokens {grid} {streams}", grid=grid, streams=streams)
 
     def of(name):
         config = recipe(
             name,
-            **{"data.path": str(tokens(recipe(name).sequence.grid)), "train.num_samples": 0, "train.eval_every": 0},
+            **{
+                "data.path": str(tokens(recipe(name).sequence.grid, recipe(name).sequence.streams)),
+                "train.num_samples": 0,
+                "train.eval_every": 0,
+            },
             **{"optimizer.name": "sgd", "optimizer.ema_decay": 0.0},  # compiles fastest
         )
         trained = dataclasses.replace(config, name="")
@@ -76,8 +80,11 @@ def generate(config, params, num_given=0, num_frames=3):
     engine = make_engine(config, make_objective(config).definition, grid=grid)
     given = np.random.default_rng(0).integers(0, NUM_CODES, (2, *grid)).astype(np.int32)
     text = np.full((2, config.sequence.text_length), 7, np.int32)
+    streams = tuple(np.zeros((2, num_frames, num), np.int32) for _, num in config.sequence.streams)
     program = jax.jit(
-        lambda params, given, keys: engine.decode(params, text, jnp.array([3, 3]), given, keys, num_given)
+        lambda params, given, keys: engine.decode(
+            params, text, jnp.array([3, 3]), given, keys, num_given, streams=streams
+        )
     )
     return given, np.asarray(program(params, given, row_keys(3, 2)))
 
@@ -100,7 +107,8 @@ def test_the_parts_of_every_recipe_fit_together(name):
     )
     engine = make_engine(config, objective.definition)
     arguments = params, batch["text"], batch["text_length"], batch["tokens"], row_keys(0, len(batch["tokens"]))
-    codes = jax.eval_shape(functools.partial(engine.decode, num_given=0), *arguments)
+    streams = tuple(batch[f"stream_{i}"] for i in range(len(config.sequence.streams)))
+    codes = jax.eval_shape(functools.partial(engine.decode, num_given=0, streams=streams), *arguments)
     assert codes.shape == (len(batch["tokens"]), *config.sequence.grid)
 
 

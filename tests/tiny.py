@@ -37,4 +37,8 @@ def token_batch(config, seed=0):
     text = rng.integers(4, config.model.text_vocab, (size, length)).astype(np.int32)
     text[np.arange(length) < length - text_length[:, None]] = 0
     tokens = rng.integers(0, config.model.visual_vocab, (size, *config.sequence.grid)).astype(np.int32)
-    return {"tokens": tokens, "text": text, "text_length": text_length}
+    streams = {
+        f"stream_{i}": rng.integers(0, codes, (size, config.sequence.grid[0], num)).astype(np.int32)
+        for i, (codes, num) in enumerate(config.sequence.streams)
+    }
+    return {"tokens": tokens, "text": text, "text_length": text_length} | streams

@@ -81,7 +81,7 @@ def load(workdir: str | Path) -> Tokenizer:
     """Load the tokenizer that `lumos train` left in a workdir (its EMA weights), or of a release. Raises UserError."""
     config = config_loading.parse(read_config(workdir))
     if config.task != "tokenizer":
-        raise UserError(f"{workdir} holds a {config.task} run, not a tokenizer")
+        raise UserError(f"{workdir} holds a run with task {config.task!r}, not a tokenizer")
     return Tokenizer(config.tokenizer, _restore(workdir, config))
 
 

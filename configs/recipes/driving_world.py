@@ -2,7 +2,8 @@
 
 Mechanism:  every visible code is any other with probability 0.3 in some of the clips, targets are clean, and every code has a loss.
 Not here:   next-state features and raster order inside of a frame (hidden codes of a frame together instead); the tokens of the car's
-            state, which come first in a frame (sequence.streams has a place for them).
+            state, which come first in a frame: given, they are streams (yaw, x and y in bins: --config.sequence.streams="((513, 1), (129, 1), (129, 1))",
+            data.streams with low and high); they are not generated.
 Published:  0.3 of the codes; 15 frames of history; top-k 30; nuScenes FID 7.4, FVD 90.9, 40 s.
 Run:        lumos train --config=configs/recipes/driving_world.py --workdir=driving_world --config.data.path=TOKENS --config.tokenizer_workdir=TOKENIZER
             lumos generate --workdir=driving_world --prompt="a red circle moves left" --frames=401 --out=driving_world.mp4

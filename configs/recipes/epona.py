@@ -2,8 +2,8 @@
 
 Mechanism:  every tenth step passes the model's own one-pass predictions on as history, twice, before the pass with the loss: training sees
             the drift of generation. Space and time are attended to in turns.
-Not here:   the trajectory head and the two diffusion heads (codes have one head); the state tokens of a car (sequence.streams has a place
-            for them).
+Not here:   the trajectory head and the two diffusion heads (codes have one head); the tokens of a trajectory, which as
+            streams are given and not generated (--config.sequence.streams="((129, 2), (513, 1))").
 Published:  3 chained passes every 10 steps; 10 frames of history; FVD over 40 frames 103.7 with 2 frames of history, 74.9 with 10; 120 s,
             600 frames.
 Run:        lumos train --config=configs/recipes/epona.py --workdir=epona --config.data.path=TOKENS --config.tokenizer_workdir=TOKENIZER

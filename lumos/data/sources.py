@@ -258,7 +258,8 @@ class TokensSource:
                 f"{path}: {len(shards)} of {promised} shards of split {split!r}; finish `lumos tokenize` first"
             )
         self._records, self._codebook = RecordSource(shards, int(config.data.cache_gb * 1e9)), codebook
-        self._streams = config.sequence.streams
+        # Latent actions that are learnt beside the transformer are no part of the tokens.
+        self._streams = () if config.actions.weight else config.sequence.streams
         self.room = self._records.remote.room if self._records.remote else 0
         self.fetch = self._records.fetch
         self.sizes = self._shapes()

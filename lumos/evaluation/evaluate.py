@@ -19,7 +19,7 @@ from lumos.checkpoint import read_config
 from lumos.checkpoint_steps import resolve
 from lumos.config import Config
 from lumos.errors import UserError
-from lumos.evaluation import measures, report, rows
+from lumos.evaluation import latent_actions, measures, report, rows
 from lumos.evaluation.metric import Metric
 from lumos.evaluation.reconstruction import reconstruction
 from lumos.evaluation.subject import Clip, Subject
@@ -44,7 +44,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a training workdir into `out`: `results.jsonl`, `row.json`, videos, contact sheets and `index.html`.
 
-    A tokenizer run gets reconstruction metrics. A transformer run gets those of its tokenizer, its masked
+    A tokenizer run gets reconstruction metrics, one of latent actions those of its codes. A transformer run gets those of its tokenizer, its masked
     cross-entropy per latent frame, samples, on moving_shapes how well held-out prompts are followed, and, where
     `evaluate.num_given` says so, how well clips are continued. `what="tokenizer"` stops after the tokenizer; `what="world"` plays a
     model whose frames come with actions, and measures how it answers. A release brings no data:
@@ -58,11 +58,15 @@ def evaluate(
     out, texts = Path(out), tuple(read_prompts(prompts)) if prompts else ()
     read_config(workdir)
     config = config_loading.load(str(files.path(workdir) / "config.json"), overrides)
-    if config.task == "tokenizer" or what == "tokenizer":
+    if config.task != "transformer" or what == "tokenizer":
         if given := [
             f"--{name}" for name, value in (("prompts", prompts), ("step", step), ("weights", weights)) if value
         ]:
-            raise UserError(f"{given[0]} is for the generator; a tokenizer is evaluated alone, with its newest weights")
+            raise UserError(
+                f"{given[0]} is for the generator; other runs are evaluated alone, with their newest weights"
+            )
+        if config.task == "actions":
+            return _evaluate_actions(config, files.path(workdir), out, seed)
         return _evaluate_tokenizer(config, files.path(workdir), out, seed)
     steps = resolve(workdir, step) if step or not release.is_release(workdir) else [None]
     generator = Generator.load(workdir, overrides, steps[0], weights)
@@ -175,6 +179,18 @@ def _evaluate_tokenizer(config: Config, workdir: Path, out: Path, seed: int) -> 
         row = rows.Row(cell={"run": run.name, "seed": seed}, metrics=metrics)
         rows.write(out, row, clips, results["reconstruction"]["fps"], facts)
     return _finish(out, results, {"tokenizer": run})
+
+
+def _evaluate_actions(config: Config, workdir: Path, out: Path, seed: int) -> dict[str, Any]:
+    metrics = latent_actions.measure(config, workdir)
+    results = _head(config) | {"actions": {name: found.value for name, found in metrics.items()}}
+    if jax.process_index() == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        row = rows.Row(
+            {"run": workdir.name, "seed": seed}, {f"actions/{name}": found for name, found in metrics.items()}
+        )
+        rows.write(out, row, [], 0.0, provenance.of_file(config, workdir, seed=seed))
+    return _finish(out, results, {"actions": workdir})
 
 
 def _head(config: Config) -> dict[str, Any]:

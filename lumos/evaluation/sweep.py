@@ -65,7 +65,9 @@ class Worker:
         self.sweep, self.out = sweep, Path(sweep.out)
         self.config = config_loading.load(str(files.path(sweep.workdir) / "config.json"), sweep.overrides)
         if self.config.task != "transformer":
-            raise UserError(f"{sweep.workdir} holds a {self.config.task} run; a sweep generates with a transformer run")
+            raise UserError(
+                f"{sweep.workdir} holds a run with task {self.config.task!r}; a sweep generates with a transformer run"
+            )
         self.settings = cell_names.parse_settings(list(sweep.settings), zipped=sweep.zipped)
         self.prompts = cell_names.prompt_sets(list(sweep.prompts))
         for setting in self.settings:  # what is wrong is said before hours of work

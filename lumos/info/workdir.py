@@ -31,6 +31,7 @@ _SUMMARY_OF = {
         "tokenizer.body tokenizer.quantizer tokenizer.levels tokenizer.composition tokenizer.channels "
         "tokenizer.temporal_compression tokenizer.spatial_compression tokenizer.dtype"
     ).split(),
+    "actions": "sequence.grid actions.codes actions.history actions.width actions.num_layers actions.code_dim".split(),
 }
 _METRICS = (
     "loss",
@@ -39,6 +40,8 @@ _METRICS = (
     "psnr",
     "ssim",
     "usage",
+    "use",
+    "perplexity",
     "grad_norm",
     "learning_rate",
     "bad_steps",

@@ -149,8 +149,8 @@ def _from_workdir(workdir: Path, target: Path, options: Options, overrides: dict
             )
         cosmos.CosmosTokenizer(config.tokenizer, pretrained.load(workdir).params).save(target)
         return f"{target}: model.safetensors with the official Cosmos names"
-    if config.sequence.layout.name != "lumos1":
-        raise UserError(f"{workdir}: only runs with the layout 'lumos1' have an official form")
+    if config.task == "actions" or config.sequence.layout.name != "lumos1":
+        raise UserError(f"{workdir}: only transformer runs with the layout 'lumos1' have an official form")
     vocabulary = make_layout(config).vocabulary
     definition = make_definition(config.model, vocabulary)
     kept = workdir / _OFFICIAL

@@ -47,6 +47,10 @@ def plan(
     Raises UserError if a TPU is to be compiled for and libtpu is not installed.
     """
     place = parse_topology(topology)
+    if config.task == "actions":
+        raise UserError(
+            "lumos plan knows transformers and tokenizers; --dry_run of lumos train measures a run with task 'actions'"
+        )
     purpose = purpose or ("tokenizer" if config.task == "tokenizer" else "train")
     if purpose not in PURPOSES:
         raise UserError(f"--for={purpose!r} must be one of {', '.join(PURPOSES)}")

@@ -54,6 +54,10 @@ def export(
     if target.exists() and any(target.iterdir()):
         raise UserError(f"--to={target} is not empty; choose a new folder")
     config = config_loading.parse(read_config(workdir))
+    if config.task == "actions":
+        raise UserError(
+            f"{workdir} holds latent actions, which have no release; label tokens with them (lumos data label)"
+        )
     steps = resolve(workdir, step)
     if len(steps) > 1:
         raise UserError(f"--step={step} names {len(steps)} checkpoints; export one")
@@ -65,6 +69,7 @@ def export(
     target.mkdir(parents=True, exist_ok=True)
     _export_tokenizer(config.tokenizer_workdir, target / release.TOKENIZER, "", license, max_bytes)
     changes: dict[str, Any] = {"tokenizer_workdir": release.TOKENIZER}
+    changes["actions"] = dataclasses.replace(config.actions, weight=0.0)  # what was learnt beside it stays behind
     if config.text.model:
         name = f"text{Path(config.text.model).suffix}"
         shutil.copy(config.text.model, target / name)

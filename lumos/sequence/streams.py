@@ -77,6 +77,30 @@ class StreamConfig:
         return codes_TRA.reshape(len(last_T1), -1)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ActionsConfig:
+    """Latent actions (lumos/latent_actions): of task "actions", and learnt beside a transformer."""
+
+    codes: int = 8  # latent actions
+    code_dim: int = 32  # channels of their codes
+    history: int = 1  # latent frames before a frame that tell what led to it
+    width: int = 128  # of the inverse and of the forward model, a multiple of 32
+    num_layers: int = 2  # transformer blocks of each of the two
+    # Pulls what the inverse model says to its code. The loss is a mean over tokens, most of which stay: more of this would hold together
+    # what the loss drives apart, and codes would stand for two actions
+    commitment_weight: float = 0.01
+    codebook_decay: float = 0.9  # of the running counts and sums of the codes, which are few and have to follow
+    codebook_reset: float = 0.1  # codes used less than this share of the mean start anew; 0 = never
+    # Transformer runs: weight of the loss of a latent action model that is trained in the same steps and whose codes are the stream of the
+    # transformer; 0 = streams come with the tokens
+    weight: float = 0.0
+
+    @property
+    def size(self) -> int:
+        """How many codes the stream has, null included."""
+        return self.codes + 1
+
+
 def check(streams: tuple[StreamConfig, ...], source: str, body: str) -> None:
     """Raise UserError where clips of such a source, and tokens of such a tokenizer, cannot have streams, or two are called alike."""
     names = [stream.name for stream in streams]

@@ -85,7 +85,9 @@ def _read(config: Config) -> Config:
     workdir = config.loss.teacher
     teacher = config_loading.parse(read_config(workdir))
     if teacher.task != "transformer":
-        raise UserError(f"config.loss.teacher={workdir!r} holds a {teacher.task} run; a teacher is a transformer run")
+        raise UserError(
+            f"config.loss.teacher={workdir!r} holds a run with task {teacher.task!r}; a teacher is a transformer run"
+        )
     if type(config.model.head).factors is Head.factors:
         raise UserError(
             f"config.loss.teacher compares softmaxes, which model.head={config.model.head.name!r} has not; use 'categorical', 'digits' or 'axes'"

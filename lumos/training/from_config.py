@@ -18,10 +18,18 @@ def make_objective(config: Config, facts: Mapping[str, Any] | None = None) -> Ob
         from lumos.tokenizers.objective import TokenizerObjective
 
         return TokenizerObjective(config)
+    if config.task == "actions":
+        from lumos.latent_actions.objective import ActionsObjective
+
+        return ActionsObjective(config)
     if config.train.rollout.name != "none":
         from lumos.training.rollout_objective import DistilledObjective, RewardObjective
 
         return (RewardObjective if config.train.rollout.name == "reward" else DistilledObjective)(config, facts)
+    if config.actions.weight:
+        from lumos.training.cotraining import CotrainedObjective
+
+        return CotrainedObjective(config, facts)
     from lumos.training.transformer_objective import TransformerObjective
 
     return TransformerObjective(config, facts)

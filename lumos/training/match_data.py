@@ -107,15 +107,16 @@ def _settings(manifest: dict[str, Any]) -> TokenizerConfig | None:
 def match_data(config: Config) -> Config:
     """Return the config with what its text model and its tokens decide: vocabulary sizes, rate, grids, tokenizer settings.
 
-    Raises UserError if a transformer shall train on something else than tokens, they do not fill the grid, they were made by
+    Raises UserError if a transformer, or latent actions, shall train on something else than tokens, they do not fill the grid, they were made by
     another tokenizer than the one in `tokenizer_workdir`, samples are wanted without a tokenizer, or the clips behind the
     tokens have several rates, or another than `sequence.fps` where that is written into sequences.
     """
-    if config.task != "transformer":
+    if config.task == "tokenizer":
         return config
     if config.data.source != "tokens":
+        what = "a transformer" if config.task == "transformer" else "a latent action model"
         raise UserError(
-            f"config.data.source={config.data.source!r}: a transformer trains on tokens; make them with lumos tokenize, then set "
+            f"config.data.source={config.data.source!r}: {what} trains on tokens; make them with lumos tokenize, then set "
             "config.data.source=tokens and config.data.path to their folder"
         )
     manifests = token_manifests(config)
@@ -143,7 +144,8 @@ def match_data(config: Config) -> Config:
     rates = {path: manifest_fps(manifest) for path, manifest in manifests.items()}
     for path, manifest in manifests.items():
         found = streams.tokens_of(manifest)
-        if config.sequence.streams and found and found != config.sequence.streams:
+        comes_with_tokens = config.sequence.streams and not config.actions.weight
+        if comes_with_tokens and found and found != config.sequence.streams:
             raise UserError(
                 f"{path} holds streams of {found} (codes, tokens of a latent frame), but config.sequence.streams={config.sequence.streams}; set it "
                 "to them, or to () to train without"
