@@ -6,7 +6,8 @@ from pathlib import Path
 
 from lumos import outputs
 from lumos.errors import UserError
-from lumos.flag_definitions import Verb, group, many, number, switch, text
+from lumos.flag_definitions import Verb, decimal, group, many, number, switch, text
+from lumos.runtime import compile_cache
 
 _NO_OVERRIDES = "lumos findings takes no config overrides: what a finding runs is in configs/findings/NAME.py"
 
@@ -23,6 +24,7 @@ def _list(values, overrides):
 
 def _run(values, overrides):
     outputs.check_folder(values.out, "--out")
+    compile_cache.use(values.out)
     from lumos.findings import load, run
 
     names = load.names() if values.name == ["all"] else values.name
@@ -30,7 +32,7 @@ def _run(values, overrides):
         raise UserError("lumos findings run NAME...: give names, or all; lumos findings list shows them")
     for name in names:
         load.load(name)
-    failed = run.run(names, Path(values.out), values.workers, values.smoke)
+    failed = run.run(names, Path(values.out), values.workers, values.smoke, values.minutes)
     _print(names, values)
     if failed:
         print("\n".join(["failed:", *failed]))
@@ -67,6 +69,7 @@ VERBS: dict[str, Verb] = {
             many("name", "a finding, or all; repeat the flag, or give names without it"),
             _OUT,
             number("workers", 1, "processes that share the work and the cores"),
+            decimal("minutes", 0.0, "after which it stops, to go on later; 0 = when all is done"),
             _SMOKE,
         ),
         _run,

@@ -13,7 +13,7 @@ def get_finding() -> Finding:
         "frames are as hard, and the model is better where earlier frames hide the same cells, as they do in generation.",
         paper="Lumos-1 (arXiv 2507.08801), section 3.3 and the ablation of masks",
         published="overall consistency 0.232 random, 0.241 independent, 0.249 tubes; imaging quality 0.424, 0.540, 0.559",
-        world=World(background="noise"),
+        world=World(background="noise", textures=8),
         arms={
             "tubes": Arm(),
             "random": Arm(train={"corruption.cells": slot("clip")}),

@@ -17,7 +17,7 @@ import numpy as np
 from lumos.config import Config
 from lumos.findings.training import Trained
 from lumos.generation import numbers
-from lumos.generation.sampler import row_keys
+from lumos.generation.sampler import Confidence, row_keys
 from lumos.generation.session import Session
 from lumos.sequence.corruption import CorruptionConfig
 from lumos.training.from_config import make_objective
@@ -151,20 +151,81 @@ class Diversity:
 
 @dataclasses.dataclass(frozen=True)
 class Seconds:
-    """Seconds of a batch of videos of the trained length, the least of several times: NAME."""
+    """Seconds of some videos of the trained length that are made together, the least of several times: NAME.
+
+    NAME/whole: of as many passes over as many codes without a cache, where every pass computes all frames so far again; for codes that
+    predict themselves.
+    """
 
     name: str = "seconds"
-    given: int = 1
+    videos: int = 16
     times: int = 3
+    whole: bool = False
 
     def __call__(self, trained: Trained) -> dict[str, Any]:
-        generate(trained, self.given)  # compiles
+        rows = np.arange(min(self.videos, trained.num_clips))
+        found = {self.name: self._least(lambda: generate(trained, 0, rows=rows))}
+        if self.whole and trained.config.sequence.targets.name == "in_place":
+            batch = jax.tree.map(lambda x: x[rows], trained.batch())
+            passes, run = trained.config.generate.steps, _sums(dataclasses.replace(trained.config, seed=0))
+            of = lambda n: batch | {"tokens": batch["tokens"][:, :n]}
+            one = lambda n: self._least(lambda: jax.block_until_ready(run(trained.params, of(n), jax.random.key(0))))
+            found[f"{self.name}/whole"] = passes * sum(one(n) for n in range(1, trained.config.sequence.grid[0] + 1))
+        return found
+
+    def _least(self, work) -> float:
+        work()  # compiles
         seconds = []
         for _ in range(self.times):
             start = time.perf_counter()
-            generate(trained, self.given)
+            work()
             seconds.append(time.perf_counter() - start)
-        return {self.name: min(seconds)}
+        return min(seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Solved:
+    """What Jacobi iteration does: NAME/passes (of the model, for each code) and NAME/same (share of codes that are those of generation one
+    by one with the same random numbers)."""
+
+    name: str = "solved"
+    given: int = 1
+    videos: int = 8
+
+    def __call__(self, trained: Trained) -> dict[str, Any]:
+        rows = np.arange(min(self.videos, trained.num_clips))
+        one_by_one = dataclasses.replace(
+            trained.config, generate=dataclasses.replace(trained.config.generate, sampler=Confidence())
+        )
+        (made, passes), (want, _) = (
+            self._clip(dataclasses.replace(trained, config=c), rows) for c in (trained.config, one_by_one)
+        )
+        num = made[0, self.given :].size
+        return {f"{self.name}/passes": passes / num, f"{self.name}/same": float((made == want).mean())}
+
+    def _clip(self, trained: Trained, rows):
+        config, batch = trained.config, jax.tree.map(lambda x: x[rows], trained.batch())
+        engine = make_engine(config, make_objective(config).definition)
+        with jax.set_mesh(trained.mesh):
+            state, codes = jax.jit(engine.clip, static_argnums=5)(
+                trained.params,
+                batch["text"],
+                batch["text_length"],
+                batch["tokens"],
+                row_keys(config.seed, len(rows)),
+                self.given,
+            )
+        return np.asarray(codes), int(state.forwards)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """How many parameters the model has: NAME."""
+
+    name: str = "parameters"
+
+    def __call__(self, trained: Trained) -> dict[str, Any]:
+        return {self.name: sum(x.size for x in jax.tree.leaves(trained.params))}
 
 
 def generate(trained: Trained, given: int, frames: int = 0, rows: np.ndarray | None = None) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Runs findings: units in parallel processes, each finished one a few lines in OUT/NAME.jsonl, so that killed work goes on.
 
-Seed 0 of all runs comes first, the longest ones first; the programs that it compiles lie in OUT/compiled, where later seeds find them.
+Findings are worked on in the order in which they are named, as many together as fill the workers. Of these the first seed of all runs comes
+first, the longest ones before short ones; the programs that it compiles lie in OUT/compiled, where later seeds find them.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from lumos.errors import UserError
+from lumos.findings import load, unit
+from lumos.findings.finding import Finding
+from lumos.findings.unit import Unit
 from lumos.growing_files import Appended
-from lumos.runtime import compile_cache
 
 _log = logging.getLogger(__name__)
 
@@ -34,61 +37,67 @@ def read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def run(names: Iterable[str], out: Path, workers: int = 1, smoke: bool = False) -> list[str]:
-    """Run what is left of some findings; return what failed, a line each. Rows of other settings stay, and count for nothing."""
+def run(names: Iterable[str], out: Path, workers: int = 1, smoke: bool = False, minutes: float = 0.0) -> list[str]:
+    """Run what is left of some findings; return what failed, a line each. Rows of other settings stay, and count for nothing.
+
+    minutes: after which units that are not finished are given up, to be run by the same command later; 0 = never.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    compile_cache.use(out)
-    queue = left(names, out, smoke)
+    queue = left(names, out, smoke, workers)
     _log.info("%d units left", len(queue))
     failed, start = [], time.monotonic()
-    for number, (unit, rows, error) in enumerate(_finished(queue, out, workers), 1):
+    for number, (one, rows, error) in enumerate(_finished(queue, out, workers, 60 * minutes or None), 1):
         seconds = time.monotonic() - start
         if error:
-            failed.append(f"{unit.finding} {unit.arms[0]} seed {unit.seed}: {error.strip().splitlines()[-1]}")
+            failed.append(f"{one.finding} {one.arms[0]} seed {one.seed}: {error.strip().splitlines()[-1]}")
             _log.warning("%s", error)
             continue
-        file = Appended(out / f"{unit.finding}.jsonl")
+        file = Appended(out / f"{one.finding}.jsonl")
         for row in rows:
             file.write(json.dumps(row))
         file.close()
-        _log.info(
-            "%d of %d: %s, %s, seed %d (%.0f s)", number, len(queue), unit.finding, unit.arms[0], unit.seed, seconds
-        )
+        _log.info("%d of %d: %s, %s, seed %d (%.0f s)", number, len(queue), one.finding, one.arms[0], one.seed, seconds)
     return failed
 
 
-def left(names: Iterable[str], out: Path, smoke: bool = False) -> list:
+def left(names: Iterable[str], out: Path, smoke: bool = False, workers: int = 1) -> list[Unit]:
     """Return the units without rows, in the order in which they are run."""
-    from lumos.findings import load
-    from lumos.findings.finding import Finding
-    from lumos.findings.unit import units
-
-    found = []
+    found, wave, num_runs = [], 0, 0
     for name in names:
         finding = load.load(name)
         if not isinstance(finding, Finding):
             continue
         done = {(row["digest"], row["arm"], row["seed"]) for row in read(out / f"{name}.jsonl")}
-        for unit in units(finding, smoke):
-            if any((unit.digest, arm, unit.seed) not in done for arm in unit.arms):
-                found.append((finding.seeds.index(unit.seed), -unit.steps * finding.cost, unit))
-    return [unit for _, _, unit in sorted(found, key=lambda item: item[:2])]
+        for one in unit.units(finding, smoke):
+            if any((one.digest, arm, one.seed) not in done for arm in one.arms):
+                place = finding.seeds.index(one.seed)
+                found.append(((wave, place, -finding.steps * finding.cost), one))
+                num_runs += not place
+        if num_runs >= workers:
+            wave, num_runs = wave + 1, 0
+    return [one for _, one in sorted(found, key=lambda item: item[0])]
 
 
-def _finished(queue: list, out: Path, workers: int):
+def _finished(queue: list[Unit], out: Path, workers: int, seconds: float | None):
     """Yield (unit, its rows, what went wrong) as units finish; in this process with workers=0."""
     if workers < 0:
         raise UserError(f"--workers={workers} must be at least 0")
     if not workers:
-        for unit in queue:
-            yield unit, *_attempt(unit, out)
+        for one in queue:
+            yield one, *_attempt(one, out)
         return
     context, cores = multiprocessing.get_context("spawn"), sorted(os.sched_getaffinity(0))
     turns = context.Value("i", 0)
     with ProcessPoolExecutor(workers, context, _begin, (turns, workers, cores)) as pool:
-        waiting = {pool.submit(_attempt, unit, out): unit for unit in queue}
-        for future in as_completed(waiting):
-            yield waiting[future], *future.result()
+        waiting = {pool.submit(_attempt, one, out): one for one in queue}
+        try:
+            for future in as_completed(waiting, timeout=seconds):
+                yield waiting[future], *future.result()
+        except TimeoutError:
+            _log.warning("%.0f minutes are over: the same command goes on later", seconds / 60)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
 
 
 def _begin(turns, workers: int, cores: list[int]) -> None:
@@ -100,10 +109,8 @@ def _begin(turns, workers: int, cores: list[int]) -> None:
     os.sched_setaffinity(0, cores[begin : begin + size])
 
 
-def _attempt(unit, out: Path) -> tuple[list[dict[str, Any]], str]:
-    from lumos.findings import unit as units
-
+def _attempt(one: Unit, out: Path) -> tuple[list[dict[str, Any]], str]:
     try:
-        return units.run(unit, out), ""
+        return unit.run(one, out), ""
     except Exception:
         return [], traceback.format_exc()

@@ -20,6 +20,7 @@ from lumos.data.records import RecordWriter
 COLOURS = ("red", "green", "blue", "yellow")
 HEADINGS = {"down": (1, 0), "up": (-1, 0), "right": (0, 1), "left": (0, -1)}
 _SPLITS = {"train": 1, "validation": 2, "test": 3}
+_STRIPES = ((0, 1), (1, 0), (1, 1), (1, -1))  # a and b of code = a y + b x + c, modulo the textures
 _BLOCK = 2  # rows and columns of a block
 
 
@@ -39,18 +40,20 @@ class Clips(NamedTuple):
 class World:
     """What clips show.
 
-    background: "noise" (every cell any code, for good), "stripes" (code = a y + b x + c modulo the textures, so a few cells tell all
-    others), or "plain". motion: "straight" (one cell a frame along one of four headings, back from the walls), "diagonal", or "turning"
+    background: "noise" (every cell any code, for good), "stripes" (rows, columns or diagonals of codes that follow each other, so a
+    few cells tell all others), or "plain". motion: "straight" (one cell a frame along one of four headings, back from the walls), "diagonal", or "turning"
     (a heading of its own for every step).
     """
 
     frames: int = 5
-    side: int = 6
-    textures: int = 8
+    side: int = 5
+    textures: int = 4
     background: str = "stripes"
     motion: str = "straight"
     pan: bool = False  # the background moves one column to the left in every frame
     captions: str = "full"  # "full" (colour and heading) | "colour" | "none"
+    classes: bool = False  # colour and heading decide the direction of the stripes
+    exemplar: str = ""  # what stands before the frames: "class" (a frame of another clip of the class), "random" (any codes), "" (nothing)
     num_train: int = 4096
     num_test: int = 128
 
@@ -59,13 +62,14 @@ class World:
             ("background", self.background, ("noise", "stripes", "plain")),
             ("motion", self.motion, ("straight", "diagonal", "turning")),
             ("captions", self.captions, ("full", "colour", "none")),
+            ("exemplar", self.exemplar, ("", "class", "random")),
         ):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r}; allowed: {', '.join(allowed)}")
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        return self.frames, self.side, self.side
+        return self.frames + bool(self.exemplar), self.side, self.side
 
     @property
     def num_codes(self) -> int:
@@ -78,11 +82,27 @@ class World:
     def clips(self, split: str, num: int, frames: int = 0) -> Clips:
         """Draw the first `num` clips of a split, of `frames` latent frames (0 = as trained)."""
         rng = np.random.default_rng([_SPLITS[split], 20])
-        return Clips(*map(_stacked, zip(*(self._clip(rng, frames or self.frames) for _ in range(num)))))
+        clips = Clips(*map(_stacked, zip(*(self._clip(rng, frames or self.frames) for _ in range(num)))))
+        if not self.exemplar:
+            return clips
+        first = rng.integers(0, self.num_codes, clips.codes[:, :1].shape)
+        if self.exemplar == "class":
+            first = np.stack(
+                [self._clip(rng, 1, int(colour), step.tolist())[0] for colour, step in zip(clips.colour, clips.step)]
+            )
+        double = lambda x, before: np.concatenate([before, x], axis=1).astype(np.int32)
+        return clips._replace(
+            codes=double(clips.codes, first),
+            background=double(clips.background, clips.background[:, :1]),
+            corner=double(clips.corner, clips.corner[:, :1]),
+        )
 
-    def _clip(self, rng, num_frames):
-        background = self._background(rng, num_frames)
-        colour, heading = int(rng.integers(len(COLOURS))), str(rng.choice(list(HEADINGS)))
+    def _clip(self, rng, num_frames, colour=None, step=None):
+        drawn, heading = int(rng.integers(len(COLOURS))), str(rng.choice(list(HEADINGS)))
+        if step is not None:
+            drawn, heading = colour, next(name for name, of in HEADINGS.items() if of == tuple(step))
+        colour = drawn
+        background = self._background(rng, num_frames, colour, heading)
         step = rng.choice([-1, 1], 2) if self.motion == "diagonal" else np.array(HEADINGS[heading])
         corner, codes, corners, first = rng.integers(0, self.side - _BLOCK + 1, 2), [], [], step
         shape = (_BLOCK, _BLOCK)
@@ -101,14 +121,17 @@ class World:
         }
         return np.stack(codes).astype(np.int32), caption[self.captions], background, np.stack(corners), colour, first
 
-    def _background(self, rng, num_frames):
+    def _background(self, rng, num_frames, colour, heading):
         rows, columns = np.indices((self.side, self.side))
         pan = np.arange(num_frames)[:, None, None] * self.pan
         if self.background == "noise":
             wide = rng.integers(0, self.textures, (self.side, self.side + num_frames * self.pan))
             found = np.stack([wide[:, t * self.pan : t * self.pan + self.side] for t in range(num_frames)])
         elif self.background == "stripes":
-            a, b, c = rng.integers(0, self.textures, 3)
+            which, c = rng.integers(len(_STRIPES)), rng.integers(self.textures)
+            if self.classes:
+                which = (colour + list(HEADINGS).index(heading)) % len(_STRIPES)
+            a, b = _STRIPES[which]
             found = (a * rows + b * (columns + pan) + c) % self.textures
         else:
             found = np.full((num_frames, self.side, self.side), rng.integers(self.textures))
@@ -135,8 +158,9 @@ class World:
     def in_stripes(self, codes: np.ndarray) -> np.ndarray:
         """Return for each frame [N, T, H, W] the share of its background cells that fit the stripes that fit it best, float [N, T]."""
         rows, columns = np.indices((self.side, self.side))
-        a, b, c = np.indices((self.textures,) * 3).reshape(3, -1, 1, 1)
-        patterns = (a * rows + b * columns + c) % self.textures
+        patterns = np.stack(
+            [(a * rows + b * columns + c) % self.textures for a, b in _STRIPES for c in range(self.textures)]
+        )
         shares = np.zeros(codes.shape[:2])
         for n, t in np.ndindex(codes.shape[:2]):
             is_background = codes[n, t] < self.textures
