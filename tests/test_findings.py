@@ -203,11 +203,12 @@ def test_rows_of_other_settings_do_not_count(tmp_path, monkeypatch):
     assert results.results("small", tmp_path).word == "reproduced"
 
 
-def test_seed_0_comes_first_and_long_runs_before_short_ones(tmp_path, monkeypatch):
+def test_findings_that_fill_the_workers_go_together_seed_by_seed_the_long_runs_first(tmp_path, monkeypatch):
     findings = {"long": dataclasses.replace(small(), name="long", steps=9), "small": small()}
     monkeypatch.setattr(load, "load", findings.__getitem__)
-    found = [(one.finding, one.seed) for one in run.left(["small", "long"], tmp_path)]
-    assert found == [(name, seed) for seed in SEEDS for name in ("long", "small")]
+    order = lambda workers: [(u.finding, u.seed) for u in run.left(["small", "long"], tmp_path, workers=workers)]
+    assert order(2) == [(name, seed) for seed in SEEDS for name in ("long", "small")]
+    assert order(1) == [(name, seed) for name in ("small", "long") for seed in SEEDS]
 
 
 def test_cross_entropy_is_that_of_the_mask_it_names():
