@@ -19,6 +19,6 @@ def get_finding() -> Finding:
             Above(text="right codes: 0.7 hidden is better than nothing hidden", high="0.7:videos/codes", low="0.0:videos/codes", expected=0.05),
             Above(text="right codes: 0.7 hidden is better than all hidden", high="0.7:videos/codes", low="1.0:videos/codes", expected=0.05),
         ),
-        steps=800,
+        steps=2000,
         curve="videos/codes/frames",
     )
