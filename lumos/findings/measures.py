@@ -61,7 +61,8 @@ def _sums(config: Config):
     objective = make_objective(config)
 
     def sums(params, batch, key):
-        drawn = config.corruption.draw(key, len(batch["tokens"]), *objective.layout.content_index.shape)
+        batch_size, num_frames = batch["tokens"].shape[:2]
+        drawn = config.corruption.draw(key, batch_size, num_frames, objective.layout.content_index.shape[1])
         return objective.evaluate_drawn(params, batch, drawn)
 
     return jax.jit(sums)
