@@ -20,7 +20,7 @@ def get_finding() -> Finding:
     return Finding(
         name="anchor",
         claim="Frames that see the first frame beside the one before drift less; errors in the history of training help as well.",
-        paper="ART-V (arXiv 2311.18834), sections 3.2 and 3.3",
+        paper="ART-V (arXiv 2311.18834), anchor and noise on references",
         published="pictures and a comparison of drift, no figure",
         world=World(background="noise"),
         arms={"neither": arm(0, 0.0), "anchor": arm(1, 0.0), "errors": arm(0, 0.2), "both": arm(1, 0.2)},

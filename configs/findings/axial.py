@@ -12,7 +12,7 @@ def get_finding() -> Finding:
         name="axial",
         claim="Layers that attend along time, rows and columns in turn, or to their frame and along time in turn, are nearly as good as full "
         "attention, for a fraction of its pairs.",
-        paper="Axial attention (arXiv 1912.12180), tables 1 to 3; space-time layers: Genie (arXiv 2402.15391)",
+        paper="Axial attention (arXiv 1912.12180), density of images and videos; space-time layers: Genie (arXiv 2402.15391)",
         published="3.76 bits a dimension on ImageNet 32, as good as full attention of its time",
         world=World(),
         arms={"full": attention("causal"), "axial": attention("axial_turns"), "space-time": attention("space_time")},

@@ -10,7 +10,7 @@ def get_finding() -> Finding:
     return Finding(
         name="coarse_to_fine",
         claim="A model that makes fine codes from coarse ones is more robust when its coarse codes had errors in training.",
-        paper="ARLON (arXiv 2410.20502), section 3.3; HiTVideo (arXiv 2503.11513)",
+        paper="ARLON (arXiv 2410.20502), noise on coarse tokens; HiTVideo (arXiv 2503.11513)",
         published="8 of 11 VBench dimensions better than the base model, with noise on the coarse tokens",
         world=World(side=8, frames=4),
         arms={

@@ -14,8 +14,8 @@ def get_finding() -> Finding:
     return Finding(
         name="exemplar",
         claim="A picture of the same class before the video makes its codes easier to predict than the class alone; random codes do not.",
-        paper="VF prompt (arXiv 2502.16965), tables 1 and 2",
-        published="about 20 % lower FID with a picture of the class; less with random codes",
+        paper="VF prompt (arXiv 2502.16965), class and universal prompts",
+        published="about 20 % lower FID; a picture of the class is better than random codes",
         world=world,
         arms={"nothing": Arm(recipe="diffusion_forcing"), "same class": shown("class"), "random codes": shown("random")},
         measures=(CrossEntropy("own", None, draws=8),),

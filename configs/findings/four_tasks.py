@@ -14,7 +14,7 @@ def get_finding() -> Finding:
         name="four_tasks",
         claim="One model that loses its past and its future at random does four tasks, each about as well as a model of its own; the more is "
         "given, the better.",
-        paper="MCVD (arXiv 2205.09853), section 3 and the BAIR table",
+        paper="MCVD (arXiv 2205.09853), masks of past and future, and the BAIR table",
         published="BAIR FVD 89.5 with all tasks in one model, 87.9 the best variant",
         world=World(),
         arms={

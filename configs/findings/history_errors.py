@@ -11,7 +11,7 @@ def get_finding() -> Finding:
     return Finding(
         name="history_errors",
         claim="A model that has seen wrong codes in its history is a little worse on a true history, and keeps longer videos right.",
-        paper="1X world model (rates of 0 to 0.2); Loong (arXiv 2410.02757), section 3.3; DrivingWorld (arXiv 2412.19505)",
+        paper="1X world model (rates of 0 to 0.2); Loong (arXiv 2410.02757), long videos; DrivingWorld (arXiv 2412.19505)",
         published="pictures and a baseline of 8.79 nats a code (1X), no comparison",
         world=World(background="noise", motion="diagonal"),
         arms={

@@ -12,7 +12,7 @@ def get_finding() -> Finding:
         name="jacobi",
         claim="Codes that are solved together by iteration are those of generation one by one, in a fraction of the passes; fewer where the "
         "iteration starts from the frame before.",
-        paper="STARFlow-V (arXiv 2511.20462), section 3.4; Speculative Jacobi Decoding (arXiv 2410.01699)",
+        paper="STARFlow-V (arXiv 2511.20462), decoding; Speculative Jacobi Decoding (arXiv 2410.01699)",
         published="chunks of 32 and 128 codes, at most 32 iterations; 2 times fewer passes (speculative)",
         world=World(background="noise"),
         arms={"chunks of 5": chunk(5), "chunks of 25": chunk(25), "chunks of 25, from nothing": chunk(25, from_previous=False)},

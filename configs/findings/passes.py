@@ -11,8 +11,8 @@ def get_finding() -> Finding:
     return Finding(
         name="passes",
         claim="Quality rises with the passes over a frame and then saturates; guidance helps up to a point and hurts beyond it.",
-        paper="Lumos-1 (arXiv 2507.08801), implementation details; MaskGIT (arXiv 2202.04200), table 3",
-        published="50 passes and guidance 15 to 16 (Lumos-1); 8 to 12 passes are best of 4 to 18 (MaskGIT)",
+        paper="Lumos-1 (arXiv 2507.08801), settings of inference; MaskGIT (arXiv 2202.04200), number of iterations",
+        published="50 passes and guidance 15 to 16 (Lumos-1); 8 to 12 passes (MaskGIT)",
         world=World(),
         arms={f"{steps}": Arm(recipe="diffusion_forcing", generate={"steps": steps}) for steps in (1, 2, 4, 8, 16)}
         | {name: Arm(recipe="diffusion_forcing", generate=changes) for name, changes in guided.items()},

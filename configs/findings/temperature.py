@@ -12,7 +12,7 @@ def get_finding() -> Finding:
         name="temperature",
         claim="The temperature by which codes are kept makes videos more diverse; in the released code it shrinks cumulatively, and is as good "
         "as none.",
-        paper="Lumos-1 (arXiv 2507.08801), released code; MaskGIT (arXiv 2202.04200), section 3.2",
+        paper="Lumos-1 (arXiv 2507.08801), released code; MaskGIT (arXiv 2202.04200), choice of tokens",
         published="a departure of the code from the paper, without a figure",
         world=World(motion="turning", captions="colour"),
         arms={

@@ -10,7 +10,7 @@ def get_finding() -> Exact:
     return Exact(
         name="unmasking",
         claim="The cosine schedule keeps few codes at first and many at last, and all of them in the end.",
-        paper="MaskGIT (arXiv 2202.04200), section 3.2; Lumos-1 (arXiv 2507.08801), section 3.4",
+        paper="MaskGIT (arXiv 2202.04200); Lumos-1 (arXiv 2507.08801), section 3.4",
         published="codes kept in each of 50 passes over 1,792 and 4,032 codes",
         statements=(
             Statement("1,792 codes, first eight passes", [1, 3, 4, 7, 8, 9, 12, 13], lambda: _kept(1792)[:8]),

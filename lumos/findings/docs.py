@@ -20,6 +20,7 @@ A statement compares two numbers seed by seed. **reproduced**: the mean gap has 
 difference over seeds. **contradicted**: the same with the opposite sign. **underpowered**: the 95 % interval of the gap holds both no effect
 and the expected one. **not shown**: anything else. Numbers are means ± standard deviations over seeds, gaps with their interval. A statement
 that two numbers are equal (=) is reproduced where the gap and two deviations lie inside of its margin. Losses are in nats a code, shares in 0 to 1.
+Minutes are those of all arms and seeds in one process, as it was run.
 
 These are statements about the mechanism at this size. Published figures stand beside ours for orientation; they are not comparable.
 """
@@ -33,7 +34,7 @@ def render(folder: Path = RESULTS) -> str:
         _HEAD,
         "## Trained",
         "",
-        "| claim | paper | published | verdict | command | minutes of one core |",
+        "| claim | paper | published | verdict | command | minutes |",
         "|---|---|---|---|---|---|",
     ]
     for item in trained:
@@ -66,8 +67,12 @@ def render(folder: Path = RESULTS) -> str:
 
 def _budget(item: Results) -> str:
     f = item.finding
-    seeds = len({seed for _, seed in item.rows})
-    return f"{len(f.arms)} arms, {f.steps} steps, {seeds} seeds."
+    seeds = len({seed for _, seed in item.rows}) or "no"
+    return (
+        f"{len(f.arms)} arms, {f.steps} steps, {seeds} seeds yet."
+        if seeds != len(f.seeds)
+        else f"{len(f.arms)} arms, {f.steps} steps, {seeds} seeds."
+    )
 
 
 def _row(cells) -> str:

@@ -24,7 +24,7 @@ class Results:
 
     @property
     def word(self) -> str:
-        return verdict.summary([found.word if found else "no results" for _, found in self.verdicts])
+        return verdict.summary([found.word if found else "not run yet" for _, found in self.verdicts])
 
     @property
     def minutes(self) -> float:
@@ -65,7 +65,7 @@ def line(check: Above | Close, found: Verdict | None) -> dict[str, str]:
     """Return a check as texts: statement, numbers, verdict."""
     names = [side.partition(":")[0] if isinstance(side, str) else "" for side in sides(check)]
     if found is None:
-        return {"statement": check.text, "ours": "", "gap": "", "verdict": "no results"}
+        return {"statement": check.text, "ours": "", "gap": "", "verdict": "not run yet"}
     parts = [f"{name} {shown(values)}".strip() for name, values in zip(names, (found.one, found.other))]
     sign = ">" if isinstance(check, Above) else "="
     gap = f"{found.gap:+.3f} ± {found.deviation:.3f} [{found.low:+.3f}, {found.high:+.3f}], {found.num} seeds"

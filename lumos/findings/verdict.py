@@ -95,8 +95,8 @@ def _word(check: Above | Close, gap: float, deviation: float, half: float) -> tu
 def summary(words: list[str]) -> str:
     """Return one verdict for all checks of a finding, with numbers where they differ."""
     if not words:
-        return "no results"
+        return "not run yet"
     if len(set(words)) == 1:
         return words[0]
-    order = (REPRODUCED, CONTRADICTED, NOT_SHOWN, UNDERPOWERED, "no results")
+    order = (REPRODUCED, CONTRADICTED, NOT_SHOWN, UNDERPOWERED, "not run yet")
     return ", ".join(f"{words.count(word)} {word}" for word in order if word in words)
