@@ -11,7 +11,7 @@ from tokens import one_device  # noqa: F401  (a fixture)
 from lumos import cli
 from lumos.errors import UserError
 from lumos.findings import docs, load, report, results, run, unit, verdict
-from lumos.findings.finding import Above, Arm, Close, Exact, Finding
+from lumos.findings.finding import Above, Arm, Close, Finding
 from lumos.findings.measures import CrossEntropy
 from lumos.findings.training import Training, config_of
 from lumos.findings.worlds import World
@@ -161,7 +161,7 @@ def fake(monkeypatch, finding, fails=()):
         if this.seed in fails:
             raise RuntimeError("broken")
         return [
-            {"finding": this.finding, "arm": arm, "seed": this.seed, "digest": this.digest, "seconds": 60.0,
+            {"finding": this.finding, "arm": arm, "seed": this.seed, "digest": this.digest, "seconds": 60.0, "steps": this.steps,
              "metrics": {"tube": 1.0 + (arm == "a") + 0.01 * this.seed, "losses": [2.0, 1.0], "curve": [1.0, 2.0], "clips": finding.world.clips("test", 1).codes.tolist()}}
             for arm in this.arms
         ]  # fmt: skip

@@ -36,6 +36,7 @@ def get_finding() -> Finding:
                 high="independent:tube/late", low="tubes:tube/late", expected=0.02,
             ),
         ),
-        steps=400,
+        steps=800,
+        seeds=(1, 2, 3, 4),
         curve="own/frames",
     )  # fmt: skip

@@ -81,11 +81,12 @@ def _curves(found: Results):
             if not len(values):
                 continue
             mean, deviation = values.mean(0), values.std(0)
-            at = np.arange(len(mean)) * (found.finding.steps / len(mean) if name == "losses" else 1)
+            at = np.arange(len(mean)) * (found.steps(arm) / len(mean) if name == "losses" else 1)
             (drawn,) = axis.plot(at, mean, label=arm, linewidth=1.4)
             axis.fill_between(at, mean - deviation, mean + deviation, alpha=0.2, color=drawn.get_color(), linewidth=0)
         axis.set_xlabel("training step" if name == "losses" else "frame")
         axis.set_ylabel("training loss" if name == "losses" else name)
+        axis.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][-1].legend(frameon=False, fontsize=8)
     return figure

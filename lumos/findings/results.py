@@ -31,6 +31,10 @@ class Results:
         """Minutes of one process for all seeds."""
         return sum(row["seconds"] for row in self.rows.values()) / 60
 
+    def steps(self, arm: str) -> int:
+        """Return how long an arm was trained."""
+        return next(row["steps"] for (name, _), row in self.rows.items() if name == arm)
+
     def values(self, arm: str, metric: str) -> np.ndarray:
         """Return the values of a metric over the seeds, [seeds, ...]."""
         found = [row["metrics"].get(metric) for (name, _), row in sorted(self.rows.items()) if name == arm]
