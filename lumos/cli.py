@@ -182,7 +182,7 @@ _REMOTE = {
     "play": ("workdir",), "serve": ("workdir",), "evaluate": ("workdir",), "export": ("workdir",), "sweep": ("workdir",),
     "info": ("path",), "config show": ("config",), "config diff": ("config", "other"),
 }  # fmt: skip
-_SHARED_WHILE_WRITTEN = (("sweep", "out"), ("demo", "workdir"))
+_SHARED_WHILE_WRITTEN = (("sweep", "out"), ("demo", "workdir"), ("findings run", "out"), ("findings report", "out"))
 
 
 def _to_be_staged(verb: str, values: flags.FlagValues) -> list[str]:

@@ -3,11 +3,14 @@
 import jax
 import numpy as np
 import pytest
+import tiny
 from tokens import NUM_CODES
 
 from lumos import config_loading, recipes_docs
 from lumos.layouts import make_layout
+from lumos.sequence.targets import Neighbours
 from lumos.sequence.tokens import CODE
+from lumos.training.from_config import make_objective
 
 
 def parts(name):
@@ -67,3 +70,30 @@ def test_vf_prompt_gives_the_first_frame():
 def test_the_survey_s_classes_name_recipes_that_are_there():
     known = {system.name for system in recipes_docs.systems()}
     assert {name for _, _, names in recipes_docs._SURVEY for name in names} <= known
+
+
+def test_an_axis_alone_predicts_all_that_it_reaches():
+    _, layout = parts("nar")
+    every = Neighbours()(layout).source
+    for arm, axis in enumerate(("column", "row", "time")):
+        source, reached = Neighbours(alone=axis)(layout).source, every[:, arm] >= 0
+        others = [other for other in range(3) if other != arm]
+        np.testing.assert_array_equal(source[reached, arm], every[reached, arm])
+        assert reached.mean() > 0.6 and (source[reached][:, others] == -1).all()
+        np.testing.assert_array_equal(source[~reached], every[~reached])
+    with pytest.raises(ValueError, match="allowed: column, row, time"):
+        Neighbours(alone="x")
+
+
+def test_one_head_for_all_axes_has_a_third_of_their_parameters():
+    def head(shared):
+        overrides = {"model.text_vocab": 512, "model.visual_vocab": NUM_CODES, "model.head.shared": shared}
+        config = config_loading.load("configs/recipes/nar.py:smoke", overrides)
+        objective = make_objective(config)
+        loss = jax.eval_shape(
+            objective.loss, objective.definition.abstract, tiny.token_batch(config), jax.random.key(0)
+        )
+        return loss, sum(x.size for x in jax.tree.leaves(objective.definition.abstract["lm_head"]))
+
+    (one, num), (three, all_of_them) = head(True), head(False)
+    assert all_of_them == 3 * num and jax.tree.structure(one) == jax.tree.structure(three)
