@@ -9,7 +9,8 @@ from lumos.slots import slot
 def get_finding() -> Finding:
     return Finding(
         name="all_frames",
-        claim="Frame by frame, errors add up from frame to frame; a model that makes all frames at once does not lose its way like that.",
+        claim="Frame by frame, errors add up from frame to frame; a model that makes all frames at once does not lose "
+        "its way like that.",
         paper="DAWN (arXiv 2410.13726), comparison with autoregressive generation",
         published="pictures and FVD of talking heads; the claim is that errors do not accumulate",
         world=World(frames=8, side=6, motion="diagonal"),

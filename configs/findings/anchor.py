@@ -26,9 +26,24 @@ def get_finding() -> Finding:
         arms={"neither": arm(0, 0.0), "anchor": arm(1, 0.0), "errors": arm(0, 0.2), "both": arm(1, 0.2)},
         measures=(RollOut("long", given=1, frames=20),),
         checks=(
-            Above(text="background of the 20th frame: anchor against neither", high="anchor:long/background/late", low="neither:long/background/late", expected=0.1),
-            Above(text="background of the 20th frame: errors against neither", high="errors:long/background/late", low="neither:long/background/late", expected=0.05),
-            Above(text="background of the 20th frame: both against the anchor", high="both:long/background/late", low="anchor:long/background/late", expected=0.05),
+            Above(
+                text="background of the 20th frame: anchor against neither",
+                high="anchor:long/background/late",
+                low="neither:long/background/late",
+                expected=0.1,
+            ),
+            Above(
+                text="background of the 20th frame: errors against neither",
+                high="errors:long/background/late",
+                low="neither:long/background/late",
+                expected=0.05,
+            ),
+            Above(
+                text="background of the 20th frame: both against the anchor",
+                high="both:long/background/late",
+                low="anchor:long/background/late",
+                expected=0.05,
+            ),
         ),
         steps=500,
         cost=2.0,

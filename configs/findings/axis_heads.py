@@ -9,7 +9,8 @@ from lumos.slots import slot
 def get_finding() -> Finding:
     return Finding(
         name="axis_heads",
-        claim="A single head cannot say which neighbour it predicts; a head for each axis can, and the mean of their logits is better than one "
+        claim="A single head cannot say which neighbour it predicts; a head for each axis can, and the mean of their "
+        "logits is better than one "
         "axis alone.",
         paper="NAR (arXiv 2503.10696), ablation of heads",
         published="FID 66.3 with one shared head; 75.9 with columns alone where axes overlap, 25.7 with rows alone, 3.06 with the mean",
@@ -22,10 +23,20 @@ def get_finding() -> Finding:
         },
         measures=(Loss(), RollOut(given=0)),
         checks=(
-            Above(text="loss: one shared head against a head for each axis", high="shared:nll", low="mean:nll", expected=0.05),
+            Above(
+                text="loss: one shared head against a head for each axis",
+                high="shared:nll",
+                low="mean:nll",
+                expected=0.05,
+            ),
             Above(text="loss: columns alone against the mean", high="columns:nll", low="mean:nll", expected=0.02),
             Above(text="loss: rows alone against the mean", high="rows:nll", low="mean:nll", expected=0.02),
-            Above(text="background that fits one pattern: the mean against one shared head", high="mean:videos/stripes", low="shared:videos/stripes", expected=0.05),
+            Above(
+                text="background that fits one pattern: the mean against one shared head",
+                high="mean:videos/stripes",
+                low="shared:videos/stripes",
+                expected=0.05,
+            ),
         ),
         steps=700,
         curve="videos/stripes/frames",

@@ -15,12 +15,24 @@ def get_finding() -> Finding:
         world=World(side=8, frames=4),
         arms={
             "true coarse codes": Arm(recipe="g3pt", generate={"steps": 1}),
-            "codes with errors": Arm(recipe="g3pt", train={"corruption.errors": slot("uniform", most=0.2)}, generate={"steps": 1}),
+            "codes with errors": Arm(
+                recipe="g3pt", train={"corruption.errors": slot("uniform", most=0.2)}, generate={"steps": 1}
+            ),
         },
         measures=(RollOut(), RollOut("alone", given=0)),
         checks=(
-            Above(text="right codes behind one frame", high="codes with errors:videos/codes", low="true coarse codes:videos/codes", expected=0.03),
-            Above(text="background that fits one pattern, from nothing", high="codes with errors:alone/stripes", low="true coarse codes:alone/stripes", expected=0.03),
+            Above(
+                text="right codes behind one frame",
+                high="codes with errors:videos/codes",
+                low="true coarse codes:videos/codes",
+                expected=0.03,
+            ),
+            Above(
+                text="background that fits one pattern, from nothing",
+                high="codes with errors:alone/stripes",
+                low="true coarse codes:alone/stripes",
+                expected=0.03,
+            ),
         ),
         steps=600,
         cost=2.0,

@@ -17,7 +17,12 @@ def get_finding() -> Finding:
         measures=(Loss("bound"), RollOut()),
         checks=(
             Above(text="likelihood bound: softmax against copy", high="softmax:bound", low="copy:bound", expected=0.05),
-            Above(text="background: copy against softmax", high="copy:videos/background", low="softmax:videos/background", expected=0.05),
+            Above(
+                text="background: copy against softmax",
+                high="copy:videos/background",
+                low="softmax:videos/background",
+                expected=0.05,
+            ),
         ),
         steps=400,
         curve="videos/background/frames",

@@ -20,7 +20,8 @@ def get_finding() -> Finding:
         },
         measures=(Loss("bound"), RollOut("long", given=2, frames=20)),
         checks=(
-            Above(text="bound on a true history: wrong codes are worse", high="wrong codes:bound", low="true history:bound", expected=0.01),
+            Above(text="bound on a true history: wrong codes "
+            "are worse", high="wrong codes:bound", low="true history:bound", expected=0.01),
             Above(
                 text="background, last of 20 frames (4 times the length of training)",
                 high="wrong codes:long/background/late", low="true history:long/background/late", expected=0.05,

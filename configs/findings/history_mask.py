@@ -16,8 +16,18 @@ def get_finding() -> Finding:
         arms={f"{ratio}": Arm(generate={"history_ratio": ratio}) for ratio in (0.0, 0.3, 0.7, 0.9, 1.0)},
         measures=(RollOut(),),
         checks=(
-            Above(text="right codes: 0.7 hidden is better than nothing hidden", high="0.7:videos/codes", low="0.0:videos/codes", expected=0.05),
-            Above(text="right codes: 0.7 hidden is better than all hidden", high="0.7:videos/codes", low="1.0:videos/codes", expected=0.05),
+            Above(
+                text="right codes: 0.7 hidden is better than nothing hidden",
+                high="0.7:videos/codes",
+                low="0.0:videos/codes",
+                expected=0.05,
+            ),
+            Above(
+                text="right codes: 0.7 hidden is better than all hidden",
+                high="0.7:videos/codes",
+                low="1.0:videos/codes",
+                expected=0.05,
+            ),
         ),
         steps=2000,
         curve="videos/codes/frames",

@@ -18,7 +18,8 @@ def get_finding() -> Finding:
         },
         measures=(CrossEntropy("half", {"level": {"name": "constant", "ratio": 0.7}, "cells": "frame"}), RollOut()),
         checks=(
-            Above(text="loss on videos: without images first against with", high="videos alone:half", low="images first:half", expected=0.05),
+            Above(text="loss on videos: without images first "
+            "against with", high="videos alone:half", low="images first:half", expected=0.05),
             Above(
                 text="loss of the first frames", high="videos alone:half/first", low="images first:half/first", expected=0.05,
             ),

@@ -10,7 +10,8 @@ def get_finding() -> Finding:
     chunk = lambda num, **more: Arm(recipe="next_token", generate={"sampler": slot("jacobi", chunk=num, **more)})
     return Finding(
         name="jacobi",
-        claim="Codes that are solved together by iteration are those of generation one by one, in a fraction of the passes; fewer where the "
+        claim="Codes that are solved together by iteration are those of generation one by one, in a fraction of the "
+        "passes; fewer where the "
         "iteration starts from the frame before.",
         paper="STARFlow-V (arXiv 2511.20462), decoding; Speculative Jacobi Decoding (arXiv 2410.01699)",
         published="chunks of 32 and 128 codes, at most 32 iterations; 2 times fewer passes (speculative)",
@@ -20,7 +21,8 @@ def get_finding() -> Finding:
         checks=(
             Close(text="codes are those of one by one", one="chunks of 25:solved/same", other=1.0, margin=1e-6),
             Above(text="passes for each code: less than half, chunks of 25", high=0.5, low="chunks of 25:solved/passes", expected=0.1),
-            Above(text="passes for each code: chunks of 5 against 25", high="chunks of 5:solved/passes", low="chunks of 25:solved/passes", expected=0.05),
+            Above(text="passes for each code: chunks of 5 "
+            "against 25", high="chunks of 5:solved/passes", low="chunks of 25:solved/passes", expected=0.05),
             Above(
                 text="passes for each code: from nothing against from the frame before",
                 high="chunks of 25, from nothing:solved/passes", low="chunks of 25:solved/passes", expected=0.02,

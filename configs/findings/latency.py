@@ -15,11 +15,28 @@ def get_finding() -> Finding:
         arms={"code by code": Arm(recipe="next_token"), "masks": Arm(generate={"steps": 16})},
         measures=(Seconds(videos=1, whole=True),),
         checks=(
-            Above(text="seconds: masks without a cache against with one", high="masks:seconds/whole", low="masks:seconds", expected=0.5),
-            Above(text="seconds: code by code against masks with a cache", high="code by code:seconds", low="masks:seconds", expected=0.5),
-            Above(text="seconds: code by code against masks without a cache", high="code by code:seconds", low="masks:seconds/whole", expected=0.5),
+            Above(
+                text="seconds: masks without a cache against with one",
+                high="masks:seconds/whole",
+                low="masks:seconds",
+                expected=0.5,
+            ),
+            Above(
+                text="seconds: code by code against masks with a cache",
+                high="code by code:seconds",
+                low="masks:seconds",
+                expected=0.5,
+            ),
+            Above(
+                text="seconds: code by code against masks without a cache",
+                high="code by code:seconds",
+                low="masks:seconds/whole",
+                expected=0.5,
+            ),
         ),
         steps=2,
-        note="One video at a time, 16 passes a frame. Seconds of a small model on a CPU: a pass over one code is cheap there, on an accelerator it "
-        "costs as much as one over a frame, so the order of code by code is that of the device; exact counts of passes are in step_counts.",
+        note="One video at a time, 16 passes a frame. Seconds of a small model on a CPU: a pass over one code is "
+        "cheap there, on an accelerator it "
+        "costs as much as one over a frame, so the order of code by code is that of the device; exact counts of "
+        "passes are in step_counts.",
     )

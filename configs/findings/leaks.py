@@ -13,7 +13,8 @@ def get_finding() -> Exact:
     independent = {"cells": PerFrame(), "frames": Independent()}
     return Exact(
         name="leaks",
-        claim="Random and independent masks leave a visible twin of a hidden code in earlier frames, the more often the later the frame; tubes "
+        claim="Random and independent masks leave a visible twin of a hidden code in earlier frames, the more often "
+        "the later the frame; tubes "
         "never do.",
         paper="Lumos-1 (arXiv 2507.08801), section 3.3; derived from its levels max(cos(pi u / 2), 0.7)",
         published="shares of hidden codes with a twin in one of 1, 2, 3, 4, 5, 6, 9 earlier frames",
@@ -24,7 +25,8 @@ def get_finding() -> Exact:
             Statement("mean of the levels", 0.8, lambda: _levels()[0], within=0.005),
             Statement("share of levels that are 0.7", 0.494, lambda: _levels()[1], within=0.005),
             Statement(
-                "AR-Diffusion: mean of the levels of 7 frames, which never fall", [0.18, 0.30, 0.40, 0.49, 0.58, 0.67, 0.80], _non_decreasing,
+                "AR-Diffusion: mean of the levels of 7 frames, which "
+                "never fall", [0.18, 0.30, 0.40, 0.49, 0.58, 0.67, 0.80], _non_decreasing,
                 within=0.015,
             ),
         ),

@@ -28,6 +28,7 @@ def get_finding() -> Finding:
         ),
         steps=700,
         cost=2.0,
-        note="The same two-copy model and the same number of hidden codes for all blocks. A row's share of the frame's hidden codes varies "
+        note="The same two-copy model and the same number of hidden codes for all blocks. A row's share of the "
+        "frame's hidden codes varies "
         "around its mean, so its bound is that of independent masks up to one code.",
     )

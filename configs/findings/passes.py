@@ -18,7 +18,8 @@ def get_finding() -> Finding:
         | {name: Arm(recipe="diffusion_forcing", generate=changes) for name, changes in guided.items()},
         measures=(RollOut("videos", given=0),),
         checks=(
-            Above(text="background that fits one pattern: 8 passes against 1", high="8:videos/stripes", low="1:videos/stripes", expected=0.1),
+            Above(text="background that fits one pattern: 8 passes "
+            "against 1", high="8:videos/stripes", low="1:videos/stripes", expected=0.1),
             Above(text="whole blocks: 8 passes against 1", high="8:videos/whole", low="1:videos/whole", expected=0.1),
             Close(text="whole blocks: 16 passes are no better than 8", one="16:videos/whole", other="8:videos/whole", margin=0.1),
             Above(

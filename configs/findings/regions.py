@@ -9,7 +9,8 @@ from lumos.slots import slot
 def get_finding() -> Finding:
     return Finding(
         name="regions",
-        claim="Codes that are drawn at once should lie far apart: neighbours depend on each other, and do not fit when they are drawn together.",
+        claim="Codes that are drawn at once should lie far apart: neighbours depend on each other, and do not fit "
+        "when they are drawn together.",
         paper="PAR (arXiv 2412.15119), table of ablations",
         published="FID 2.29 with distant codes, 10.05 with adjacent ones, 5.87 without a sequential start",
         world=World(side=6),
@@ -20,8 +21,18 @@ def get_finding() -> Finding:
         measures=(Loss(draws=1), RollOut(given=0)),
         checks=(
             Above(text="loss: adjacent against distant", high="adjacent:nll", low="distant:nll", expected=0.02),
-            Above(text="whole blocks: distant against adjacent", high="distant:videos/whole", low="adjacent:videos/whole", expected=0.1),
-            Above(text="background that fits one pattern: distant against adjacent", high="distant:videos/stripes", low="adjacent:videos/stripes", expected=0.05),
+            Above(
+                text="whole blocks: distant against adjacent",
+                high="distant:videos/whole",
+                low="adjacent:videos/whole",
+                expected=0.1,
+            ),
+            Above(
+                text="background that fits one pattern: distant against adjacent",
+                high="distant:videos/stripes",
+                low="adjacent:videos/stripes",
+                expected=0.05,
+            ),
         ),
         steps=700,
         cost=1.4,

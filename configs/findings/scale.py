@@ -12,7 +12,13 @@ _SIZES = {"1 layer of 32": (1, 32), "2 layers of 64": (2, 64), "3 layers of 96":
 def get_finding() -> Finding:
     def arm(layers, dim):
         heads = dim // 32
-        sizes = {"num_layers": layers, "model_dim": dim, "mlp_dim": 8 * dim // 3 // 16 * 16, "num_heads": heads, "num_kv_heads": heads}
+        sizes = {
+            "num_layers": layers,
+            "model_dim": dim,
+            "mlp_dim": 8 * dim // 3 // 16 * 16,
+            "num_heads": heads,
+            "num_kv_heads": heads,
+        }
         return Arm(recipe="next_token", train={f"model.{name}": value for name, value in sizes.items()})
 
     return Finding(
@@ -39,4 +45,7 @@ def get_finding() -> Finding:
 def _fit(arms):
     x, y = (np.log([metrics[name] for metrics in arms.values()]) for name in ("parameters", "nll"))
     slope, offset = np.polyfit(x, y, 1)
-    return {"r2": float(1 - ((y - slope * x - offset) ** 2).sum() / ((y - y.mean()) ** 2).sum()), "exponent": float(-slope)}
+    return {
+        "r2": float(1 - ((y - slope * x - offset) ** 2).sum() / ((y - y.mean()) ** 2).sum()),
+        "exponent": float(-slope),
+    }

@@ -7,10 +7,14 @@ from lumos.slots import slot
 
 
 def get_finding() -> Finding:
-    lags = {f"non-decreasing, lag {n}": Arm(recipe="ar_diffusion", generate={"plan": slot("diagonal", passes=n)}) for n in (0, 1, 2, 6)}
+    lags = {
+        f"non-decreasing, lag {n}": Arm(recipe="ar_diffusion", generate={"plan": slot("diagonal", passes=n)})
+        for n in (0, 1, 2, 6)
+    }
     return Finding(
         name="schedules",
-        claim="Under a schedule in which later frames are never clearer than earlier ones, training on such levels alone is better than on "
+        claim="Under a schedule in which later frames are never clearer than earlier ones, training on such levels "
+        "alone is better than on "
         "independent levels; a larger lag between frames is better up to a point.",
         paper="AR-Diffusion (arXiv 2503.07418), sections 3.2 and 3.3, and the tables of FVD",
         published="UCF-101 FVD of 16 frames 186.6 against 274.5 (diffusion forcing); Sky 40.8 against 251.9",

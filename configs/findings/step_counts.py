@@ -32,12 +32,15 @@ def get_finding() -> Exact:
                 lambda: round(50 * sum(range(1, 8)) / (51 * 7), 2),
             ),
         ),
-        note="The last statement is arithmetic of the published setting; the published seconds are 383 without a cache and 77.8 with one.",
+        note="The last statement is arithmetic of the published setting; the published seconds are 383 without a "
+        "cache and 77.8 with one.",
     )  # fmt: skip
 
 
 def _layout(recipe, grid):
-    config = config_loading.load(f"configs/recipes/{recipe}.py", {"model.text_vocab": 8, "model.visual_vocab": 64, "sequence.grid": grid})
+    config = config_loading.load(
+        f"configs/recipes/{recipe}.py", {"model.text_vocab": 8, "model.visual_vocab": 64, "sequence.grid": grid}
+    )
     return make_layout(config)
 
 

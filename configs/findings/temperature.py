@@ -7,10 +7,13 @@ from lumos.slots import slot
 
 
 def get_finding() -> Finding:
-    sampler = lambda name, temperature: Arm(recipe="diffusion_forcing", generate={"steps": 12, "sampler": slot(name, temperature=temperature)})
+    sampler = lambda name, temperature: Arm(
+        recipe="diffusion_forcing", generate={"steps": 12, "sampler": slot(name, temperature=temperature)}
+    )
     return Finding(
         name="temperature",
-        claim="The temperature by which codes are kept makes videos more diverse; in the released code it shrinks cumulatively, and is as good "
+        claim="The temperature by which codes are kept makes videos more diverse; in the released code it shrinks "
+        "cumulatively, and is as good "
         "as none.",
         paper="Lumos-1 (arXiv 2507.08801), released code; MaskGIT (arXiv 2202.04200), choice of tokens",
         published="a departure of the code from the paper, without a figure",
@@ -23,9 +26,24 @@ def get_finding() -> Finding:
         },
         measures=(Diversity(), RollOut()),
         checks=(
-            Above(text="diversity: linear, 4.5 against greedy", high="linear, 4.5:diversity", low="greedy:diversity", expected=0.01),
-            Close(text="diversity: released, 4.5 against greedy", one="released, 4.5:diversity", other="greedy:diversity", margin=0.01),
-            Above(text="legal moves: greedy against linear, 4.5", high="greedy:videos/legal", low="linear, 4.5:videos/legal", expected=0.05),
+            Above(
+                text="diversity: linear, 4.5 against greedy",
+                high="linear, 4.5:diversity",
+                low="greedy:diversity",
+                expected=0.01,
+            ),
+            Close(
+                text="diversity: released, 4.5 against greedy",
+                one="released, 4.5:diversity",
+                other="greedy:diversity",
+                margin=0.01,
+            ),
+            Above(
+                text="legal moves: greedy against linear, 4.5",
+                high="greedy:videos/legal",
+                low="linear, 4.5:videos/legal",
+                expected=0.05,
+            ),
         ),
         steps=800,
         curve="videos/legal/frames",

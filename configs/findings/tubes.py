@@ -9,7 +9,8 @@ from lumos.slots import slot
 def get_finding() -> Finding:
     return Finding(
         name="tubes",
-        claim="With random masks a model copies hidden codes of later frames from earlier ones, so their loss collapses; with tubes all "
+        claim="With random masks a model copies hidden codes of later frames from earlier ones, so their loss "
+        "collapses; with tubes all "
         "frames are as hard, and the model is better where earlier frames hide the same cells, as they do in generation.",
         paper="Lumos-1 (arXiv 2507.08801), section 3.3 and the ablation of masks",
         published="overall consistency 0.232 random, 0.241 independent, 0.249 tubes; imaging quality 0.424, 0.540, 0.559",
@@ -30,7 +31,8 @@ def get_finding() -> Finding:
                 high=0.9, low="independent:own/imbalance", expected=0.2,
             ),
             Close(text="with tubes the last frame is as hard as the first (ratio 1)", one="tubes:own/imbalance", other=1.0, margin=0.1),
-            Above(text="under tubes, late frames: random is worse than tubes", high="random:tube/late", low="tubes:tube/late", expected=0.05),
+            Above(text="under tubes, late frames: random is worse "
+            "than tubes", high="random:tube/late", low="tubes:tube/late", expected=0.05),
             Above(
                 text="under tubes, late frames: independent is worse than tubes",
                 high="independent:tube/late", low="tubes:tube/late", expected=0.02,

@@ -1,9 +1,9 @@
 """DAWN: Dynamic Frame Avatar with Non-autoregressive Diffusion Framework for Talking Head Video Generation (arXiv 2410.13726), its order.
 
-Mechanism:  all frames are made at once, from the text and a first frame that is given in half of the clips: what is wrong in one frame is not
-            history of the next.
-Not here:   audio and pose for every frame (streams of actions are, config.sequence.streams), flow of latents and its renderer, attention that is
-            local in time for longer clips.
+Mechanism:  all frames are made at once, from the text and a first frame that is given in half of the clips: what is wrong in one frame is
+            not history of the next.
+Not here:   audio and pose for every frame (streams of actions are, config.sequence.streams), flow of latents and its renderer, attention
+            that is local in time for longer clips.
 Published:  talking heads; errors do not add up over frames (no figure that could be checked).
 Run:        lumos train --config=configs/recipes/dawn.py --workdir=dawn --config.data.path=TOKENS --config.tokenizer_workdir=TOKENIZER
             lumos generate --workdir=dawn --prompt="a red circle moves left" --out=dawn.mp4
@@ -14,7 +14,6 @@ Figure:     docs/findings.md
 
 from lumos.configs.recipes.maskgit import get_config as maskgit
 from lumos.slots import slot
-
 
 
 def get_config(variant: str = "5m"):

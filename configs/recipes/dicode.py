@@ -14,7 +14,6 @@ from lumos.configs.recipes.next_token import get_config as next_token
 from lumos.slots import slot
 
 
-
 def get_config(variant: str = "5m"):
     """Variants as in configs/transformer_small.py; the smoke variant has 30 codes."""
     config = next_token(variant)

@@ -1,6 +1,7 @@
 """UniGenX: Unified Generation of Sequence and Structure with Autoregressive Diffusion (arXiv 2503.06687).
 
-Mechanism:  tokens follow one another, and numbers among them are drawn by a small diffusion network from the hidden state of the token before.
+Mechanism:  tokens follow one another, and numbers among them are drawn by a small diffusion network from the hidden state of the token
+            before.
 Not here:   molecules and materials; words and numbers in one sequence (text is not predicted with this head).
 Published:  structures of crystals and molecules; none of videos.
 Run:        lumos train --config=configs/recipes/unigenx.py --workdir=unigenx --config.data.path=TOKENS --config.tokenizer_workdir=TOKENIZER
@@ -12,7 +13,6 @@ Figure:     docs/findings.md
 
 from lumos.configs.recipes.next_token import get_config as next_token
 from lumos.slots import slot
-
 
 
 def get_config(variant: str = "5m"):

@@ -30,14 +30,13 @@ class CrossEntropy:
     """Nats a code, under one evaluation mask for all arms: NAME (mean), NAME/first, NAME/late (second half of the frames), NAME/imbalance
     (last frame over the first), NAME/frames (list).
 
-    corruption: fields of the section `corruption` as a dict, () for tubes of 70 %; None: as the arm was trained. For targets that are not
-    in place all codes count, and it does not matter.
+    corruption: fields of the section `corruption`, none for its defaults (the tubes of Lumos-1); None: as the arm was trained. For targets that
+    are not in place all codes count, whatever it is.
     """
 
     name: str
     corruption: Mapping[str, Any] | None = dataclasses.field(default_factory=dict)
     draws: int = 4  # masks for every clip
-    first: int = 0  # first frame that counts
 
     def __call__(self, trained: Trained) -> dict[str, Any]:
         config = dataclasses.replace(trained.config, seed=0)
@@ -48,7 +47,6 @@ class CrossEntropy:
             )
         sums = [_sums(config)(trained.params, trained.batch(), jax.random.key(i)) for i in range(self.draws)]
         nll, count = (sum(np.asarray(x[name], np.float64).sum(0) for x in sums) for name in ("nll", "count"))
-        nll, count = nll[self.first :], count[self.first :]
         frames = np.where(count > 0, nll / np.maximum(count, 1), np.nan)
         late = slice(len(frames) // 2, None)
         found = {"": nll.sum() / count.sum(), "/first": frames[0], "/late": nll[late].sum() / count[late].sum()}
