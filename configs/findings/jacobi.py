@@ -29,4 +29,6 @@ def get_finding() -> Finding:
             ),
         ),
         steps=600,
+        note="The frame before shows the block where it was, which may mislead the codes behind it more than codes of the background do. The "
+        "statement about the first guess has had no longer run yet; that the codes are the same is the known answer of the implementation.",
     )  # fmt: skip
