@@ -3,7 +3,7 @@
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test test-slow torture lint wheel docs check-release release
+.PHONY: demo test test-slow findings-smoke torture lint wheel docs check-release release
 
 demo: .venv/installed
 	.venv/bin/lumos demo --workdir=demo
@@ -13,6 +13,10 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	.venv/bin/python -m pytest -m slow
+
+findings-smoke: .venv/installed
+	.venv/bin/lumos findings run all --smoke --workers=2 --out=findings-smoke
+	.venv/bin/lumos findings report --smoke --out=findings-smoke
 
 torture: .venv/installed
 	.venv/bin/python tests/torture.py --kills=100 --minutes=24

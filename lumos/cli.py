@@ -46,6 +46,9 @@ _USAGE = """usage: lumos <verb> [flags]
   evaluate         a training workdir -> results.jsonl and an HTML report
   sweep            checkpoints x sampling settings x seeds x prompts -> a table, plots and videos on one page
   report           the page of several sweeps and evaluations together
+  findings list    what papers claim and is checked here: claims, arms, seeds
+  findings run     train and measure findings, in parallel processes; goes on where it was stopped
+  findings report  a page of their verdicts, curves and frames
   convert          released Lumos-1 and Cosmos weights and tokens -> workdirs and token folders, and back
   export           a training workdir -> a release: weights, tokenizer, text model, config and model card in one folder
   upload           a release -> the Hugging Face Hub
@@ -75,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         print(version_line())
         return 0
     verb = arguments.pop(0)
-    if verb in ("data", "config") and arguments and not arguments[0].startswith("-"):
+    if verb in ("data", "config", "findings") and arguments and not arguments[0].startswith("-"):
         verb += " " + arguments.pop(0)
     if verb in _VERBATIM and "--" in arguments:
         cut = arguments.index("--")
@@ -181,7 +184,7 @@ _REMOTE = {
     "play": ("workdir",), "serve": ("workdir",), "evaluate": ("workdir",), "export": ("workdir",), "sweep": ("workdir",),
     "info": ("path",), "config show": ("config",), "config diff": ("config", "other"),
 }  # fmt: skip
-_SHARED_WHILE_WRITTEN = (("sweep", "out"), ("demo", "workdir"))
+_SHARED_WHILE_WRITTEN = (("sweep", "out"), ("demo", "workdir"), ("findings run", "out"), ("findings report", "out"))
 
 
 def _to_be_staged(verb: str, values: flags.FlagValues) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lumos import data_verbs, evaluation_verbs, launch_verbs, outputs, release_verbs
+from lumos import data_verbs, evaluation_verbs, findings_verbs, launch_verbs, outputs, release_verbs
 from lumos.flag_definitions import Verb, group, join_processes, many, number, switch, text
 
 _CONFIG = text("config", None, "config file, path.py[:variant]", required=True)
@@ -199,6 +199,7 @@ VERBS: dict[str, Verb] = {
         ),
         _plan,
     ),
+    **findings_verbs.VERBS,
     **launch_verbs.VERBS,
     "info": Verb(
         group(

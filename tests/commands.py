@@ -12,7 +12,7 @@ from lumos.errors import UserError
 from lumos.verbs import VERBS
 
 REPO = Path(__file__).resolve().parents[1]
-_GENERATED = ("config.md", "systems.md")
+_GENERATED = ("config.md", "systems.md", "findings.md")
 _PROGRAMS = r"(?:\.venv/bin/)?(?:PYTHONPATH=\.|HF_HUB_OFFLINE=1 |lumos|make|pip|python|kill|source)\b"
 _BLOCK = re.compile(rf"^    ({_PROGRAMS} (?:.*\\\n)*.*)$", re.MULTILINE)
 _INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
@@ -50,7 +50,7 @@ class Parsed(NamedTuple):
 def parse(words):
     """Parse the words behind `lumos` as the command line does, but for what is missing. Raises UserError: no such verb or flag."""
     words, verb = list(words), ""
-    while words and f"{verb} {words[0]}".strip() in {*VERBS, "data", "config"} and verb not in VERBS:
+    while words and f"{verb} {words[0]}".strip() in {*VERBS, "data", "config", "findings"} and verb not in VERBS:
         verb = f"{verb} {words.pop(0)}".strip()
     if verb not in VERBS:
         raise UserError(f"unknown command {verb or words[0]!r}")

@@ -59,6 +59,7 @@ NOT_HERE = [
     (r"^lumos serve ", "does not end; tests/test_serve.py"),
     (r"^lumos play |^lumos evaluate --what=world ", "needs a world with actions; tests/test_worlds.py"),
     (r"^lumos convert --from=clips ", "needs recordings with actions; tests/test_frames_export.py"),
+    (r"^lumos findings ", "minutes to hours; tests/test_findings.py runs all in miniature"),
     (r"^lumos demo ", "tests/test_project.py, from the wheel"),
 ]
 # Pages that tell what was measured, or of weights that are not here: their commands are parsed.

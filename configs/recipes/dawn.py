@@ -7,7 +7,7 @@ Published:  no figures that could be checked.
 Run:        lumos train --config=configs/recipes/dawn.py --workdir=dawn --config.data.path=TOKENS --config.tokenizer_workdir=TOKENIZER
 Expected:   not measured yet.
 Law:        tests/test_stream_recipes.py::test_dawn_makes_all_frames_at_once_and_sees_the_sound_of_all
-Figure:     none yet
+Figure:     docs/findings.md (all frames at once, without the streams)
 """
 
 from lumos.configs.transformer_small import get_config as small

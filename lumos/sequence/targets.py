@@ -23,6 +23,9 @@ class Targets(NamedTuple):
     target: np.ndarray
 
 
+_AXES = ("column", "row", "time")  # in the order of the heads
+
+
 class TargetRule(Slot):
     """Which positions predict the codes of a video."""
 
@@ -77,7 +80,12 @@ class Next(TargetRule, name="next"):
 class Neighbours(TargetRule, name="neighbours"):
     """A token predicts its next column, row and frame, with a head for each axis (NAR, arXiv 2503.10696 section 3.2)."""
 
+    alone: str = ""  # axis whose head predicts alone what it reaches: column, row or time (ablations of the paper); "" = the mean of all
     start = "one"
+
+    def __post_init__(self):
+        if self.alone not in ("", *_AXES):
+            raise ValueError(f"alone={self.alone!r}; allowed: {', '.join(_AXES)}, or '' for the mean of all heads")
 
     def __call__(self, layout):
         place = layout.visual_index.reshape(layout.grid)
@@ -88,6 +96,9 @@ class Neighbours(TargetRule, name="neighbours"):
             sources.append(np.where(edge, -1, before).reshape(-1))
         source = np.stack(sources, axis=1).astype(np.int32)
         source[0, 0] = layout.prefix_length - 1  # the start token
+        if self.alone:
+            arm = _AXES.index(self.alone)
+            source = np.where((source[:, arm] >= 0)[:, None] & (np.arange(3) != arm), -1, source)
         if layout.stream_index:
             raise ValueError("targets 'neighbours' would not see the streams of a new frame")
         return _from_earlier(layout, Targets(source, layout.visual_index))

@@ -109,20 +109,21 @@ def create_state(
     The extra state starts outside: it may be read from files.
     """
 
-    def init(params):
-        if params is None:
-            # The randomness of step s is fold_in(key(seed), s): no step reaches this number.
-            params = definition.init(jax.random.fold_in(jax.random.key(seed), _INITIALISATION))
-        return TrainState(
-            jnp.zeros((), jnp.int32), params, optimizer.init(params), start_average(params) if ema else None
-        )
-
+    init = lambda params: new_state(definition, optimizer, seed, params, ema=ema)
     with jax.set_mesh(mesh):
         places = state_shardings(definition, optimizer, mesh, ema=ema, offload=offload)
         state = jax.jit(init, out_shardings=places, donate_argnums=0)(params)
         if extra is None:
             return state
         return dataclasses.replace(state, extra=extra.start(sharding.param_shardings(mesh, extra.axes, extra.abstract)))
+
+
+def new_state(definition: Definition, optimizer, seed: jax.Array | int, params: Any = None, *, ema: bool) -> TrainState:
+    """Return a state without extra state that begins at `params`, or at random ones of this seed."""
+    if params is None:
+        # The randomness of step s is fold_in(key(seed), s): no step reaches this number.
+        params = definition.init(jax.random.fold_in(jax.random.key(seed), _INITIALISATION))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), start_average(params) if ema else None)
 
 
 def start_average(params: Any) -> Any:

@@ -21,7 +21,25 @@ _ROUNDING = 2**31  # tells the random numbers of rounding from those of microbat
 def make_train_step(
     objective: Objective, optimizer: optax.GradientTransformation, config: Config, mesh: Mesh
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict]]:
-    """Return the jitted, donating update `(state, batch) -> (state, metrics)`.
+    """Return the jitted, donating update `(state, batch) -> (state, metrics)`; see `make_update`."""
+    update = make_update(objective, optimizer, config)
+    places = state_shardings(
+        objective.definition,
+        optimizer,
+        mesh,
+        ema=config.optimizer.ema_decay > 0,
+        offload=config.optimizer.offload,
+        extra=objective.extra_state(),
+    )
+    step = lambda state, batch: update(state, batch, config.seed)
+    return jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+
+
+def make_update(
+    objective: Objective, optimizer: optax.GradientTransformation, config: Config
+) -> Callable[[TrainState, Batch, jax.Array | int], tuple[TrainState, dict]]:
+    """Return the update `(state, batch, seed) -> (state, metrics)`; with the seed as an argument, runs that differ in it alone share a
+    program.
 
     The randomness of step s is fold_in(seed, s). Gradients of the summed loss are accumulated over microbatches and
     divided once by the summed weight, so accumulation equals one large batch however weights are spread.
@@ -47,8 +65,8 @@ def make_train_step(
         (_, loss), grads = jax.value_and_grad(loss_sum, has_aux=True)(params)
         return (grads, loss.weight, loss.metrics | {"loss": loss.sum}, loss.statistics), loss.extra
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    def update(state: TrainState, batch: Batch, seed: jax.Array | int) -> tuple[TrainState, dict]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
         if num_micro == 1:
             totals = objective.weights(batch, key)
             sums, extra = summed_gradients(state.params, batch, key, state.step, state.extra, totals)
@@ -92,12 +110,4 @@ def make_train_step(
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
         return TrainState(state.step + 1, *kept), metrics
 
-    places = state_shardings(
-        objective.definition,
-        optimizer,
-        mesh,
-        ema=decay > 0,
-        offload=config.optimizer.offload,
-        extra=objective.extra_state(),
-    )
-    return jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+    return update

@@ -271,16 +271,22 @@ class TransformerObjective(Objective):
         Where hidden tokens predict themselves, AR-DF tubes of this ratio are hidden; elsewhere every code is predicted from
         clean ones.
         """
-        layout = self._layout_of(batch["tokens"].shape[1:])
-        num_frames, num_cells = layout.content_index.shape
         batch_size = batch["tokens"].shape[0]
-        in_place = self.config.sequence.targets.name == "in_place"
-        ratio = ratio if in_place else 0.0
+        num_frames, num_cells = self._layout_of(batch["tokens"].shape[1:]).content_index.shape
+        ratio = ratio if self.config.sequence.targets.name == "in_place" else 0.0
         u = jax.random.uniform(jax.random.key(0), (batch_size, 1, num_cells))
         mask_BTC = jnp.broadcast_to(choose(u, jnp.full((batch_size, 1), ratio)), (batch_size, num_frames, num_cells))
         drawn = Corrupted(mask_BTC, jnp.full((batch_size, num_frames), ratio), jnp.ones((batch_size, num_frames), bool))
+        return self.evaluate_drawn(params, batch, drawn)
+
+    def evaluate_drawn(self, params, batch, drawn: Corrupted):
+        """Return sums per row and frame, [B, T] each, of the codes that are hidden in frames with a loss; elsewhere than in place, of all."""
+        layout = self._layout_of(batch["tokens"].shape[1:])
+        batch_size, num_frames, _ = drawn.mask_BTC.shape
         run = self._forward(layout, self.definition, params, batch, drawn, None, jax.random.key(_KERNEL))
-        weights_BJ = code_values.of_content(layout, mask_BTC if in_place else jnp.ones_like(mask_BTC)).astype(
+        hidden_BTC = drawn.mask_BTC & drawn.predicted_BT[..., None]
+        in_place = self.config.sequence.targets.name == "in_place"
+        weights_BJ = code_values.of_content(layout, hidden_BTC if in_place else jnp.ones_like(hidden_BTC)).astype(
             jnp.float32
         )
         ce = self._cross_entropy(layout, run, weights_BJ)

@@ -1,0 +1,73 @@
+"""A world of files: a frame as the bytes of a lossless codec, for models that write files byte by byte."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from lumos.findings.measures import generate
+from lumos.findings.training import Trained
+from lumos.findings.worlds import World
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileWorld(World):
+    """Frames of a plain world, run-length coded in raster order: pairs of a run (1 and more cells) and a code, and zeros to the end.
+
+    A file is one row of `length` bytes. It is valid if its pairs stand before the zeros and its runs fill the frame.
+    """
+
+    frames: int = 1
+    side: int = 8
+    background: str = "plain"
+    length: int = 20
+
+    @property
+    def grid(self):
+        return 1, 1, self.length
+
+    @property
+    def num_codes(self):
+        return self.side**2 + 1 + super().num_codes
+
+    def clips(self, split, num, frames=0):
+        clips = super().clips(split, num, frames)
+        files = np.stack([self.encode(video[0]) for video in clips.codes])
+        return clips._replace(codes=files[:, None, None])
+
+    def encode(self, frame: np.ndarray) -> np.ndarray:
+        """Return the bytes of a frame, int32 [length]."""
+        cells = frame.reshape(-1)
+        starts = np.flatnonzero(np.diff(cells, prepend=-1))
+        runs = np.diff(np.append(starts, cells.size))
+        pairs = np.stack([runs, cells[starts] + self.side**2 + 1], axis=1).reshape(-1)
+        return np.pad(pairs, (0, self.length - len(pairs))).astype(np.int32)
+
+    def decode(self, file: np.ndarray) -> np.ndarray | None:
+        """Return the frame of a file, int32 [side, side], or None where it is not valid."""
+        end = int(np.argmax(np.append(file, 0) == 0))
+        runs, codes = file[:end:2], file[1:end:2] - self.side**2 - 1
+        good = end % 2 == 0 and not file[end:].any() and (codes >= 0).all() and (runs <= self.side**2).all()
+        return np.repeat(codes, runs).reshape(self.side, self.side) if good and runs.sum() == self.side**2 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Files from captions alone: NAME/valid, the share that is valid, and NAME/whole, the share that shows a whole block of the caption's
+    colour."""
+
+    name: str = "files"
+
+    def __call__(self, trained: Trained) -> dict[str, Any]:
+        world, colour = trained.world, trained.clips().colour
+        frames = [world.decode(file) for file in generate(trained, 0)[:, 0, 0]]
+        whole = [
+            frame is not None and (world.find(frame[None, None], colour[i : i + 1]) >= 0).all()
+            for i, frame in enumerate(frames)
+        ]
+        return {
+            f"{self.name}/valid": float(np.mean([frame is not None for frame in frames])),
+            f"{self.name}/whole": float(np.mean(whole)),
+        }
