@@ -91,8 +91,7 @@ class Checkpointer:
                 self._manager = ocp.CheckpointManager(self.directory, item_handlers=handlers, options=options)
                 break
             except OSError as error:
-                # The process that writes here has just deleted what was being listed; or a save of this process that failed still
-                # writes into the folder of it that is being removed.
+                # A writer has just deleted what was being listed, or a save that failed still writes into what is being removed.
                 passes = isinstance(error, FileNotFoundError) if read_only else error.errno == errno.ENOTEMPTY
                 if not passes or attempt == _MAX_ATTEMPTS - 1:
                     raise
