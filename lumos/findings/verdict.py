@@ -23,7 +23,8 @@ Rows = Mapping[tuple[str, int], Mapping[str, Any]]  # metrics by (arm, seed)
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """one, other: the numbers of each seed. gap, deviation: of their difference. needed: seeds that would be enough, where underpowered."""
+    """one, other: the numbers of each seed. gap, deviation: of their difference. needed: where underpowered, how many seeds it would take
+    to tell the expected effect, or a larger gap that was found, from none."""
 
     word: str
     one: np.ndarray
@@ -50,7 +51,16 @@ def judge(check: Above | Close, rows: Rows, seeds: tuple[int, ...]) -> Verdict |
     gap, deviation, num = float(differences.mean()), float(differences.std(ddof=1)), len(pairs)
     half = half_width(deviation, num)
     word, needed = _word(check, gap, deviation, half)
-    return Verdict(word, one, other, gap, deviation, gap - half, gap + half, needed and seeds_needed(deviation, needed))
+    return Verdict(
+        word,
+        one,
+        other,
+        gap,
+        deviation,
+        gap - half,
+        gap + half,
+        needed and seeds_needed(deviation, max(needed, abs(gap))),
+    )
 
 
 def value_of(side: str | float, rows: Rows, seed: int) -> float | None:
