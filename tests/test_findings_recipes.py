@@ -53,12 +53,6 @@ def test_jpeg_lm_is_next_token_over_one_row_of_bytes():
     assert config.model.rope == "1d" and layout.grid[:2] == (1, 1) and len(layout.groups) == layout.grid[2]
 
 
-def test_vf_prompt_gives_the_first_frame():
-    config, _ = parts("vf_prompt")
-    drawn = config.corruption.draw(jax.random.key(0), 64, 3, 16)
-    assert not np.asarray(drawn.mask_BTC)[:, 0].any() and (np.asarray(drawn.predicted_BT) == [False, True, True]).all()
-
-
 def test_the_survey_s_classes_name_recipes_that_are_there():
     known = {system.name for system in recipes_docs.systems()}
     assert {name for _, _, names in recipes_docs._SURVEY for name in names} <= known

@@ -1,9 +1,12 @@
 """Recipes whose frames come with streams: what each says its method is, on the recipe as it ships."""
 
+import jax
 import numpy as np
 from test_recipes import draw, parts, recipe
 
 from lumos.layouts import make_layout
+from lumos.sequence import frame_order
+from lumos.sequence.rule import visible
 from lumos.sequence.streams import StreamConfig
 from lumos.sequence.tokens import STREAM
 
@@ -106,3 +109,46 @@ def test_voyager_has_depth_below_colour_in_one_group():
     for group in layout.groups:
         is_depth = layout.tokens.y[group] >= plain[1]
         assert is_depth.sum() == len(group) / 2 and sees_LL[np.ix_(group, group)].all()
+
+
+def test_viton_dit_makes_key_frames_before_gaps_with_their_poses():
+    config = recipe("viton_dit", **{"sequence.order": "time", "sequence.layout": "ranks"})
+    layout = make_layout(config)
+    sees_LL = visible(config.sequence.attention, layout.tokens, layout.tokens)
+    assert [set(layout.tokens.t[group]) for group in layout.groups] == [{0}, {2}, {1}]  # both ends, then the gap
+    _, _, streams, t_S = frames_of(layout)
+    gap = layout.content_index[1]
+    assert sees_LL[np.ix_(gap, layout.visual_index)].all()
+    assert all(np.isin(streams[t_S == t], group).all() for t, group in zip((0, 2, 1), layout.groups))
+    tokens, key = np.arange(2 * 3).reshape(2, 3, 1, 1), jax.random.key(0)
+    drawn = frame_order.reorder(recipe("viton_dit").sequence.order, key, {"tokens": tokens, "stream_0": tokens[..., 0]})
+    np.testing.assert_array_equal(drawn["tokens"][..., 0], drawn["stream_0"])  # poses go with their frames
+
+
+def test_vf_prompt_has_an_example_without_loss_that_all_see():
+    config, layout, sees_LL = parts("vf_prompt")
+    drawn = config.corruption.draw(jax.random.key(0), 64, 3, 16)
+    assert not np.asarray(drawn.mask_BTC)[:, 0].any() and not np.asarray(drawn.predicted_BT)[:, 0].any()
+    assert np.asarray(drawn.predicted_BT)[:, 1:].all()
+    assert sees_LL[np.ix_(layout.visual_index, layout.content_index[0])].all()
+
+
+def test_style_in_v_makes_any_frame_from_the_anchor():
+    config = recipe("style_in_v")
+    _, ratio_BT = draw(config)
+    assert (ratio_BT[:, 0] == 0).all()
+    order_BT = np.asarray(config.sequence.order(jax.random.key(0), 512, 3))
+    assert (order_BT[:, 0] == 0).all() and 0.4 < (order_BT[:, 1] == 2).mean() < 0.6
+    layout = make_layout(config)
+    times = np.asarray(frame_order.positions(layout, np.array([[0, 2, 1]])).t)[0]
+    in_time = np.asarray(layout.positions.t)
+    np.testing.assert_array_equal(times[layout.content_index[1]], in_time[layout.content_index[2]])
+
+
+def test_speaker_vid_hears_two_people():
+    _, layout = assert_frames_know_their_stream_and_no_later_one("speaker_vid")
+    first, second = layout.stream_index
+    assert first.shape == second.shape == (3, 5) and not set(first.reshape(-1)) & set(second.reshape(-1))
+    assert set(layout.tokens.y[first].reshape(-1)) != set(
+        layout.tokens.y[second].reshape(-1)
+    )  # told apart by their place
