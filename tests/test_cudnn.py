@@ -48,16 +48,17 @@ def test_calls_equal_dense_with_gradients(rule):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_ranges_that_all_queries_share_equal_flash():
-    q, k, v, _ = _operands(24)
-    alike = lambda values: jnp.array(values)[..., None] * jnp.ones((1, 1, 24), jnp.int32)
-    start, end = alike([[0, 3, 7], [10, 10, 24]]), alike([[4, 4, 7], [20, 10, 30]])  # the last row sees nothing
-    got, want = (
-        cudnn.attend_lse(q, k, v, start, end, "xla"),
-        attention._flash_forward(q, k, v, start, end, dtype=jnp.float32),
-    )
-    for a, b in zip(got, want):
-        np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-6)
+def test_parts_of_which_all_queries_see_the_same_equal_flash():
+    q, *past, _ = _operands(24)
+    own = [x[:, :9] for x in past]
+    alike = lambda *ranges: jnp.array(ranges)[..., None] * jnp.ones((1, 1, 24), jnp.int32)
+    # Two ranges of the cache; the second row sees nothing of them, the third nothing beyond the last key.
+    keys = KeyRanges(alike([0, 3, 7], [10, 10, 20]), alike([4, 2, 7], [20, 10, 30]), alike=True)
+    parts = [(*past, keys), (*own, KeyRanges(alike([1]), alike([8]), alike=True))]
+    got, want = cudnn.attend_parts(q, parts, "xla"), attention.attend_parts(q, parts)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    nothing = [(*past, KeyRanges(alike([5]), alike([5]), alike=True))]
+    np.testing.assert_array_equal(cudnn.attend_parts(q, nothing, "xla"), jnp.zeros_like(q))
 
 
 def test_the_gradient_of_a_common_row_is_summed_in_float32():

@@ -99,37 +99,34 @@ def attend_parts(
     The partial softmaxes are merged through their log-sum-exp, so the cache is never copied; in float32, so that the sum is
     rounded once.
     """
-    return attend_parts_lse(q_BQNA, parts, kernel)[0]
+    if kernel == "auto" and all(cudnn.serves_part(q_BQNA, keys) for *_, keys in parts):
+        return cudnn.attend_parts(q_BQNA, parts)
+    return attend_parts_lse(q_BQNA, parts)[0]
 
 
-def attend_parts_lse(q_BQNA: jax.Array, parts, kernel: str = "auto") -> tuple[jax.Array, jax.Array]:
+def attend_parts_lse(q_BQNA: jax.Array, parts) -> tuple[jax.Array, jax.Array]:
     """Return what `attend_parts` does, and the log-sum-exp of the logits over all parts, float32 [B, Q, N], without a gradient."""
     in_order = lambda x, keys: _permute(x, keys.order_S)
     out, lse_BQN = _merged(
-        tuple(kernel == "auto" and cudnn.serves_part(q_BQNA, s) for *_, s in parts),
         q_BQNA,
         [(in_order(k, s), in_order(v, s), s.start_RBQ, s.end_RBQ, in_order(s.bias_BS, s)) for k, v, s in parts],
     )
     return out, jax.lax.stop_gradient(lse_BQN)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _merged(by_cudnn, q_BQNA, parts):
-    return _merged_fwd(by_cudnn, q_BQNA, parts)[0]
+@jax.custom_vjp
+def _merged(q_BQNA, parts):
+    return _merged_fwd(q_BQNA, parts)[0]
 
 
-def _merged_fwd(by_cudnn, q_BQNA, parts):
-    """`by_cudnn`: of each part, whether cuDNN computes it."""
-    done = [
-        cudnn.attend_lse(q_BQNA, *part[:4]) if is_cudnn else _flash_forward(q_BQNA, *part, jnp.float32)
-        for part, is_cudnn in zip(parts, by_cudnn)
-    ]
+def _merged_fwd(q_BQNA, parts):
+    done = [_flash_forward(q_BQNA, *part, jnp.float32) for part in parts]
     lse_BQN = functools.reduce(jnp.logaddexp, [part_lse for _, part_lse in done])
     out = sum(out * jnp.exp(part_lse - lse_BQN)[..., None] for out, part_lse in done).astype(q_BQNA.dtype)
     return (out, lse_BQN), (q_BQNA, parts, out, lse_BQN)
 
 
-def _merged_bwd(by_cudnn, saved, cotangents):
+def _merged_bwd(saved, cotangents):
     """With the log-sum-exp of all keys, the gradient of every part is that of attention over it alone."""
     q_BQNA, parts, out, lse_BQN = saved
     dout_BQNA, _ = cotangents

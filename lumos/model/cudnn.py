@@ -22,7 +22,6 @@ PRIMITIVE = "dot_product_attention_fwd"
 _DTYPES = ("bfloat16", "float16")
 _MOST_CALLS = 64  # a layer
 _MOST_HEAD_DIM = 128
-_NEVER = -1e30  # log-sum-exp of rows that see nothing
 
 
 def serves(q_BQNA: jax.Array, keys: KeyRanges) -> bool:
@@ -73,21 +72,30 @@ def attend(q_BQNA, k_BSKA, v_BSKA, first_B, static: StaticRanges, implementation
     return jnp.concatenate([of(call) for call in static.calls], axis=1)
 
 
-def attend_lse(q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, implementation: str = "cudnn"):
-    """Return the output, float32 [B, Q, N, A], and log-sum-exp [B, Q, N] of queries that all see the same ranges of keys."""
-    outs, lses, batch = [], [], len(q_BQNA)
-    for start_BQ, end_BQ in zip(start_RBQ, end_RBQ):
-        start_B, end_B = (jnp.broadcast_to(x_BQ[:, 0], (batch,)) for x_BQ in (start_BQ, end_BQ))
-        length_B = jnp.clip(end_B - start_B, 0, k_BSKA.shape[1] - start_B).astype(jnp.int32)
-        out, lse_BQN = jax.nn.dot_product_attention(
-            q_BQNA, _from(k_BSKA, start_B), _from(v_BSKA, start_B), query_seq_lengths=_full(q_BQNA),
-            key_value_seq_lengths=length_B, implementation=implementation, return_residual=True,
-        )  # fmt: skip
-        sees_B11 = (length_B > 0)[:, None, None]
-        outs.append(jnp.where(sees_B11[..., None], out.astype(jnp.float32), 0))
-        lses.append(jnp.where(sees_B11, lse_BQN, _NEVER))
-    lse_BQN = functools.reduce(jnp.logaddexp, lses)
-    return sum(out * jnp.exp(lse - lse_BQN)[..., None] for out, lse in zip(outs, lses)), lse_BQN
+def attend_parts(
+    q_BQNA, parts: list[tuple[jax.Array, jax.Array, KeyRanges]], implementation: str = "cudnn"
+) -> jax.Array:
+    """Return what `attention.attend_parts` does, for queries that all see the same keys of each part (k, v, KeyRanges).
+
+    The keys that a row sees are put one behind the other: to merge the results of parts would need their log-sum-exp, which JAX rounds to
+    half precision.
+    """
+    k_BSKA, v_BSKA = (jnp.concatenate(of_parts, axis=1) for of_parts in list(zip(*parts))[:2])
+    place_S, offset, end_B = jnp.arange(k_BSKA.shape[1]), 0, jnp.zeros(len(q_BQNA), jnp.int32)
+    key_BS = jnp.zeros((len(q_BQNA), len(place_S)), jnp.int32)
+    for k, _, keys in parts:
+        for start_BQ, stop_BQ in zip(keys.start_RBQ, keys.end_RBQ):
+            start_B, length_B = start_BQ[:, 0], jnp.minimum(stop_BQ, k.shape[1])[:, 0] - start_BQ[:, 0]
+            begin_B, end_B = end_B, end_B + jnp.maximum(length_B, 0)
+            is_here_BS = (place_S >= begin_B[:, None]) & (place_S < end_B[:, None])
+            key_BS = jnp.where(is_here_BS, place_S + (offset + start_B - begin_B)[:, None], key_BS)
+        offset += k.shape[1]
+    seen_BS11 = (place_S < end_B[:, None])[..., None, None]
+    k, v = (jnp.where(seen_BS11, jnp.take_along_axis(x, key_BS[..., None, None], axis=1), 0) for x in (k_BSKA, v_BSKA))
+    out = jax.nn.dot_product_attention(
+        q_BQNA, k, v, query_seq_lengths=_full(q_BQNA), key_value_seq_lengths=end_B, implementation=implementation
+    )
+    return jnp.where((end_B > 0)[:, None, None, None], out, 0)
 
 
 def _full(q_BQNA) -> jax.Array:

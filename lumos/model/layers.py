@@ -140,10 +140,14 @@ class Attention(nnx.Module):
                 out += self._gate() * attention.attend(q, k_rotated, v, keys.gated, c.attention)
             own = (k, v)
         else:
-            out, lse = attention.attend_parts_lse(q, [past[:3], (k_rotated, v, keys)], c.attention)
+            own, parts = (k, v), [past[:3], (k_rotated, v, keys)]
+            if past.measure is None:
+                out = attention.attend_parts(q, parts, c.attention)
+            else:
+                out, lse = attention.attend_parts_lse(q, parts)
+                own = (k, v, past.measure(q, past.k, past.keys, lse))
             if c.mixer.has_gate:  # tokens in flight are within each other's window
                 out += self._gate() * attention.attend_parts(q, [(past.k, past.v, past.keys.gated)], c.attention)
-            own = (k, v) if past.measure is None else (k, v, past.measure(q, past.k, past.keys, lse))
         return keep(self.o_proj(out.reshape(batch, length, -1)), "out"), own
 
     def _gate(self):
