@@ -1,14 +1,15 @@
 """Encoding and decoding with the Cosmos DV4x8x8 shape (104.7 M parameters) in float32, random weights: 9 frames of 128x128.
 
-    python benchmarks/cosmos_cpu.py [--rounds=3]
+    python benchmarks/cosmos_cpu.py [--rounds=3] [--beside=official.json]
 
-Prints frames/s as JSON, compilation not counted. Run it on an idle machine; `official_frames_per_s` is the released PyTorch
-code on two idle cores.
+Prints frames/s as JSON, compilation not counted. Run it on an idle machine. `--beside` names a file with the frames/s of other code, measured
+on this machine just now: {"encode": ..., "decode": ...}.
 """
 
 import argparse
 import json
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,14 +19,14 @@ from lumos.interop import cosmos
 from lumos.runtime.huge_pages import use_huge_pages
 from lumos.tokenizers.causal_vae import make_definition
 
-OFFICIAL = {"encode": 15.9, "decode": 6.4}
-
 
 def main():
     use_huge_pages()
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--beside", type=Path)
+    options = parser.parse_args()
+    rounds, others = options.rounds, json.loads(options.beside.read_text()) if options.beside else {}
     config = cosmos.CONFIGS["dv4x8x8"]
     tokenizer = cosmos.CosmosTokenizer(config, jax.jit(make_definition(config).init)(jax.random.key(0)))
     video = np.random.default_rng(0).uniform(-1, 1, (1, 9, 128, 128, 3)).astype(np.float32)
@@ -44,9 +45,9 @@ def main():
             "frames_per_s": rate,
             "best_frames_per_s": round(9 / min(wall), 2),
             "cpu_seconds": round(float(np.median(cpu)), 3),
-            "official_frames_per_s": OFFICIAL[name],
-            "ratio": round(rate / OFFICIAL[name], 2),
         }
+        if name in others:
+            result[name] |= {"beside": others[name], "ratio": round(rate / others[name], 2)}
     print(json.dumps(result, indent=1))
 
 
