@@ -100,6 +100,9 @@ def test_yan_has_the_structure_of_each_frame_before_it():
     assert structure.shape == layout.content_index.shape  # a token for every cell
     kinds = layout.tokens.kind[layout.prefix_length :]
     np.testing.assert_array_equal(kinds == STREAM, np.tile(np.repeat([True, False], 16), 3))
+    for axis in ("t", "h", "w"):  # and where the cell is, so that a cell finds its own
+        place = getattr(layout.positions, axis)
+        np.testing.assert_array_equal(place[structure], place[layout.content_index])
 
 
 def test_voyager_has_depth_below_colour_in_one_group():

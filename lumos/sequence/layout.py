@@ -132,7 +132,8 @@ def build(
       start: "none"; "one": one start token; "token": one, and the cells of the first stage follow one by one; "block": one
         for each cell of the first stage. With the last two, single cells before the first stage of k cells end with k - 1
         start tokens: each cell of that stage is predicted from a token of its own (PAR, arXiv 2412.15119 section 3.2).
-      streams: tokens in each frame of the streams beside the video; they come before the first stage of their frame.
+      streams: tokens in each frame of the streams beside the video; they come before the first stage of their frame. As many as a frame
+        has cells (a map of depths, say) stand where the cells do.
       memory: sizes k of the rungs of memory tokens, behind the cells of each frame (`sequence.memory`).
     """
     grid = stage_THW.shape
@@ -161,9 +162,11 @@ def build(
     for stream, num in enumerate(streams):
         frame, place = np.indices((grid[0], num)).reshape(2, -1)
         start_of_frame = stage.reshape(grid[0], -1).min(axis=1)
+        is_dense = num == cells_per_frame  # a token for each cell, and where it is
+        row, column = np.divmod(place, grid[2]) if is_dense else (np.full(len(frame), -1 - stream), place)
         rows.append(
             dict(
-                kind=np.full(len(frame), STREAM), stage=start_of_frame[frame] - 1, t=frame, y=np.full(len(frame), -1 - stream), x=place,
+                kind=np.full(len(frame), STREAM), stage=start_of_frame[frame] - 1, t=frame, y=row, x=column,
                 index=base + frame * per_frame + sum(streams[:stream]) + place, stream=np.full(len(frame), 1 + stream),
             )
         )  # fmt: skip
