@@ -12,12 +12,10 @@ In a bucket nothing can be moved: there a checkpoint is what has its marker, whi
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import logging
 import os
 import shutil
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,12 +88,9 @@ class Checkpointer:
             try:
                 self._manager = ocp.CheckpointManager(self.directory, item_handlers=handlers, options=options)
                 break
-            except OSError as error:
-                # A writer has just deleted what was being listed, or a save that failed still writes into what is being removed.
-                passes = isinstance(error, FileNotFoundError) if read_only else error.errno == errno.ENOTEMPTY
-                if not passes or attempt == _MAX_ATTEMPTS - 1:
+            except FileNotFoundError:  # the process that writes here has just deleted what was being listed
+                if not read_only or attempt == _MAX_ATTEMPTS - 1:
                     raise
-                time.sleep(0.1 * attempt)
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()

@@ -435,7 +435,8 @@ def test_a_read_only_folder_ends_every_command_in_one_line(read_only, capsys):
 
 
 def test_nothing_is_unpickled_and_no_shell_is_called():
-    """Readers that run code are not used anywhere; subprocesses get lists, never a line for a shell."""
+    """Readers that run code are not used anywhere; subprocesses get lists, never a line for a shell. One file writes pickles,
+    which Jasmine reads."""
     root = Path(cli.__file__).parent
     files = [path for path in [*root.rglob("*.py"), *(root / "tokenizers").rglob("*.py")]]
     assert len(files) > 50
@@ -443,8 +444,9 @@ def test_nothing_is_unpickled_and_no_shell_is_called():
         text = path.read_text()
         if "class _Unpickler(pickle.Unpickler)" in text and "def find_class" in text:
             continue  # refuses all but numbers, arrays and containers; test_interop_*.py, test_metric_networks.py
+        if path != root / "interop" / "frames.py":
+            assert "import pickle" not in text, path
         for word in (
-            "import pickle",
             "pickle.load",
             "allow_pickle=True",
             "yaml.load(",

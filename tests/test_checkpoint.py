@@ -245,6 +245,11 @@ def test_an_asynchronous_save_that_fails_stops_the_run_and_leaves_the_one_before
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
+    # Threads of the failed save still write for a moment, which in a new process there would not be.
+    seen = None
+    while (now := sorted((tmp_path / "run" / "checkpoints").rglob("*"))) != seen:
+        seen = now
+        time.sleep(1)
     train(config, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "runs.jsonl").read_text().splitlines()[-1])["start_step"] == 2
     assert Checkpointer(tmp_path / "run", read_only=True).latest_step() == 6

@@ -172,8 +172,8 @@ def _level_features(level_BQ: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
-def embed(table_VD: jax.Array, ids_BL: jax.Array, common: int) -> jax.Array:
-    """Look token ids up in a sharded table, [B, L, D]; `common` is the id that most tokens have.
+def embed(table_VD: jax.Array, ids_BL: jax.Array, common: int = -1) -> jax.Array:
+    """Look token ids up in a sharded table, [B, L, D]; `common` is the id that most tokens have, if there is one.
 
     Every device looks up its columns for the ids of all devices that share the table, and sends the rows to their
     owners: what moves is activations, never the table.
