@@ -139,6 +139,7 @@ def small(**changes):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_training_is_that_of_lumos_train_and_seeds_share_a_program(tmp_path, one_device):  # noqa: F811
     finding = small()
     config = config_of(finding, Arm(), finding.world.write(tmp_path / "tokens"))

@@ -150,6 +150,7 @@ def batch_of(tokens, num=8):
     return {"tokens": np.stack([row["tokens"] for row in rows]).astype(np.int32)} | text
 
 
+@pytest.mark.slow
 def test_training_beside_a_transformer_trains_the_codebook(tokens):
     """Its gradient is that of its own loss, which reaches the inverse model, its codes move, and they are the labels of the transformer."""
     config = cotrained(tokens)
