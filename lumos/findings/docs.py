@@ -22,7 +22,8 @@ and the expected one. **not shown**: anything else. Numbers are means ± standar
 that two numbers are equal (=) is reproduced where the gap and two deviations lie inside of its margin. Losses are in nats a code, shares in 0 to 1.
 Minutes are those of all arms and seeds in one process, as it was run.
 
-These are statements about the mechanism at this size. Published figures stand beside ours for orientation; they are not comparable.
+These are statements about the mechanism at this size. Published figures stand beside ours for orientation; they are not comparable. "Not shown" and
+"contradicted" are first verdicts: none of them has had its longer run yet. Minutes were taken on cores that other jobs used too.
 """
 
 
