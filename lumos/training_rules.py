@@ -46,7 +46,7 @@ def check_actions(config: Config) -> None:
     c, actions = config, config.actions
     if actions.codes < 2 or actions.width % 32:
         raise UserError(
-            f"config.actions.codes={actions.codes} must be at least 2, config.actions.width={actions.width} a multiple of 32 (heads)"
+            f"config.actions.codes={actions.codes} must be at least 2, config.actions.width={actions.width} a multiple of 32"
         )
     if not actions.weight:
         return

@@ -85,7 +85,7 @@ class ActionsConfig:
     code_dim: int = 32  # channels of their codes
     history: int = 1  # latent frames before a frame that tell what led to it
     width: int = 128  # of the inverse and of the forward model, a multiple of 32
-    num_layers: int = 2  # transformer blocks of each of the two
+    num_layers: int = 2  # residual blocks, of two 3x3 convolutions, of each of the two
     # Pulls what the inverse model says to its code. The loss is a mean over tokens, most of which stay: more of this would hold together
     # what the loss drives apart, and codes would stand for two actions
     commitment_weight: float = 0.01
