@@ -20,10 +20,10 @@ A statement compares two numbers seed by seed. **reproduced**: the mean gap has 
 difference over seeds. **contradicted**: the same with the opposite sign. **underpowered**: the 95 % interval of the gap holds both no effect
 and the expected one. **not shown**: anything else. Numbers are means ± standard deviations over seeds, gaps with their interval. A statement
 that two numbers are equal (=) is reproduced where the gap and two deviations lie inside of its margin. Losses are in nats a code, shares in 0 to 1.
-Minutes are those of all arms and seeds in one process, as it was run.
+Minutes are those of all arms and seeds on two cores (`--workers=2`), from the processor time of the two processes.
 
 These are statements about the mechanism at this size. Published figures stand beside ours for orientation; they are not comparable. "Not shown" and
-"contradicted" are first verdicts: none of them has had its longer run yet. Minutes were taken on cores that other jobs used too.
+"contradicted" are first verdicts: none of them has had its longer run yet.
 """
 
 

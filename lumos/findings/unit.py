@@ -54,7 +54,7 @@ def digest(finding: Finding, smoke: bool = False) -> str:
 
 def run(unit: Unit, out: Path) -> list[dict[str, Any]]:
     """Train and measure; return a row for each arm."""
-    finding, start = load.load(unit.finding), time.perf_counter()
+    finding, start = load.load(unit.finding), time.process_time()
     world = finding.arms[unit.arms[0]].world or finding.world
     if unit.smoke:
         world = dataclasses.replace(world, num_train=32, num_test=SMOKE_CLIPS)
@@ -63,16 +63,16 @@ def run(unit: Unit, out: Path) -> list[dict[str, Any]]:
     training, arm = made(unit.arms[0]), finding.arms[unit.arms[0]]
     params = made(unit.arms[0], "before").run(unit.seed)[0] if arm.before is not None else None
     params, losses = training.run(unit.seed, params)
-    trained_seconds, rows = time.perf_counter() - start, []
+    trained_seconds, rows = time.process_time() - start, []
     for name in unit.arms:
-        start = time.perf_counter()
+        start = time.process_time()
         config = dataclasses.replace(_settings(finding, finding.arms[name], data, unit.smoke, training), seed=unit.seed)
         trained = Trained(config, world, params, world.num_test, training.mesh)
         metrics: dict[str, Any] = {}
         for measure in finding.measures:
             metrics |= measure(trained)
         metrics |= {"loss": losses[-1], "losses": losses[:: max(len(losses) // 40, 1)]}
-        seconds = time.perf_counter() - start + trained_seconds / len(unit.arms)
+        seconds = time.process_time() - start + trained_seconds / len(unit.arms)
         row = {
             "finding": unit.finding,
             "arm": name,
