@@ -184,7 +184,7 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert run.run(["small"], tmp_path, workers=0) == [] and done == [(("a", "b"), 2)]
     assert [row["seed"] for row in run.read(tmp_path / "small.jsonl")] == [0, 0, 1, 1, 3, 3, 2, 2]
     found = results.results("small", tmp_path)
-    assert found.word == "reproduced" and found.minutes == 8
+    assert found.word == "reproduced" and found.minutes == 4
     page = report.write(tmp_path).read_text()
     assert (
         "reproduced" in page
