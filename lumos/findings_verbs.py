@@ -32,7 +32,7 @@ def _run(values, overrides):
         raise UserError("lumos findings run NAME...: give names, or all; lumos findings list shows them")
     for name in names:
         load.load(name)
-    failed = run.run(names, Path(values.out), values.workers, values.smoke, values.minutes)
+    failed = run.run(names, Path(values.out), values.workers, values.smoke, values.minutes, values.longer)
     _print(names, values)
     if failed:
         print("\n".join(["failed:", *failed]))
@@ -47,8 +47,8 @@ def _print(names, values):
         found = results.results(name, Path(values.out), values.smoke)
         if isinstance(found, Results):
             print(f"{name}: {found.word}")
-            for check, verdict in found.verdicts:
-                print("  {statement}: {ours}; gap {gap}: {verdict}".format(**results.line(check, verdict)))
+            for line in results.lines(found):
+                print("  {statement}: {ours}; gap {gap}: {verdict}".format(**line))
         else:
             wrong = [s.text for s in found.statements if not s.holds(s.ours())]
             print(f"{name}: {'holds' if not wrong else 'does not hold: ' + '; '.join(wrong)}")
@@ -70,6 +70,7 @@ VERBS: dict[str, Verb] = {
             _OUT,
             number("workers", 1, "processes that share the work and the cores"),
             decimal("minutes", 0.0, "after which it stops, to go on later; 0 = when all is done"),
+            switch("longer", False, "twice the steps, for what the rows of --out do not show or contradict"),
             _SMOKE,
         ),
         _run,

@@ -295,7 +295,7 @@ def test_flags_are_frozen(capsys):
         "data shapes": ["config"],
         "data record": ["actions", "clips", "frames", "game", "level", "out", "seed", "skip", "turn", "workers"],
         "findings list": [],
-        "findings run": ["minutes", "name", "out", "smoke", "workers"],
+        "findings run": ["longer", "minutes", "name", "out", "smoke", "workers"],
         "findings report": ["out", "smoke"],
         "data vocab": ["config", "manifest", "out"],
         "data cut": ["cuts", "least", "manifest", "most", "out", "threads", "threshold"],

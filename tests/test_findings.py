@@ -173,6 +173,30 @@ def fake(monkeypatch, finding, fails=()):
     return done
 
 
+def test_what_is_contradicted_runs_once_more_with_twice_the_steps(tmp_path, monkeypatch):
+    """And its arms alone; the first verdict stands, the second one behind it."""
+    finding = small()
+    finding = dataclasses.replace(
+        finding,
+        arms=finding.arms | {"c": Arm(train={"train.num_steps": 5})},
+        checks=(*finding.checks, Above(text="wrong", high="c:tube", low="a:tube", expected=0.1)),
+    )
+    done = fake(monkeypatch, finding)
+    assert run.run(["small"], tmp_path, workers=0) == [] and len(done) == 8  # a and b share their runs
+    found = results.results("small", tmp_path)
+    assert found.word == "1 reproduced, 1 contradicted" and not found.longer
+    done.clear()
+    assert run.run(["small"], tmp_path, workers=0, longer=True) == []
+    assert (
+        done == [((arm,), seed) for seed in SEEDS for arm in "ac"]
+        and finding.longer.arms["c"].train["train.num_steps"] == 10
+    )
+    found = results.results("small", tmp_path)
+    assert found.word == "1 reproduced, 1 contradicted" and found.steps("a") == 3
+    assert "contradicted; with twice the steps contradicted: -1.000" in results.lines(found)[1]["verdict"]
+    assert run.left(["small"], tmp_path, longer=True) == []
+
+
 def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     finding = small(curve="curve")
     done = fake(monkeypatch, finding, fails=(2,))

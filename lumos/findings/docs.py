@@ -22,8 +22,10 @@ and the expected one. **not shown**: anything else. Numbers are means ± standar
 that two numbers are equal (=) is reproduced where the gap and two deviations lie inside of its margin. Losses are in nats a code, shares in 0 to 1.
 Minutes are those of all arms and seeds on two cores (`--workers=2`), from the processor time of the two processes.
 
-These are statements about the mechanism at this size. Published figures stand beside ours for orientation; they are not comparable. "Not shown" and
-"contradicted" are first verdicts: none of them has had its longer run yet.
+A verdict is that of the budget that was written down first. What it does not show or contradicts is run once more with twice the steps
+(`lumos findings run NAME --longer`): the second verdict stands behind the first, and does not replace it.
+
+These are statements about the mechanism at this size. Published figures stand beside ours for orientation; they are not comparable.
 """
 
 
@@ -53,7 +55,7 @@ def render(folder: Path = RESULTS) -> str:
         f = item.finding
         lines += ["", f"### {f.name}", "", f"{f.claim} {f.paper}. {_budget(item)}{f' {f.note}' if f.note else ''}", ""]
         lines += ["| statement | ours | gap | verdict |", "|---|---|---|---|"]
-        lines += [_row(results.line(check, found).values()) for check, found in item.verdicts]
+        lines += [_row(line.values()) for line in results.lines(item)]
     lines += ["", "## Exact", "", "Counts and identities, which need no training.", ""]
     lines += ["| claim | statement | published | ours | verdict |", "|---|---|---|---|---|"]
     for item in exact:

@@ -86,6 +86,13 @@ class Finding:
     curve: str = ""
     note: str = ""  # what is different here, and what that means for the claim
 
+    @property
+    def longer(self) -> Finding:
+        """The finding with twice the steps, for statements that were not reproduced with its own."""
+        twice = lambda changes: {k: 2 * v if k == "train.num_steps" else v for k, v in changes.items()}
+        arms = {name: dataclasses.replace(arm, train=twice(arm.train)) for name, arm in self.arms.items()}
+        return dataclasses.replace(self, steps=2 * self.steps, arms=arms)
+
     def __post_init__(self):
         if len(self.seeds) < 3:
             raise ValueError(f"seeds={self.seeds}: a deviation needs three at least")

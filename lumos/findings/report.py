@@ -46,8 +46,7 @@ def _trained(found: Results, folder: Path) -> list[str]:
     f = found.finding
     parts = [f"<h2>{_escaped(f.name)}: {_worded(found.word)}</h2><p>{_escaped(f.claim)}</p>"]
     parts += [f"<p><em>{_escaped(f.paper)}</em>. Published: {_escaped(f.published)}. {_escaped(f.note)}</p>"]
-    lines = [results.line(check, verdict) for check, verdict in found.verdicts]
-    rows = [[line["statement"], line["ours"], line["gap"], _worded(line["verdict"])] for line in lines]
+    rows = [[line["statement"], line["ours"], line["gap"], _worded(line["verdict"])] for line in results.lines(found)]
     parts += [_table(("statement", "ours", "gap", "verdict"), rows)]
     pictures = {"curves": _curves(found), "frames": _strips(found)}
     for kind, figure in pictures.items():

@@ -6,6 +6,7 @@ first, the longest ones before short ones; the programs that it compiles lie in 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import multiprocessing
@@ -20,30 +21,23 @@ from typing import Any
 from lumos.errors import UserError
 from lumos.findings import load, unit
 from lumos.findings.finding import Finding
+from lumos.findings.results import read, results
 from lumos.findings.unit import Unit
 from lumos.growing_files import Appended
 
 _log = logging.getLogger(__name__)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSONL file; a line that a kill cut off counts for nothing."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
-
-
-def run(names: Iterable[str], out: Path, workers: int = 1, smoke: bool = False, minutes: float = 0.0) -> list[str]:
+def run(
+    names: Iterable[str], out: Path, workers: int = 1, smoke: bool = False, minutes: float = 0.0, longer: bool = False
+) -> list[str]:
     """Run what is left of some findings; return what failed, a line each. Rows of other settings stay, and count for nothing.
 
-    minutes: after which units that are not finished are given up, to be run by the same command later; 0 = never.
+    minutes: after which units that are not finished are given up, to be run by the same command later; 0 = never. longer: with twice the
+    steps, and only the arms of statements that the rows in `out` do not show or contradict.
     """
     out.mkdir(parents=True, exist_ok=True)
-    queue = left(names, out, smoke, workers)
+    queue = left(names, out, smoke, workers, longer)
     _log.info("%d units left", len(queue))
     failed, start = [], time.monotonic()
     for number, (one, rows, error) in enumerate(_finished(queue, out, workers, 60 * minutes or None), 1):
@@ -60,15 +54,19 @@ def run(names: Iterable[str], out: Path, workers: int = 1, smoke: bool = False, 
     return failed
 
 
-def left(names: Iterable[str], out: Path, smoke: bool = False, workers: int = 1) -> list[Unit]:
+def left(names: Iterable[str], out: Path, smoke: bool = False, workers: int = 1, longer: bool = False) -> list[Unit]:
     """Return the units without rows, in the order in which they are run."""
     found, wave, num_runs = [], 0, 0
     for name in names:
         finding = load.load(name)
         if not isinstance(finding, Finding):
             continue
+        arms = set(finding.arms)
+        if longer:
+            arms, finding = results(name, out, smoke).doubted_arms, finding.longer
         done = {(row["digest"], row["arm"], row["seed"]) for row in read(out / f"{name}.jsonl")}
         for one in unit.units(finding, smoke):
+            one = dataclasses.replace(one, arms=tuple(arm for arm in one.arms if arm in arms), longer=longer)
             if any((one.digest, arm, one.seed) not in done for arm in one.arms):
                 place = finding.seeds.index(one.seed)
                 found.append(((wave, place, -finding.steps * finding.cost), one))

@@ -26,6 +26,7 @@ class Unit:
     digest: str
     steps: int  # by which units are ordered
     smoke: bool = False
+    longer: bool = False  # with twice the steps
 
 
 def units(finding: Finding, smoke: bool = False) -> list[Unit]:
@@ -55,6 +56,7 @@ def digest(finding: Finding, smoke: bool = False) -> str:
 def run(unit: Unit, out: Path) -> list[dict[str, Any]]:
     """Train and measure; return a row for each arm."""
     finding, start = load.load(unit.finding), time.process_time()
+    finding = finding.longer if unit.longer else finding
     world = finding.arms[unit.arms[0]].world or finding.world
     if unit.smoke:
         world = dataclasses.replace(world, num_train=32, num_test=SMOKE_CLIPS)
