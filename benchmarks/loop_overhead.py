@@ -56,7 +56,7 @@ def main():
             {
                 "data.path": str(tokens), "tokenizer_workdir": "", "train.num_steps": STEPS, "train.log_every": 100,
                 "train.eval_every": 10**6, "train.checkpoint_every": 10**6, "train.num_samples": 0,
-                "model.text_vocab": 512, "model.visual_vocab": 1000,
+                "model.text_vocab": 512, "model.visual_vocab": 1000, "sequence.grid": "(2, 4, 4)",
             },
         )  # fmt: skip
         train(config, Path(folder) / "run")

@@ -48,7 +48,7 @@ def get_config(variant: str = "transformer"):
         config.model.num_heads = 2
         config.model.num_kv_heads = 2
         config.model.code_levels = (8, 5, 5, 5)
-        config.model.scan_layers = False
+        config.model.scan_layers, config.model.remat = False, "none"
         # After as many steps Muon is far ahead of AdamW (docs/results.md).
         config.optimizer.name = "muon"
         config.optimizer.learning_rate = 5e-3

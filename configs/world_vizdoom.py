@@ -72,7 +72,7 @@ def sized(config, part: str, size: str, folder: str, flags: str, actions: tuple[
         config.model.num_heads = 2
         config.model.num_kv_heads = 2
         config.model.code_levels = (8, 5, 5, 5)
-        config.model.scan_layers = False
+        config.model.scan_layers, config.model.remat = False, "none"
         config.model.first_frame = True
         config.optimizer.name = "muon"
         config.optimizer.learning_rate = 5e-3

@@ -165,8 +165,10 @@ def train(
 
     with Watchdog() as watchdog:  # before jax is imported and devices are looked for
         outputs.check_workdir(os.fspath(workdir), "--workdir")
+        from lumos.runtime import compiler_memory
         from lumos.training import loop
 
+        compiler_memory.give_back_after_compiling()
         run = load_config(config, overrides)
         options: dict[str, Any] = {"init_from": init_from, "fresh": tuple(fresh), "profile_at": profile_at}
         return loop.train(run, os.fspath(workdir), watchdog=watchdog, **options)

@@ -4,10 +4,12 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "core.py"
 
 
+@pytest.mark.slow
 def test_the_page_trains_and_generates():
     spec = importlib.util.spec_from_file_location("core_page", PAGE)
     core = importlib.util.module_from_spec(spec)

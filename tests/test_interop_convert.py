@@ -87,6 +87,7 @@ def test_a_converted_workdir_generates_from_text_and_images(converted, tmp_path)
     assert Image.open(tmp_path / "a.gif").n_frames == 5
 
 
+@pytest.mark.slow
 def test_the_generator_makes_the_tokens_of_lumos1_generate(converted):
     """`lumos generate` and the library call are one program on one sequence."""
     folder, _ = converted

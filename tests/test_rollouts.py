@@ -94,6 +94,7 @@ class Run:
         return state
 
 
+@pytest.mark.slow
 def test_streams_live_on_begin_anew_and_resume_bit_for_bit():
     """Seven frames at most are three clips of two; a resumed run goes on within a video. The student comes nearer to the teacher."""
     run = Run(slot("streaming", most=7))

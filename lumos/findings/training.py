@@ -32,7 +32,7 @@ SMOKE_STEPS, SMOKE_CLIPS = 2, 4
 _BASE = {
     "task": "transformer", "data.source": "tokens", "data.batch_size": 8, "data.num_threads": 1, "sequence.text_length": 8,
     "model.num_layers": 3, "model.model_dim": 64, "model.mlp_dim": 176, "model.num_heads": 2, "model.num_kv_heads": 2,
-    "model.head_dim": 32, "model.scan_layers": False, "optimizer.name": "muon", "optimizer.learning_rate": 5e-3,
+    "model.head_dim": 32, "model.scan_layers": False, "model.remat": "none", "optimizer.name": "muon", "optimizer.learning_rate": 5e-3,
     "optimizer.warmup_steps": 20, "optimizer.final_fraction": 0.02, "optimizer.ema_decay": 0.0, "train.num_samples": 0,
     "generate.steps": 6, "generate.fps": 8.0, "generate.guidance": slot("none"), "generate.top_p": 1.0,
 }  # fmt: skip

@@ -3,8 +3,8 @@
 Layers name what is worth keeping (`keep`): query, key, value (before rotation), attention (the kernel's output and
 log-sum-exp), out (the attention projection), gate, up, down (the MLP).
 
-    none             everything is kept: fastest, most memory
-    minimal          query, key, value, attention: attention and its projections are not run again, the MLP and norms are
+    none             everything is kept: least arithmetic, most memory
+    minimal          query, key, value, attention: attention and its projections are not run again, the MLP and norms are (the default)
     dots             results of all matmuls
     full             only the layer's input: every layer runs twice
     save:<a,b>       the named activations
@@ -48,8 +48,11 @@ def offloaded_names(policy: str) -> tuple[str, ...]:
     return tuple(names.split(",")) if kind == "offload" else ()
 
 
-def wrap(policy: str) -> Callable | None:
-    """Return the transformation of a layer body, or None if nothing is recomputed."""
+def wrap(policy: str, unrolled: bool = False) -> Callable | None:
+    """Return the transformation of a layer body, or None if nothing is recomputed.
+
+    Where layers are unrolled, the compiler sees that a layer is computed twice, and would keep the first result after all; a scan hides it.
+    """
     saved, policies = saved_names(policy), jax.checkpoint_policies
     if policy == "none":
         return None
@@ -64,7 +67,7 @@ def wrap(policy: str) -> Callable | None:
         rule = policies.save_only_these_names(*saved) if saved else None
     if RESIDUALS in saved:
         rule = _both(rule, _is_from_cudnn)
-    return lambda body: jax.checkpoint(body, policy=rule, prevent_cse=False)
+    return lambda body: jax.checkpoint(body, policy=rule, prevent_cse=unrolled)
 
 
 _both = jax.checkpoint_policies.save_from_both_policies

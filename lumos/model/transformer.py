@@ -123,8 +123,9 @@ class Transformer(nnx.Module):
             return sharding.constrain(x_BQD, ("batch", "length", None)), own
 
         given = {kind: given[kind] for kind in kinds if kind in given}
+        unroll = not c.scan_layers
         x_BQD, own = scan(
-            self.layers, layer, x_BQD, given, kinds=kinds, remat=remat.wrap(c.remat), unroll=not c.scan_layers
+            self.layers, layer, x_BQD, given, kinds=kinds, remat=remat.wrap(c.remat, unroll), unroll=unroll
         )
         none = jnp.zeros((0, *ids_BQ.shape, c.num_kv_heads, c.head_dim), c.dtype)
         return self.norm(x_BQD), Own(*own.get(SOFTMAX, (none, none)), sums=own.get(LINEAR))

@@ -1,0 +1,112 @@
+"""What holds the memory of a training process, and what rematerialisation costs and saves.
+
+    python benchmarks/training_memory.py [--sizes=1m,5m,20m] [--policies=none,minimal,dots,full] [--grid=16,8,8] [--batch=4] [--rounds=4]
+
+Every size and policy is a process of its own that trains configs/transformer_small.py on made-up tokens. Prints a line of JSON for each:
+gigabytes resident after the imports, with the state, after the compilation, after what it left behind was given back, and at most in
+steps; what the compiler reserves for the state and for temporary values; seconds of a step (median), and its page faults and seconds in
+the kernel. Compiled programs are kept in a temporary folder: a first process of each kind, which compiles, is not counted.
+"""
+
+import argparse
+import functools
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def resident_gb(name: str = "VmRSS") -> float:
+    """Return VmRSS (now) or VmHWM (at most) of this process, in GB."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return round(int(line.split()[1]) * 1024 / 1e9, 3)
+
+
+def measure(size: str, policy: str, grid: tuple[int, ...], batch: int, rounds: int) -> dict:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from lumos import config_loading, sharding
+    from lumos.configs.transformer_small import get_config
+    from lumos.evaluation.evaluate import versions
+    from lumos.runtime.compiler_memory import give_back
+    from lumos.training.from_config import make_objective, make_objective_optimizer
+    from lumos.training.state import new_state
+    from lumos.training.step import make_update
+
+    found = {"size": size, "remat": policy, "imports_gb": resident_gb()}
+    config = get_config(size)
+    config.sequence.grid, config.data.batch_size, config.model.remat = grid, batch, policy
+    config.model.visual_vocab, config.model.text_vocab = 1024, 512
+    config = config_loading.parse(config)
+    objective = make_objective(config)
+    optimizer = make_objective_optimizer(objective, config)
+    rng, text = np.random.default_rng(0), (batch, config.sequence.text_length)
+    rows = {
+        "tokens": jnp.asarray(rng.integers(0, 1024, (batch, *grid)), jnp.int32),
+        "text": jnp.asarray(rng.integers(4, 512, text), jnp.int32),
+        "text_length": jnp.full(batch, text[1], jnp.int32),
+    }
+    with jax.set_mesh(sharding.make_mesh(config.mesh, jax.local_devices()[:1])):
+        new = functools.partial(new_state, objective.definition, optimizer, ema=config.optimizer.ema_decay > 0)
+        state = jax.block_until_ready(jax.jit(new)(jnp.uint32(0), None))
+        found["state_gb"] = resident_gb()
+        update = jax.jit(make_update(objective, optimizer, config), donate_argnums=0)
+        step = update.lower(state, rows, jnp.uint32(0)).compile()
+        found["compiled_gb"] = resident_gb()
+        give_back()
+        found["given_back_gb"], reserved = resident_gb(), step.memory_analysis()
+        seconds, kernel, faults = [], [], []
+        for _ in range(rounds + 1):
+            before, start = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+            state, metrics = step(state, rows, jnp.uint32(0))
+            jax.block_until_ready(state)
+            after = resource.getrusage(resource.RUSAGE_SELF)
+            seconds.append(time.perf_counter() - start)
+            kernel.append(after.ru_stime - before.ru_stime)
+            faults.append(after.ru_minflt - before.ru_minflt)
+    median = lambda values: round(statistics.median(values[1:]), 3)
+    return found | {
+        "peak_gb": resident_gb("VmHWM"),
+        "state_mb": round(reserved.argument_size_in_bytes / 1e6),
+        "temporary_mb": round(reserved.temp_size_in_bytes / 1e6),
+        "step_s": median(seconds), "kernel_s": median(kernel), "page_faults": int(median(faults)),
+        "loss": float(metrics["loss"]), "parameters": objective.definition.num_params, "versions": versions(),
+    }  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sizes", default="1m,5m,20m")
+    parser.add_argument("--policies", default="none,minimal,dots,full")
+    parser.add_argument("--grid", default="16,8,8")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    grid = tuple(map(int, args.grid.split(",")))
+    if args.one:
+        print(json.dumps(measure(*args.one.split(","), grid, args.batch, args.rounds)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        cache = {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        tunables = {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")}  # as `lumos train`
+        for size in args.sizes.split(","):
+            for policy in args.policies.split(","):
+                command = [sys.executable, __file__, f"--one={size},{policy}", f"--grid={args.grid}"]
+                command += [f"--batch={args.batch}", f"--rounds={args.rounds}"]
+                run = functools.partial(
+                    subprocess.run, command, env=os.environ | cache | tunables, check=True, text=True
+                )
+                run(stdout=subprocess.DEVNULL)
+                print(run(stdout=subprocess.PIPE).stdout.strip(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
