@@ -55,7 +55,7 @@ def _load(name, *variants):
 @pytest.mark.fast(
     "demo.py-tokenizer", "demo.py-transformer", "endless.py-transformer", "lumos_1b.py-", "lumos_3b.py-", "real_clips.py-transformer",
     "tokenizer_dv4x8x8.py-", "tokenizer_stages.py-joint", "tokenizer_quantizers.py-lfq", "transformer_small.py-5m", "world_ale.py-transformer",
-    "benchmarks.py-kinetics600,transformer", "generation_by_tokenizer.py-larp_prior,tokenizer", "moving_shapes_1h.py-transformer",
+    "lumos_500m.py-", "world_vizdoom.py-transformer", "benchmarks.py-kinetics600,transformer", "generation_by_tokenizer.py-larp_prior,tokenizer", "moving_shapes_1h.py-transformer",
 )  # fmt: skip
 @pytest.mark.parametrize("name, variant", VARIANTS)
 def test_every_config_describes_a_model_and_has_a_smaller_smoke_variant(name, variant):
