@@ -32,7 +32,8 @@ def get_config(variant: str = "fsq"):
     each also with ",smoke"."""
     quantizer, *options = variant.split(",")
     config = config_loading.default()
-    config.name, config.task = f"tokenizer {variant}", "tokenizer"
+    known = [option for option in ("gan", "long", "smoke") if option in options]
+    config.name, config.task = f"tokenizer {','.join([quantizer, *known])}", "tokenizer"
     config.tokenizer.quantizer, config.tokenizer.levels = quantizer, _LEVELS[quantizer]
     config.tokenizer.channels = 32
     config.tokenizer.channel_mult = (1, 2)

@@ -17,7 +17,7 @@ _SIZES = {
 
 def get_config(variant: str = "s"):
     """Variants: xs, s, m, b, each also with ",smoke"."""
-    size, _, smoke = variant.partition(",")
+    size, _, rest = variant.partition(",")
     config = config_loading.default()
     config.name, config.task = f"tokenizer {size}", "tokenizer"
     channels, mult, blocks, side = _SIZES[size]
@@ -33,7 +33,7 @@ def get_config(variant: str = "s"):
     config.optimizer.weight_decay = 0.01
     config.train.num_steps = 100_000
     config.optimizer.ema_decay = 0.9999 if size in ("m", "b") else 0.999
-    if smoke:
+    if rest == "smoke":
         config.tokenizer.channels, config.data.batch_size, config.train.num_steps = 8, 2, 2
         config.data.buckets, config.data.image_fraction = ((5, 32, 32),), 0.0
     return config

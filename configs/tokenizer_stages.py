@@ -15,7 +15,8 @@ from lumos.configs.tokenizer_sizes import get_config as sizes
 
 def get_config(variant: str = "joint"):
     """Variants: images, joint, highres, adversarial; each also with ",smoke"."""
-    stage, _, smoke = variant.partition(",")
+    stage, _, rest = variant.partition(",")
+    smoke = rest == "smoke"
     config = sizes("m,smoke" if smoke else "m")
     config.name = f"tokenizer {stage}"
     config.tokenizer.norm = "position"

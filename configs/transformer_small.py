@@ -22,7 +22,7 @@ _SIZES = {
 def get_config(variant: str = "5m"):
     """Variants: 1m, 5m, 20m, 100m, each also with ",smoke"; "smoke" alone is that of 5m."""
     size, _, smoke = ("5m,smoke" if variant == "smoke" else variant).partition(",")
-    if size not in _SIZES:
+    if size not in _SIZES or smoke not in ("", "smoke"):
         raise UserError(f"variant {variant!r}; allowed: {', '.join(_SIZES)}, each also with ',smoke'")
     config = config_loading.default()
     config.name = f"transformer {size}"

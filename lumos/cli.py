@@ -6,6 +6,7 @@ import errno
 import io
 import logging
 import os
+import re
 import select
 import sys
 import threading
@@ -14,7 +15,7 @@ import traceback
 from absl import flags
 from absl import logging as absl_logging
 
-from lumos.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, UserError, printable
+from lumos.errors import EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted, UserError, printable, suggest
 from lumos.files import SCHEMES, check_scheme, is_of_a_bucket, is_remote, reason_of, scheme_of
 from lumos.flag_definitions import describe
 from lumos.runtime import compile_cache
@@ -32,6 +33,8 @@ _USAGE = """usage: lumos <verb> [flags]
   data record      play VizDoom or Atari games at random -> clips
   data cut         long files -> a manifest of their clips, at scene cuts or by a list
   data filter      the clips of a manifest for which a condition holds, without those that look alike
+  data label       write the latent actions of a token folder into its shards
+  data benchmark   the folder of a public benchmark -> the list of its clips
   data check       read all records of a token folder, and draw some decoded
   data vocab       train a sentencepiece model from captions
   train            train a tokenizer or a transformer; resumes by itself
@@ -86,7 +89,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             group = [name for name in VERBS if name.startswith(f"{verb.partition(' ')[0]} ")]
-            raise UserError(f"unknown command {verb!r}; commands: {', '.join(group or VERBS)}")
+            known = f"; commands: {', '.join(group)}" if group else suggest(verb, VERBS)
+            raise UserError(f"unknown command {verb!r}{known}; lumos --help says what each does")
         define, run, words, others, shows_fields, no_overrides = VERBS[verb]
         _refuse_odd_paths(verb, arguments)
         arguments, overrides = _split_overrides(arguments)
@@ -103,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             rest = values([f"lumos {verb}", *arguments])[1:]
         except flags.Error as error:
-            raise UserError(f"lumos {verb}: {' '.join(str(error).split())}; see lumos {verb} --help") from error
+            raise UserError(f"lumos {verb}: {_said(error, values)}; see lumos {verb} --help") from error
         if others:
             values[others].value, rest = [*values[others].value, *rest], []
         _read_words(verb, words, values, rest)
@@ -124,6 +128,15 @@ def main(argv: list[str] | None = None) -> int:
         if not isinstance(error, OSError) or error.errno not in _DISK_ERRORS:
             raise
         return _fail(f"{error.filename or 'writing failed'}: {error.strerror}", EXIT_USER_ERROR)
+
+
+def _said(error: flags.Error, values: flags.FlagValues) -> str:
+    """Return what an error of absl says, in one line; of a flag that is missing, its name and what it is."""
+    if isinstance(error, flags.IllegalFlagValueError) and (
+        absent := re.search(r"Flag --(\w+) must have a value other than None", str(error))
+    ):
+        return f"--{absent[1]} is missing ({values[absent[1]].help})"
+    return " ".join(str(error).split())
 
 
 # The flag that takes every word behind --: a verb to launch with its own flags, a line to complete.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import importlib.util
 import json
 import traceback
@@ -53,6 +54,7 @@ def load(spec: str, overrides: dict[str, Any] | None = None) -> Config:
         try:
             module_spec.loader.exec_module(module)
             tree = module.get_config(variant) if variant else module.get_config()
+            _check_variant(module.get_config, variant, tree, path_text)
         except UserError:
             raise
         except Exception as error:  # whatever the user's code raises
@@ -63,6 +65,18 @@ def load(spec: str, overrides: dict[str, Any] | None = None) -> Config:
     else:
         raise UserError(f"{path_text} is no config: the suffix must be .py or .json")
     return _apply(tree, overrides or {})
+
+
+def _check_variant(get_config, variant: str, tree: ml_collections.ConfigDict, name: str) -> None:
+    """Raise UserError if a word of a variant has no effect: the config is the same without it, and with any other word."""
+    words = variant.split(",") if variant else []
+    for i, word in enumerate(words):
+        try:
+            others = [get_config(",".join([*words[:i], *more, *words[i + 1 :]])) for more in ([], ["no such word"])]
+        except Exception:  # a config may refuse it as it likes
+            continue
+        if all(other.to_dict() == tree.to_dict() for other in others):
+            raise UserError(f"{name} has no variant {word!r} (in {variant!r}); its docstring names them")
 
 
 def read_resolved(path: Path) -> dict[str, Any]:
@@ -127,8 +141,10 @@ def _find(path_text: str) -> Path:
     packaged = PACKAGED / path_text.removeprefix("configs/")
     if packaged.exists():
         return packaged
-    names = sorted(p.relative_to(PACKAGED).as_posix() for p in PACKAGED.rglob("*.py"))
-    raise UserError(f"no config file {path_text!r}; shipped configs: {', '.join(names)}")
+    names = sorted(f"configs/{p.relative_to(PACKAGED).as_posix()}" for p in PACKAGED.rglob("*.py"))
+    near = difflib.get_close_matches(path_text, names, 1, 0.85)
+    known = f"did you mean {near[0]!r}?" if near else f"shipped configs: {', '.join(names)}"
+    raise UserError(f"no config file {path_text!r}; {known}")
 
 
 def _override(values: dict[str, Any], dotted: str, text: Any) -> None:

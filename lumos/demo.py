@@ -69,13 +69,14 @@ def demo(workdir: str | Path, config_file: str = "configs/demo.py", variant: str
     }
     (workdir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     print(json.dumps(summary, indent=1))
+    command = sys.argv[0] if Path(sys.argv[0]).name == "lumos" else "lumos"  # a venv need not be on the PATH
     print(f"\nreport:        {workdir / 'report' / 'index.html'}")
     if is_game:
-        print(f"play it:       lumos play --workdir={workdir / 'transformer'}")
+        print(f"play it:       {command} play --workdir={workdir / 'transformer'}")
         return summary
     print(f"contact sheet: {workdir / 'report' / 'prompts.png'}")
     print(
-        f"your prompt:   lumos generate --workdir={workdir / 'transformer'} --prompt='a red circle moves left' --out=out.mp4"
+        f"your prompt:   {command} generate --workdir={workdir / 'transformer'} --prompt='a red circle moves left' --out=out.mp4"
     )
     return summary
 

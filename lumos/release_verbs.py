@@ -13,8 +13,9 @@ def _export(values, overrides):
     names = ("step", "weights", "dtype", "report", "license")
     facts = export(values.workdir, values.to, **{name: values[name].value for name in names})
     size = sum(facts["files"].values())
+    number = len(facts["files"]) + 1  # with the list itself, release.json
     print(
-        f"{values.to}: {facts['task']} of step {facts['step']}, {len(facts['files'])} files, {size / 1e9:.3g} GB; see its README.md"
+        f"{values.to}: {facts['task']} of step {facts['step']}, {number} files, {size / 1e9:.3g} GB; see its README.md"
     )
 
 

@@ -64,6 +64,18 @@ def test_every_config_describes_a_model_and_has_a_smaller_smoke_variant(name, va
     assert smoke.flops_per_step() < full.flops_per_step() / 10
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_word_that_a_config_does_not_know_is_refused(name):
+    """It would be dropped in silence: `transformer,smok` would be the full run."""
+    words = f"{CONFIGS[name][0]},smok"
+    with pytest.raises(UserError, match="smok"):
+        config_loading.load(f"configs/{name}:{words.lstrip(',')}")
+
+
+def test_the_default_variant_may_be_named():
+    assert config_loading.load("configs/tokenizer_sizes.py:s") == config_loading.load("configs/tokenizer_sizes.py")
+
+
 @pytest.mark.parametrize(
     "name", ["tokenizer_stages.py:highres", "tokenizer_stages.py:adversarial", "tokenizer_quantizers.py:vq,gan"]
 )
@@ -152,7 +164,7 @@ def test_bad_values_are_one_line_errors(override, message):
 
 
 def test_missing_files_and_variants_are_user_errors(tmp_path):
-    with pytest.raises(UserError, match="shipped configs: benchmarks.py, demo.py"):
+    with pytest.raises(UserError, match="shipped configs: configs/benchmarks.py, configs/demo.py"):
         config_loading.load("configs/nowhere.py")
     with pytest.raises(UserError):
         config_loading.load("configs/transformer_small.py:6m")

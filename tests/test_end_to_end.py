@@ -93,7 +93,9 @@ def test_generate_writes_every_kind_of_video(demo, tmp_path):
     assert (facts["prompt"], facts["seed"], facts["step"]) == ("b", "1", "4")
     program, *command = shlex.split(facts["command"])
     assert "--step=4" in command
-    absent = lumos("generate", f"--workdir={run}", "--step=3", f"--out={tmp_path}/x.mp4", cwd=tmp_path, check=False)
+    absent = lumos(
+        "generate", f"--workdir={run}", "--step=3", "--prompt=a", f"--out={tmp_path}/x.mp4", cwd=tmp_path, check=False
+    )
     assert absent.returncode == 2 and "no checkpoint of step 3" in absent.stderr and "there are [" in absent.stderr
     lumos(*command, cwd=tmp_path)
     assert program == "lumos"
@@ -266,13 +268,13 @@ def test_a_killed_run_resumes_bit_for_bit(demo, tmp_path, task):
 
 def test_errors_are_one_line_with_exit_code_2(tmp_path):
     for arguments, message in (
-        (["train"], "must have a value"),
+        (["train"], "--config is missing"),
         (["trian"], "commands: demo"),
         (
             ["train", "--config=configs/demo.py", "--workdir=w", "--config.model.num_layer=2"],
             "did you mean 'num_layers'",
         ),
-        (["generate", "--workdir=nowhere", "--out=a.mp4"], "not a training workdir"),
+        (["generate", "--workdir=nowhere", "--prompt=a", "--out=a.mp4"], "not a training workdir"),
         (["train", "--config=configs/demo.py:transformer,smoke", "--workdir=w"], "demo/tokens"),
         (["evaluate", "stray", "--workdir=w", "--out=o"], "stray"),
     ):

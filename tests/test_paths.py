@@ -184,6 +184,7 @@ def test_folders_of_odd_names_are_written(generator, out):
         (["--out=a.mp4", "--prompt=x", "--prompt=y"], "is one file but there are 2 prompts"),
         (["--out=" + "x" * 250 + ".mp4"], "a name of more than 230 bytes"),
         (["--out=taken"], "000.mp4 is a folder"),
+        (["--out=a.mp4"], "no prompt: give --prompt"),
         (["--out=a.mp4", "--image=absent.png"], "absent.png: no such file"),
         (["--out=a.mp4", "--video=folder.mp4"], "folder.mp4: not a file"),
     ],

@@ -133,7 +133,8 @@ class _Run:
             found, more = measure(subject)
             metrics, clips = metrics | {f"{name}/{key}": value for key, value in found.items()}, clips + more
             scalars = {key: value.value for key, value in found.items() if isinstance(value.value, float)}
-            _log.info("%s: %s", name, ", ".join(f"{key} {value:.4g}" for key, value in scalars.items()))
+            if scalars:
+                _log.info("%s: %s", name, ", ".join(f"{key} {value:.4g}" for key, value in scalars.items()))
         results = _head(config) | ({"reconstruction": results} if results else {}) | _figures(subject, metrics)
         if jax.process_index() == 0:
             out.mkdir(parents=True, exist_ok=True)

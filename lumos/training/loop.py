@@ -100,6 +100,8 @@ class _Run:
             workdir, keep=config.train.keep_checkpoints, keep_every=config.train.keep_every
         )
         self.objective = make_objective(config, self.checkpointer.read_facts())
+        self.held_out = HeldOut(config, workdir, mesh, self.objective)
+        self.held_out.open().close()  # what data lack shows now: before anything compiles, and not at step 500
         optimizer = make_objective_optimizer(self.objective, config)
         self.schedule = make_schedule(config.optimizer, config.train.num_steps)
         self.restore = lambda step=None: initial_state(
@@ -114,14 +116,12 @@ class _Run:
             config.save(workdir / "config.json")
         self.provenance = provenance.begin(config, workdir, self.restored)
         self.train_step = make_train_step(self.objective, optimizer, config, mesh)
-        self.held_out = HeldOut(config, workdir, mesh, self.objective)
         self.bad_steps = BadSteps(config, workdir, self.checkpointer, self.objective.new_terms_at, self.provenance)
         self.health = self.bad_steps.health
         self.in_flight: deque[_InFlight] = deque()
 
     def run(self) -> dict[str, Any]:
         total, results, shapes, step = self.config.train.num_steps, {}, set(), self.start
-        self.held_out.open().close()  # what it lacks shows now, not at step 500
         self.pipeline = open_split(self.config, self.mesh, self.config.data.split, self.restored)
         self.writer = MetricsWriter(
             self.workdir, self.config.to_dict(), self.provenance, start_step=step, active=self.main_process

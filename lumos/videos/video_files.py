@@ -66,6 +66,8 @@ def generate(
     places = [str(out) if len(steps) == 1 else f"{out}/step_{step:08d}/" for step in steps]
     # Before the model is loaded, and used.
     paths = [_paths(place, len(prompts), request.samples) for place in places]
+    if not (request.prompts or given or request.actions):
+        raise UserError("no prompt: give --prompt (--prompt= for a clip without one), --prompts, --image or --video")
     generator = Generator.load(workdir, overrides, steps[0], request.weights)
     fps = generator.config.generate.fps
     for path in sum(paths, []):
