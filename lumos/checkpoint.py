@@ -38,6 +38,8 @@ _log = logging.getLogger(__name__)
 logging.getLogger("orbax").setLevel(logging.WARNING)
 # Orbax prints the traceback of a failed save once per thread before it raises; we report what it raises, in one line.
 logging.getLogger("absl").addFilter(lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname)
+# It warns of what a reader asks it for.
+logging.getLogger("absl").addFilter(lambda record: not str(record.msg).startswith("Given directory is read only"))
 
 _ARRAYS = ("params", "opt_state", "ema", "extra")
 _MARKER = "commit_success.txt"  # of Orbax, in buckets

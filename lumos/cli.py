@@ -280,8 +280,6 @@ def _split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
 def _start_logging() -> None:
     flags.FLAGS.mark_as_parsed()  # grain reads absl flags
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax narrates every save at INFO
-    # It warns of what a reader asks it for.
-    logging.getLogger("absl").addFilter(lambda record: not str(record.msg).startswith("Given directory is read only"))
     logger = logging.getLogger("lumos")
     logger.setLevel(logging.INFO)
     logger.propagate = False
