@@ -1,17 +1,20 @@
 """Worlds whose clips are written as learned tokens and as files: what is written is read back, and runs that share it train it once."""
 
 import dataclasses
+import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from lumos.config import Config, DataConfig, OptimizerConfig, TokenizerConfig
 from lumos.errors import UserError
 from lumos.findings import learned_world, unit
 from lumos.findings.file_world import FileWorld
 from lumos.findings.finding import Above, Arm, Finding
+from lumos.findings.jpeg_world import JpegWorld
 from lumos.findings.learned_world import LearnedWorld
 from lumos.findings.measures import Reconstruction
 from lumos.findings.training import Trained
@@ -144,3 +147,43 @@ def test_a_prior_that_starts_late_is_not_there_before_and_whole_afterwards():
 def test_a_start_without_a_prior_is_refused(fields, message):
     with pytest.raises(UserError, match=message):
         Config(tokenizer=TokenizerConfig(**fields), data=DataConfig(buckets=((5, 16, 16),)))
+
+
+def test_a_jpeg_file_is_what_pillow_writes_and_reads(tmp_path):
+    world = JpegWorld(quality=60, length=160)
+    codes = world.clips("test", 6).codes
+    tokens = world.tokens_of(codes, tmp_path)
+    for row, clip in zip(tokens[:, 0, 0], codes):
+        file = io.BytesIO()
+        Image.fromarray(world.picture(clip[0]).repeat(4, axis=0).repeat(4, axis=1)).save(
+            file, "JPEG", quality=60, subsampling=0
+        )
+        inside = bytes((row[row > 0] - 1).astype(np.uint8))
+        assert world._header + inside + b"\xff\xd9" == file.getvalue() and len(world._header) == 623
+    np.testing.assert_array_equal(world.cells_of(tokens, tmp_path), codes)
+    with pytest.raises(ValueError, match="length=40: a file has"):
+        dataclasses.replace(world, length=40).tokens_of(codes, tmp_path)
+
+
+def test_pieces_are_shorter_and_say_the_same_bytes(tmp_path):
+    world = JpegWorld(pieces=320, num_train=256, length=112)
+    world.prepare(tmp_path)
+    codes = world.clips("test", 16).codes
+    tokens, plain = world.tokens_of(codes, tmp_path), dataclasses.replace(world, pieces=0).tokens_of(codes, tmp_path)
+    assert 256 < tokens.max() < world.num_codes == 321
+    assert (tokens > 0).sum() < 0.8 * (plain > 0).sum()
+    for row, clip in zip(tokens[:, 0, 0], codes):
+        assert world._join(row, tmp_path) == world.encode(clip[0])
+    anything = bytes(range(256))  # bytes that no file had are pieces too
+    assert world._join(np.array(world._split(anything, tmp_path)), tmp_path) == anything
+
+
+def test_a_jpeg_file_with_an_error_shows_nothing_where_pillow_shows_grey(tmp_path):
+    world = JpegWorld()
+    file = world.encode(world.clips("test", 1).codes[0, 0])
+    rng = np.random.default_rng(0)
+    noise = bytes(rng.integers(0, 255, len(file)).astype(np.uint8))
+    for broken in (file[:-6], b"", noise):
+        assert world.decode(broken) is None
+        Image.open(io.BytesIO(world._header + broken + b"\xff\xd9")).load()
+    assert world.decode(file) is not None

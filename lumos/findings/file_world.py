@@ -68,3 +68,13 @@ class Files:
         is_valid = (made >= 0).all((1, 2, 3))
         is_whole = (trained.world.find(made, trained.clips().colour) >= 0).all((1, 2))
         return {f"{self.name}/valid": float(is_valid.mean()), f"{self.name}/whole": float(is_whole.mean())}
+
+
+@dataclasses.dataclass(frozen=True)
+class FileLength:
+    """How long files are: NAME, the mean number of tokens before the zeros."""
+
+    name: str = "length"
+
+    def __call__(self, trained: Trained) -> dict[str, Any]:
+        return {self.name: float((np.asarray(trained.batch()["tokens"]) > 0).sum((1, 2, 3)).mean())}
