@@ -115,6 +115,7 @@ class TokenizerConfig:
     num_queries: int = 0  # tokens of a clip (holistic)
     clip: tuple[int, ...] = ()  # the one (frames, height, width) that can be coded (holistic)
     prior_weight: float = 0.0  # of the autoregressive prior's loss (holistic)
+    prior_start: int = 0  # step from which it counts; before it the prior neither learns nor orders the tokens
     channels: int = 16  # width of the first level
     channel_mult: tuple[int, ...] = (1, 2, 2)  # width of each level, as a multiple of channels
     num_res_blocks: int = 1  # residual blocks per level (the decoder has one more)

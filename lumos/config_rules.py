@@ -27,7 +27,7 @@ _AT_LEAST = {
         train.keep_checkpoints generate.steps evaluate.num_prompts evaluate.num_clips evaluate.batch_size
         evaluate.samples_per_prompt""",
     0: """seed data.fps data.cache_gb data.num_threads data.prefetch data.limits
-        tokenizer.num_queries tokenizer.clip tokenizer.prior_weight tokenizer.commitment_weight tokenizer.entropy_weight
+        tokenizer.num_queries tokenizer.clip tokenizer.prior_weight tokenizer.prior_start tokenizer.commitment_weight tokenizer.entropy_weight
         tokenizer.fsq_entropy_weight tokenizer.fsq_latent_weight
         tokenizer.entropy_boost_steps tokenizer.codebook_reset perceptual.weight perceptual.start_step perceptual.gram_weight
         perceptual.gram_start_step adversarial.weight adversarial.start_step adversarial.ramp_steps adversarial.feature_weight
@@ -304,7 +304,7 @@ def _check_tokenizer(tokenizer: TokenizerConfig) -> None:
 
 
 def _check_causal(tokenizer: TokenizerConfig) -> None:
-    for name in ("num_queries", "clip", "prior_weight"):
+    for name in ("num_queries", "clip", "prior_weight", "prior_start"):
         if getattr(tokenizer, name):
             raise UserError(f"config.tokenizer.{name} is for body 'holistic'; this one is {tokenizer.body!r}")
     space, time = (
@@ -333,10 +333,10 @@ def _check_holistic(tokenizer: TokenizerConfig) -> None:
         )
     if tokenizer.composition not in ("single", "grouped"):
         raise UserError(f"config.tokenizer.composition={tokenizer.composition!r} needs cells; body 'holistic' has none")
-    if tokenizer.prior_weight and (
-        tokenizer.composition != "single" or tokenizer.quantizer not in ("vq", "simvq", "ibq", "svq")
-    ):
+    if tokenizer.prior_weight and (tokenizer.composition != "single" or tokenizer.quantizer in ("fsq", "lfq", "bsq")):
         raise UserError("config.tokenizer.prior_weight needs a single table of codes: vq, simvq, ibq or svq")
+    if tokenizer.prior_start and not tokenizer.prior_weight:
+        raise UserError(f"config.tokenizer.prior_start={tokenizer.prior_start} needs config.tokenizer.prior_weight > 0")
 
 
 def _check_data(config: Config) -> None:

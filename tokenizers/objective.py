@@ -38,7 +38,7 @@ class TokenizerObjective(Objective):
         self.definition = adversarial.make_training_definition(config)
         self.groups = self._groups()
         starts = (config.adversarial.start_step, config.perceptual.start_step, config.perceptual.gram_start_step)
-        self.new_terms_at = frozenset(starts)
+        self.new_terms_at = frozenset((*starts, config.tokenizer.prior_start))
         self.group_optimizers = {
             "vae": config.optimizer,
             "discriminator": dataclasses.replace(
@@ -76,6 +76,8 @@ class TokenizerObjective(Objective):
         auxiliary = dict(quantized.losses)
         if "entropy" in auxiliary:
             auxiliary["entropy"] *= annealed(step, self.config.tokenizer.entropy_boost_steps)
+        if self.config.tokenizer.prior_start:
+            auxiliary["prior"] *= step >= self.config.tokenizer.prior_start
         loss += sum(auxiliary.values())
         weight = jnp.float32(video.shape[0])
         # Before rounding to 8 bits and over the whole batch; evaluation uses the exact definition.

@@ -2,7 +2,7 @@
 
 Mechanism:  a video is a row of tokens that learnt queries have read from it, in an order that the tokenizer's own prior made easy to
             predict; the generator is plain next-token prediction over that row, with 1-D positions.
-Not here:   the published sizes; the tokenizer is a run of its own (tokenizer.body=holistic, with prior_weight).
+Not here:   the published sizes; the tokenizer is a run of its own (tokenizer.body=holistic, with prior_weight and prior_start).
 Published:  1,024 tokens, codebook 8,192; UCF-101 FVD 57 (632 M, class-conditional) and 102 (343 M), K600 5.1; reconstruction 20.
 Run:        lumos train --config=configs/recipes/larp.py --workdir=larp --config.data.path=TOKENS --config.tokenizer_workdir=TOKENIZER
             lumos generate --workdir=larp --prompt="a red circle moves left" --out=larp.mp4

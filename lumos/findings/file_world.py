@@ -32,10 +32,13 @@ class FileWorld(World):
     def num_codes(self):
         return self.side**2 + 1 + super().num_codes
 
-    def clips(self, split, num, frames=0):
-        clips = super().clips(split, num, frames)
-        files = np.stack([self.encode(video[0]) for video in clips.codes])
-        return clips._replace(codes=files[:, None, None])
+    def tokens_of(self, codes, folder):
+        return np.stack([self.encode(video[0]) for video in codes])[:, None, None]
+
+    def cells_of(self, tokens, folder):
+        frames = [self.decode(file) for file in tokens[:, 0, 0]]
+        broken = np.full((self.side, self.side), -1)
+        return np.stack([broken if frame is None else frame for frame in frames])[:, None]
 
     def encode(self, frame: np.ndarray) -> np.ndarray:
         """Return the bytes of a frame, int32 [length]."""
@@ -61,13 +64,17 @@ class Files:
     name: str = "files"
 
     def __call__(self, trained: Trained) -> dict[str, Any]:
-        world, colour = trained.world, trained.clips().colour
-        frames = [world.decode(file) for file in generate(trained, 0)[:, 0, 0]]
-        whole = [
-            frame is not None and (world.find(frame[None, None], colour[i : i + 1]) >= 0).all()
-            for i, frame in enumerate(frames)
-        ]
-        return {
-            f"{self.name}/valid": float(np.mean([frame is not None for frame in frames])),
-            f"{self.name}/whole": float(np.mean(whole)),
-        }
+        made = generate(trained, 0)
+        is_valid = (made >= 0).all((1, 2, 3))
+        is_whole = (trained.world.find(made, trained.clips().colour) >= 0).all((1, 2))
+        return {f"{self.name}/valid": float(is_valid.mean()), f"{self.name}/whole": float(is_whole.mean())}
+
+
+@dataclasses.dataclass(frozen=True)
+class FileLength:
+    """How long files are: NAME, the mean number of tokens before the zeros."""
+
+    name: str = "length"
+
+    def __call__(self, trained: Trained) -> dict[str, Any]:
+        return {self.name: float((np.asarray(trained.batch()["tokens"]) > 0).sum((1, 2, 3)).mean())}

@@ -45,7 +45,8 @@ class CrossEntropy:
             config = (
                 dataclasses.replace(config, corruption=made) if config.sequence.targets.name == "in_place" else config
             )
-        sums = [_sums(config)(trained.params, trained.batch(), jax.random.key(i)) for i in range(self.draws)]
+        batch = trained.batch()
+        sums = [_sums(config)(trained.params, batch, jax.random.key(i)) for i in range(self.draws)]
         nll, count = (sum(np.asarray(x[name], np.float64).sum(0) for x in sums) for name in ("nll", "count"))
         frames = np.where(count > 0, nll / np.maximum(count, 1), np.nan)
         late = slice(len(frames) // 2, None)
@@ -77,7 +78,8 @@ class Loss:
     def __call__(self, trained: Trained) -> dict[str, Any]:
         c = dataclasses.replace(trained.config.corruption, text_drop=0.0)
         loss = _loss(dataclasses.replace(trained.config, corruption=c, seed=0))
-        values = [loss(trained.params, trained.batch(), jax.random.key(i)) for i in range(self.draws)]
+        batch = trained.batch()
+        values = [loss(trained.params, batch, jax.random.key(i)) for i in range(self.draws)]
         return {self.name: float(np.mean(values))}
 
 
@@ -131,6 +133,17 @@ class RollOut:
 
 
 @dataclasses.dataclass(frozen=True)
+class Reconstruction:
+    """What the tokens of clips that were not trained on keep of them: NAME, the share of cells that are read back as they were."""
+
+    name: str = "kept"
+
+    def __call__(self, trained: Trained) -> dict[str, Any]:
+        cells = trained.cells(np.asarray(trained.batch()["tokens"]))
+        return {self.name: float((cells == trained.clips().codes).mean())}
+
+
+@dataclasses.dataclass(frozen=True)
 class Diversity:
     """How much videos differ that go on from the same frame with the same caption: NAME, the share of cells in which two of them differ."""
 
@@ -141,9 +154,8 @@ class Diversity:
 
     def __call__(self, trained: Trained) -> dict[str, Any]:
         rows = np.repeat(np.arange(min(self.prompts, trained.num_clips)), self.samples)
-        made = generate(trained, self.given, rows=rows).reshape(-1, self.samples, *trained.world.grid)[
-            :, :, self.given :
-        ]
+        made = generate(trained, self.given, rows=rows)[:, self.given :]
+        made = made.reshape(-1, self.samples, *made.shape[1:])
         differ = (made[:, :, None] != made[:, None]).mean((0, 3, 4, 5))
         return {self.name: float(differ.sum() / (self.samples * (self.samples - 1)))}
 
@@ -228,7 +240,7 @@ class Parameters:
 
 
 def generate(trained: Trained, given: int, frames: int = 0, rows: np.ndarray | None = None) -> np.ndarray:
-    """Return the codes int32 [N, T, H, W] of videos that begin with `given` true frames; of some rows of the clips, by default all."""
+    """Return the cells int32 [N, T, H, W] of videos that begin with `given` true frames; of some rows of the clips, by default all."""
     config, batch = trained.config, trained.batch(frames)
     batch = batch if rows is None else jax.tree.map(lambda x: x[rows], batch)
     grid, tokens = (frames or config.sequence.grid[0], *config.sequence.grid[1:]), np.asarray(batch["tokens"])
@@ -237,12 +249,13 @@ def generate(trained: Trained, given: int, frames: int = 0, rows: np.ndarray | N
         if config.generate.cache.bounded:
             session = Session(make_engine(config, make_objective(config).definition), trained.params)
             session.prefill(batch["text"], batch["text_length"], keys, tokens[:, :given])
-            return np.concatenate([tokens[:, :given], np.stack(list(session.frames(grid[0] - given)), 1)], axis=1)
+            made = np.stack(list(session.frames(grid[0] - given)), 1)
+            return trained.cells(np.concatenate([tokens[:, :given], made], axis=1))
         structure, values = numbers.split(config.generate)
         program = _program(dataclasses.replace(config, seed=0), grid, structure, given)
         shown = tokens * (np.arange(grid[0]) < given)[:, None, None]
         made = program(trained.params, batch["text"], batch["text_length"], shown, jax.random.key_data(keys), values)
-    return np.asarray(made)
+    return trained.cells(np.asarray(made))
 
 
 @functools.lru_cache(maxsize=8)

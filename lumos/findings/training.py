@@ -8,12 +8,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lumos import config_loading, sharding
 from lumos.config import Config
@@ -27,7 +29,7 @@ from lumos.training.match_data import match_data
 from lumos.training.state import new_state
 from lumos.training.step import make_update
 
-SMOKE_STEPS, SMOKE_CLIPS = 2, 4
+SMOKE_STEPS = 2
 # What all arms of all findings share; a finding's `base` and an arm's changes come on top.
 _BASE = {
     "task": "transformer", "data.source": "tokens", "data.batch_size": 8, "data.num_threads": 1, "sequence.text_length": 8,
@@ -55,7 +57,7 @@ class Trained:
         encoded = [text.encode(caption, self.config.sequence.text_length) for caption in clips.captions]
         ids, lengths = zip(*encoded)
         return {
-            "tokens": jnp.asarray(clips.codes),
+            "tokens": jnp.asarray(self.world.tokens_of(clips.codes, self._data)),
             "text": jnp.stack([jnp.asarray(row) for row in ids]),
             "text_length": jnp.asarray(lengths, jnp.int32),
         }
@@ -63,6 +65,14 @@ class Trained:
     def clips(self, num_frames: int = 0):
         """Return the same clips with what is known of them."""
         return self.world.clips("test", self.num_clips, num_frames)
+
+    def cells(self, tokens: np.ndarray) -> np.ndarray:
+        """Return the cells [N, T, H, W] that tokens show."""
+        return self.world.cells_of(tokens, self._data)
+
+    @property
+    def _data(self) -> Path:
+        return Path(self.config.data.path)
 
 
 def changed(config: Any, changes: Mapping[str, Any]) -> Any:
@@ -108,16 +118,22 @@ class Training:
         )
         self._new = jax.jit(new, donate_argnums=1)
 
-    def run(self, seed: int, params: Any = None) -> tuple[Any, list[float]]:
-        """Train from random weights, or from `params`; return the weights and the loss of every step."""
+    def run(self, seed: int, params: Any = None, batches: Iterable | None = None) -> tuple[Any, list[float]]:
+        """Train from random weights, or from `params`; return the weights and the loss of every step. batches: by default those of the
+        config's data."""
         config = dataclasses.replace(self.config, seed=seed)
         extra, losses = self.objective.extra_state(), []
+        split = (
+            open_split(config, self.mesh, config.data.split, {"data_step": 0})
+            if batches is None
+            else nullcontext(batches)
+        )
         with jax.set_mesh(self.mesh):
             state = self._new(jnp.uint32(seed), params)
             if extra:
                 places = sharding.param_shardings(self.mesh, extra.axes, extra.abstract)
                 state = dataclasses.replace(state, extra=extra.start(places))
-            with open_split(config, self.mesh, config.data.split, {"data_step": 0}) as batches:
+            with split as batches:
                 for _, rows in zip(range(config.train.num_steps), batches):
                     batch = sharding.put_batch(self.mesh, rows)
                     state, metrics = self._update(state, batch, jnp.uint32(seed))

@@ -13,7 +13,7 @@ from typing import Any
 from lumos import provenance
 from lumos.findings import load
 from lumos.findings.finding import Arm, Finding
-from lumos.findings.training import SMOKE_CLIPS, Trained, Training, config_of
+from lumos.findings.training import Trained, Training, config_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +57,7 @@ def run(unit: Unit, out: Path) -> list[dict[str, Any]]:
     """Train and measure; return a row for each arm."""
     finding, start = load.load(unit.finding), time.process_time()
     finding = finding.longer if unit.longer else finding
-    world = finding.arms[unit.arms[0]].world or finding.world
-    if unit.smoke:
-        world = dataclasses.replace(world, num_train=32, num_test=SMOKE_CLIPS)
+    world = (finding.arms[unit.arms[0]].world or finding.world).for_run(unit.seed, unit.smoke)
     data = world.write(out / "data" / hashlib.sha256(repr(world).encode()).hexdigest()[:12])
     made = lambda name, stage="": _training(config_of(finding, finding.arms[name], data, unit.smoke, stage=stage))
     training, arm = made(unit.arms[0]), finding.arms[unit.arms[0]]

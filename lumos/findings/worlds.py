@@ -1,7 +1,8 @@
 """Worlds of codes: a block of 2 x 2 cells moves over a background, and every cell is one code.
 
 This is an exact palette codec: a clip has no pixels but its cells, so no tokenizer blurs what is measured. Codes 0 .. textures - 1 are
-those of the background, four more for each colour of a block, one for each of its cells.
+those of the background, four more for each colour of a block, one for each of its cells. Other worlds write the same clips in other ways
+(`tokens_of`, `cells_of`): with a tokenizer that they train, as files of a codec.
 """
 
 from __future__ import annotations
@@ -78,6 +79,21 @@ class World:
     @property
     def fps(self) -> float:
         return 8.0
+
+    def for_run(self, seed: int, smoke: bool) -> World:
+        """Return the world of one run: with few clips in miniature, and with what depends on the seed."""
+        return dataclasses.replace(self, num_train=32, num_test=4) if smoke else self
+
+    def prepare(self, folder: Path) -> None:
+        """Write what `tokens_of` and `cells_of` need into the token folder, before its tokens are written."""
+
+    def tokens_of(self, codes: np.ndarray, folder: Path) -> np.ndarray:
+        """Return clips of cells [N, T, H, W] as what a model learns, int32 [N, *grid]; `folder`: as `write` has written it."""
+        return codes
+
+    def cells_of(self, tokens: np.ndarray, folder: Path) -> np.ndarray:
+        """Return the cells [N, T, H, W] that tokens [N, *grid] show; -1 = none."""
+        return tokens
 
     def clips(self, split: str, num: int, frames: int = 0) -> Clips:
         """Draw the first `num` clips of a split, of `frames` latent frames (0 = as trained)."""
@@ -186,10 +202,12 @@ class World:
             return folder
         partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
         partial.mkdir(parents=True)
+        self.prepare(partial)
         for split, num in (("train", self.num_train), ("validation", self.num_test)):
             clips = self.clips(split, num)
+            tokens = self.tokens_of(clips.codes, partial)
             with RecordWriter(partial / f"{split}-00000-of-00001.array_record") as writer:
-                for i, (codes, caption) in enumerate(zip(clips.codes, clips.captions)):
+                for i, (codes, caption) in enumerate(zip(tokens, clips.captions)):
                     writer.write({"tokens": codes.astype(np.uint32), "caption": caption, "id": f"{split}/{i}"})
         facts = {"grid": self.grid, "codebook_size": self.num_codes, "tokenizer": {"fingerprint": "codes of a world"}}
         (partial / "manifest.json").write_text(json.dumps(facts))
@@ -200,12 +218,17 @@ class World:
         return folder
 
     def picture(self, codes: np.ndarray) -> np.ndarray:
-        """Return the colours of codes, uint8 [..., 3]: grey for the background, the block's colour in four shades."""
+        """Return the colours of codes, uint8 [..., 3]."""
+        palette = self.palette
+        return palette[np.clip(codes, 0, len(palette) - 1)]
+
+    @property
+    def palette(self) -> np.ndarray:
+        """The colours of all codes, uint8 [codes, 3]: grey for the background, the block's colour in four shades."""
         grey = np.linspace(50, 200, self.textures)[:, None].repeat(3, 1)
         pure = np.array([(230, 60, 60), (60, 190, 80), (70, 110, 240), (235, 205, 60)])
         shades = np.array([1.0, 0.88, 0.76, 0.64])
-        palette = np.concatenate([grey, (pure[:, None] * shades[:, None]).reshape(-1, 3)]).astype(np.uint8)
-        return palette[np.clip(codes, 0, len(palette) - 1)]
+        return np.concatenate([grey, (pure[:, None] * shades[:, None]).reshape(-1, 3)]).astype(np.uint8)
 
 
 def _stacked(values):
