@@ -210,8 +210,9 @@ def _to_be_staged(verb: str, values: flags.FlagValues) -> list[str]:
 
 def run_and_exit() -> None:
     """Run the command of this process and end it."""
-    use_huge_pages()
-    use_device_memory()
+    if not _only_prints(sys.argv[1:]):
+        use_huge_pages()
+        use_device_memory()
     try:
         code = main()
     except BrokenPipeError:
@@ -232,6 +233,14 @@ def run_and_exit() -> None:
         last.daemon = True
         last.start()
     sys.exit(code)
+
+
+def _only_prints(arguments: list[str]) -> bool:
+    """Return whether a command computes nothing: it needs no huge pages, for which a program has to start twice."""
+    first = arguments[0] if arguments else "--help"
+    return first in ("--version", "help", "completion", "config", "info") or bool(
+        {"-h", "--help"} & {first, *arguments}
+    )
 
 
 _SECONDS_TO_LEAVE = 20.0  # of a process that has said what is wrong

@@ -9,7 +9,7 @@ import tiny
 from recompute import Recompute
 
 from lumos.generation.guidance import NoGuidance, TextGuidance
-from lumos.model.transformer import Past, rotate_cache
+from lumos.model.transformer import Past, remembered
 from lumos.sequence.key_ranges import KeyRanges
 from lumos.sequence.rule import layout_ranges
 from lumos.slots import slot
@@ -104,14 +104,40 @@ def test_cached_hidden_states_equal_uncached(name):
     start = int(block[0])
     assert int(cache.count) == start and cache.num_slots >= start
     before = KeyRanges(first[:, None] + jnp.zeros((1, 1, len(block)), int), jnp.full((1, 1, len(block)), start))
-    past = Past(
-        rotate_cache(cache.k[:, :, :start], plan.positions.at(slice(0, start)), config.model),
-        cache.v[:, :, :start],
-        before,
-    )
+    used = (x[:, :, :start] for x in (cache.k, cache.v))
+    past = Past(*remembered(*used, plan.positions.at(slice(0, start)), config.model), before)
     own = KeyRanges(jnp.zeros((1, 1, len(block)), int), jnp.full((1, 1, len(block)), len(block)))
     got, _ = model(ids[:, block], plan.positions.at(block), own, past)
     np.testing.assert_allclose(got, whole[:, block], atol=2e-4)
+
+
+def _scans(jaxpr, length):
+    """Yield the shapes of what goes into each loop of so many turns."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan" and equation.params["length"] == length:
+            yield {x.aval.shape for x in equation.invars}
+        for inner in equation.params.values():
+            if hasattr(getattr(inner, "jaxpr", inner), "eqns"):
+                yield from _scans(getattr(inner, "jaxpr", inner), length)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_layers_on_their_own_are_taken_apart_once_for_all_passes(scan_layers):
+    """Not in every pass, which would copy the weights and the cache each time."""
+    config, objective, params, batch = _setup(model__scan_layers=scan_layers, generate__steps=5)
+    engine = make_engine(config, objective.definition)
+    prompt = batch["text"], batch["text_length"], batch["tokens"], jax.random.key(0)
+    state = jax.eval_shape(lambda params: engine.prefill(params, *prompt, 0), params)
+    traced = jax.make_jaxpr(lambda params, state: engine.round(params, state, engine.rounds[0]))(params, state)
+    layers, rows, slots, heads, dim = state.cache.k.shape
+    stacked = {x.shape for x in jax.tree.leaves(params["layers"])} | {(layers, rows, heads, dim, slots)}
+    (into_passes,) = _scans(traced.jaxpr, 5)
+    assert stacked & into_passes == (stacked if scan_layers else set())
+
+
+def test_layers_on_their_own_give_the_same_codes():
+    scanned, apart = (_decode(*_setup(model__scan_layers=scan_layers)) for scan_layers in (True, False))
+    np.testing.assert_array_equal(scanned, apart)
 
 
 def test_padding_and_other_rows_do_not_matter():

@@ -199,6 +199,7 @@ def make_tokenizer(config: TokenizerConfig, rngs: nnx.Rngs) -> CausalVAE | Holis
     return (HolisticVAE if config.body == "holistic" else CausalVAE)(config, rngs)
 
 
+@functools.lru_cache(maxsize=4)
 def make_definition(config: TokenizerConfig) -> Definition:
     """Describe the tokenizer: init, parameter shapes and axes, and `bind(params)` -> the network."""
     return Definition(functools.partial(make_tokenizer, config))

@@ -14,7 +14,6 @@ from lumos.checkpoint import Checkpointer, fingerprint, read_config
 from lumos.config import Config, TokenizerConfig
 from lumos.errors import UserError
 from lumos.model.definition import Params
-from lumos.tokenizers.adversarial import make_training_definition
 from lumos.tokenizers.causal_vae import ENCODER_PARTS, make_definition
 from lumos.tokenizers.pixel_quality import to_float, to_uint8
 from lumos.tokenizers.streaming import VideoStream
@@ -88,14 +87,12 @@ def load(workdir: str | Path) -> Tokenizer:
 def _restore(workdir: str | Path, config: Config) -> Params:
     """Return the weights of the VAE; a discriminator beside it is left out."""
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    definition = make_definition(config.tokenizer)
     if release.is_release(workdir):
-        definition = make_definition(config.tokenizer)
         return release.read(workdir, definition, jax.tree.map(lambda _: place, definition.abstract))
-    definition = make_training_definition(config)
     checkpointer = Checkpointer(workdir, read_only=True)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), definition.abstract)
     try:
-        params = checkpointer.restore_params(abstract)
+        return checkpointer.restore_params({"vae": abstract}, part="vae")["vae"]
     finally:
         checkpointer.close()
-    return params["vae"]

@@ -80,6 +80,10 @@ class Engine:
     def model_config(self) -> ModelConfig:
         return self.definition.bind(self.definition.abstract).config
 
+    def bind(self, params) -> transformer.Transformer:
+        """Return the model with these parameters, for many passes."""
+        return self.definition.bind(params).for_passes()
+
     @cached_property
     def view(self) -> View:
         return View(self.layout, self.settings, self.rule, self.undo)
@@ -179,7 +183,7 @@ class Engine:
 
         `numbers`: the numbers of the latent frames that the groups make up, and the cuts before them; by default 0, 1, ... and 0.
         """
-        view, model, length = self.view, self.definition.bind(params), int(self.groups.starts[num_groups])
+        view, model, length = self.view, self.bind(params), int(self.groups.starts[num_groups])
         num_frames = num_groups // max(self.groups.per_frame, 1)
         if view.bounded and num_frames > view.history_frames:
             raise UserError(
@@ -206,7 +210,7 @@ class Engine:
 
     def watched_round(self, params, state: State, passes_PW: np.ndarray) -> tuple[State, jax.Array, Cells]:
         """As `round`; return too the cells behind each pass, [P, B, W, C] each."""
-        model, c = self.definition.bind(params), self.settings
+        model, c = self.bind(params), self.settings
         groups_W = state.group + jnp.arange(self.width)
         opened = _, template, run = self._open(model, state, groups_W)
         index = (jnp.arange(self.width)[:, None] * self.groups.size + self.groups.cells).reshape(-1)
@@ -252,7 +256,7 @@ class Engine:
     def draw_next(self, params, state: State) -> tuple[jax.Array, State]:
         """Draw the next group from the hidden states of the last tokens; return its codes, [B, C], and the state with their
         log-probabilities."""
-        return self.draw_from(self.definition.bind(params), state.features_RND, state, state.group[None], 0)
+        return self.draw_from(self.bind(params), state.features_RND, state, state.group[None], 0)
 
     def draw_from(self, model, before_RQD, state: State, groups_W, begins_J) -> tuple[jax.Array, State]:
         """Draw groups from the hidden states of the tokens before them, of which those of each code begin at `begins_J`; see
@@ -272,7 +276,7 @@ class Engine:
 
     def feed(self, params, state: State, codes_BC) -> State:
         """Run a drawn group, keep its keys and values, and the hidden states that predict the next one."""
-        model = self.definition.bind(params)
+        model = self.bind(params)
         tokens, template, run = self._open(model, state, state.group[None])
         ids_BN = self._with_codes(template, state.group[None], codes_BC[:, None])
         hidden_RND, own = run(ids_BN, jnp.zeros((1, self.groups.size)), is_write=True)
@@ -341,9 +345,8 @@ class Engine:
         now = self.groups.tokens(state.group).t[0] + state.cut
         cache, bias_RS = self.settings.cache.recall(keeping.anchored(view, state.cache, now, model.config), view)
         place = lambda tokens: view.place(tokens, first_R, cache.tokens, cache.used_S, now)
-        k, v = cache.read(model.config.dtype)
-        k_rotated = transformer.rotate_cache(k, place(cache.tokens), model.config)
-        past = transformer.Past(k_rotated, v, view.cache_keys(cache, first_R, groups_W, bias_RS), sums=cache.sums)
+        k, v = transformer.remembered(*cache.read(model.config.dtype), place(cache.tokens), model.config)
+        past = transformer.Past(k, v, view.cache_keys(cache, first_R, groups_W, bias_RS), sums=cache.sums)
         positions, own = place(tokens), view.own_keys(tokens, groups_W[0], len(groups_W), len(first_R))
 
         def run(ids_BQ, level_BQ, begun=None, is_write=False):

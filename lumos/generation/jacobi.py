@@ -62,7 +62,7 @@ def guess(engine: Engine, ids_BL: jax.Array, keys_B: jax.Array, first: int) -> C
 
 def solve(engine: Engine, params, state: State) -> tuple[State, jax.Array]:
     """Draw the next groups together and feed them; return their codes, [B, chunk * C]."""
-    model, num, size = engine.definition.bind(params), engine.at_once, engine.groups.size
+    model, num, size = engine.bind(params), engine.at_once, engine.groups.size
     groups_W = state.group + jnp.arange(num)
     tokens, template, run = engine._open(model, state, groups_W)
     level_BQ = jnp.zeros((1, num * size))

@@ -212,7 +212,7 @@ def replay(engine: Engine, params: Any, state: State, codes_BGC: jax.Array, kept
 
     state: before the clip. Activations are computed again in the backward pass, group by group and pass by pass.
     """
-    model, size, cells = engine.definition.bind(params), engine.groups.size, engine.groups.cells
+    model, size, cells = engine.bind(params), engine.groups.size, engine.groups.cells
 
     @jax.checkpoint
     def group(state, slices):

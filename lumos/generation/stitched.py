@@ -74,7 +74,7 @@ def clip(engine: Engine, params, text_BP, text_length_B, given_BTHW, keys_B, num
     frames_NW, exist_N2 = plan.windows(num_frames)
     num, size = frames_NW.shape
     # Every window is a row: a clip's windows lie behind each other.
-    model, rows = engine.definition.bind(params), lambda x_B: jnp.repeat(x_B, num, axis=0)
+    model, rows = engine.bind(params), lambda x_B: jnp.repeat(x_B, num, axis=0)
     nothing = jnp.zeros((batch * num, *engine.layout.grid), jnp.int32)
     state = engine.prefill(params, rows(text_BP), rows(text_length_B), nothing, rows(keys_B), 0)
     cache = state.cache.gather(jnp.arange(engine.layout.prefix_length))  # nothing is written behind the text

@@ -184,7 +184,8 @@ def _block_size(length: int, most: int) -> int:
 
 
 class _Blocks:
-    """Blocked operands of one call: queries [nq, B, K, G, bq, A], keys [B, K, nk * bk, A], ranges [nq, R, B|1, bq]."""
+    """Blocked operands of one call: queries [nq, B, K, G, bq, A], keys [B, K, A, nk * bk], values [B, K, nk * bk, A], ranges
+    [nq, R, B|1, bq]. Keys come last, as a matmul with queries on a CPU is up to four times as fast then."""
 
     def __init__(self, q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS):
         self.num_queries, self.num_keys = q_BQNA.shape[1], k_BSKA.shape[1]
@@ -192,9 +193,9 @@ class _Blocks:
         self.bq, self.bk = _block_size(self.num_queries, most_queries), _block_size(self.num_keys, most_keys)
         grouped, self.scale = _group(_pad(q_BQNA, 1, self.bq), k_BSKA.shape[2])
         self.q = self.split_queries(grouped)
-        self.k = _pad(k_BSKA, 1, self.bk).transpose(0, 2, 1, 3)
-        self.v = _pad(v_BSKA, 1, self.bk).transpose(0, 2, 1, 3)
-        self.nk = self.k.shape[2] // self.bk
+        self.k = _pad(k_BSKA.transpose(0, 2, 3, 1), 3, self.bk)
+        self.v = _pad(v_BSKA.transpose(0, 2, 1, 3), 2, self.bk)
+        self.nk = self.k.shape[3] // self.bk
         self.bias = None if bias_BS is None else _pad(bias_BS, 1, self.bk)
         shape = (len(start_RBQ), max(start_RBQ.shape[1], end_RBQ.shape[1]), self.num_queries)
         # Padded queries get empty ranges [0, 0).
@@ -225,8 +226,8 @@ class _Blocks:
             return x
         return jax.lax.dynamic_slice_in_dim(x, j * self.bk, self.bk, axis)
 
-    def key_gradient_shape(self, x_BKSA):
-        b, k, _, a = x_BKSA.shape
+    def key_gradient_shape(self):
+        b, k, a, _ = self.k.shape
         return self.nk, b, k, a, self.bk
 
     def join_key_gradient(self, x):
@@ -260,7 +261,7 @@ class _Blocks:
         return carry
 
     def logits(self, q, k, ranges, j):
-        s = jnp.einsum("bkgqa,bksa->bkgqs", q, k, preferred_element_type=jnp.float32) * self.scale
+        s = jnp.einsum("bkgqa,bkas->bkgqs", q, k, preferred_element_type=jnp.float32) * self.scale
         if self.bias is not None:
             s = s + self.key_block(self.bias, j, axis=1)[:, None, None, None]
         key = j * self.bk + jnp.arange(self.bk)
@@ -281,7 +282,7 @@ def _flash_forward(q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS=None, dty
     def one(q, start, end):
         def body(ranges, j, carry):
             out, total, peak = carry
-            s = blocks.logits(q, blocks.key_block(blocks.k, j), ranges, j)
+            s = blocks.logits(q, blocks.key_block(blocks.k, j, axis=3), ranges, j)
             new_peak = jnp.maximum(peak, s.max(-1))
             p = jnp.exp(s - new_peak[..., None])
             keep = jnp.exp(peak - new_peak)
@@ -327,14 +328,14 @@ def _flash_bwd(saved, dout_BQNA):
 
         def body(ranges, j, carry):
             dq, dk, dv, dbias = carry
-            k, v = blocks.key_block(blocks.k, j), blocks.key_block(blocks.v, j)
+            k, v = blocks.key_block(blocks.k, j, axis=3), blocks.key_block(blocks.v, j)
             s = blocks.logits(q, k, ranges, j)
             p = jnp.exp(s - lse[..., None])
             dp = jnp.einsum("bkgqa,bksa->bkgqs", dout, v, preferred_element_type=jnp.float32)
             ds = p * (dp - delta[..., None])
             dbias = blocks.add_bias_gradient(dbias, ds, j)
             ds = (ds * blocks.scale).astype(q.dtype)
-            dq = dq + jnp.einsum("bkgqs,bksa->bkgqa", ds, k, preferred_element_type=jnp.float32)
+            dq = dq + jnp.einsum("bkgqs,bkas->bkgqa", ds, k, preferred_element_type=jnp.float32)
             # Keys come last in their gradients: the other way round these two matmuls take twice as long on a CPU.
             dk_j = jnp.einsum("bkgqs,bkgqa->bkas", ds, q, preferred_element_type=jnp.float32)
             dv_j = jnp.einsum("bkgqs,bkgqa->bkas", p.astype(q.dtype), dout, preferred_element_type=jnp.float32)
@@ -343,7 +344,7 @@ def _flash_bwd(saved, dout_BQNA):
         dq, *sums = blocks.loop(start, end, body, (jnp.zeros(q.shape, jnp.float32), *carry))
         return tuple(sums), dq
 
-    zeros = tuple(jnp.zeros(blocks.key_gradient_shape(x), jnp.float32) for x in (blocks.k, blocks.v))
+    zeros = (jnp.zeros(blocks.key_gradient_shape(), jnp.float32),) * 2
     zeros = (*zeros, blocks.zero_bias_gradient())
     slices = (blocks.q, blocks.start, blocks.end, dout, delta, lse)
     if blocks.q.shape[0] == 1:

@@ -36,6 +36,14 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], num: int, rngs: nnx.Rngs) -> n
     return nnx.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(rngs.params(), num))
 
 
+def apart(stacked: nnx.Module) -> nnx.List:
+    """Return the layers of a stacked module one by one, for loops that run them many times: what is taken out of an array inside
+    of a loop is copied in every turn of it."""
+    graph, params = nnx.split(stacked)
+    num = jax.tree.leaves(params)[0].shape[0]
+    return nnx.List([nnx.merge(graph, _layer(params, i)) for i in range(num)])
+
+
 def scan(
     stacked: nnx.Module,
     call: Callable,
@@ -53,13 +61,14 @@ def scan(
     layer body (a `jax.checkpoint` with a policy); `unroll` compiles every layer on its own. Returns the last carry and the
     stacked outs.
     """
-    graph, params = nnx.split(stacked)
     if not kinds:
         carry, outs = scan(
             stacked, call, carry, {"": per_layer}, turns=turns, kinds=("",) * turns, remat=remat, unroll=unroll
         )
         return carry, outs[""]
     (given,), turns = per_layer, len(kinds)
+    is_apart = isinstance(stacked, nnx.List)
+    graph, params = nnx.split(stacked[0] if is_apart else stacked)
 
     def body_of(turn):
         def body(carry, slices):
@@ -67,6 +76,15 @@ def scan(
             return call(nnx.merge(graph, layer_params), carry, turn, *rest)
 
         return remat(body) if remat else body
+
+    if is_apart:
+        outs, bodies = {kind: [] for kind in kinds}, [jax.jit(body_of(turn)) for turn in range(turns)]
+        for i, layer in enumerate(stacked):
+            of_kind = outs[kinds[i % turns]]
+            own = (_layer(tree, len(of_kind)) for tree in given.get(kinds[i % turns], ()))
+            carry, out = bodies[i % turns](carry, (nnx.state(layer), *own))
+            of_kind.append(out)
+        return carry, {kind: jax.tree.map(lambda *x: jnp.stack(x), *of_kind) for kind, of_kind in outs.items()}
 
     if turns == 1:
         carry, out = jax.lax.scan(body_of(0), carry, (params, *given.get(kinds[0], ())), unroll=unroll)
@@ -77,8 +95,8 @@ def scan(
         params, given = slices
         outs = {kind: [] for kind in kinds}
         for turn, (kind, body) in enumerate(zip(kinds, bodies)):
-            at = lambda tree, i: jax.tree.map(lambda x: x[i], tree)
-            carry, out = body(carry, (at(params, turn), *at(given.get(kind, ()), len(outs[kind]))))
+            own = (_layer(tree, len(outs[kind])) for tree in given.get(kind, ()))
+            carry, out = body(carry, (_layer(params, turn), *own))
             outs[kind].append(out)
         return carry, {kind: jax.tree.map(lambda *x: jnp.stack(x), *of_kind) for kind, of_kind in outs.items()}
 
@@ -86,6 +104,11 @@ def scan(
     given = {kind: split(tree, kinds.count(kind)) for kind, tree in given.items()}
     carry, outs = jax.lax.scan(all_turns, carry, (split(params, turns), given), unroll=unroll)
     return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outs)
+
+
+def _layer(tree: Any, i: int) -> Any:
+    """Return what a layer has of a tree that is stacked, or a tuple with a tree for each layer."""
+    return tree[i] if type(tree) is tuple else jax.tree.map(lambda x: x[i], tree)
 
 
 class Definition:

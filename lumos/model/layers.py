@@ -140,14 +140,15 @@ class Attention(nnx.Module):
                 out += self._gate() * attention.attend(q, k_rotated, v, keys.gated, c.attention)
             own = (k, v)
         else:
-            own, parts = (k, v), [past[:3], (k_rotated, v, keys)]
+            past_k, past_v = past.k.transpose(0, 3, 1, 2), past.v.transpose(0, 2, 1, 3)
+            own, parts = (k, v), [(past_k, past_v, past.keys), (k_rotated, v, keys)]
             if past.measure is None:
                 out = attention.attend_parts(q, parts, c.attention)
             else:
                 out, lse = attention.attend_parts_lse(q, parts)
-                own = (k, v, past.measure(q, past.k, past.keys, lse))
+                own = (k, v, past.measure(q, past_k, past.keys, lse))
             if c.mixer.has_gate:  # tokens in flight are within each other's window
-                out += self._gate() * attention.attend_parts(q, [(past.k, past.v, past.keys.gated)], c.attention)
+                out += self._gate() * attention.attend_parts(q, [(past_k, past_v, past.keys.gated)], c.attention)
         return keep(self.o_proj(out.reshape(batch, length, -1)), "out"), own
 
     def _gate(self):

@@ -14,7 +14,7 @@ from flax import nnx
 from lumos import sharding
 from lumos.errors import UserError
 from lumos.model import linear, remat, rope, splash
-from lumos.model.definition import Definition, param, scan, stack
+from lumos.model.definition import Definition, apart, param, scan, stack
 from lumos.model.injection import Condition
 from lumos.model.layers import Block, RMSNorm
 from lumos.model.mixer import LINEAR, SOFTMAX
@@ -32,7 +32,7 @@ Keys = KeyRanges | tuple[KeyRanges, ...]
 
 
 class Past(NamedTuple):
-    """What decoding attends to besides the current tokens: rotated keys and values [layers, B, S, K, A].
+    """What decoding attends to besides the current tokens: rotated keys and values of each layer, as `remembered` returns them.
 
     measure: how the queries score the keys (`model.salience`), if they do.
     sums: of the layers with linear attention, where there are some.
@@ -129,6 +129,12 @@ class Transformer(nnx.Module):
         )
         none = jnp.zeros((0, *ids_BQ.shape, c.num_kv_heads, c.head_dim), c.dtype)
         return self.norm(x_BQD), Own(*own.get(SOFTMAX, (none, none)), sums=own.get(LINEAR))
+
+    def for_passes(self) -> Transformer:
+        """Return the model as loops want it that run it many times with the same weights."""
+        if not self.config.scan_layers:
+            self.layers = apart(self.layers)
+        return self
 
     def hidden(self, ids_BL: jax.Array, positions: Positions, keys: Keys, **conditions) -> jax.Array:
         """Return final hidden states of whole sequences, [B, L, D]; K and V are not kept."""
@@ -237,7 +243,14 @@ def make_definition(config: ModelConfig, vocabulary: Vocabulary) -> Definition:
     return Definition(lambda rngs: Transformer(config, vocabulary, rngs))
 
 
-def rotate_cache(k_LBSKA: jax.Array, positions: Positions, config: ModelConfig) -> jax.Array:
-    """Rotate cached keys of every layer by the positions of their slots (S of them)."""
+def remembered(
+    k_LBSKA: jax.Array, v_LBSKA: jax.Array, positions: Positions, config: ModelConfig
+) -> tuple[jax.Array, jax.Array] | tuple[tuple[jax.Array, ...], ...]:
+    """Return cached keys, rotated by the positions of their slots (S of them), and values, as `Past` has them for many passes.
+
+    They lie as attention reads them, keys [layers, B, K, A, S] and values [layers, B, K, S, A]; layers that are compiled on their own
+    have theirs in a tuple. So no pass copies the cache.
+    """
     cos, sin = rope.mm_rope(positions, config.head_dim, config.rope_theta, config.rope)
-    return rope.rotate(k_LBSKA, cos, sin)
+    laid = rope.rotate(k_LBSKA, cos, sin).transpose(0, 1, 3, 4, 2), v_LBSKA.transpose(0, 1, 3, 2, 4)
+    return laid if config.scan_layers else tuple(map(tuple, laid))

@@ -95,7 +95,7 @@ class DistilledObjective(RolloutObjective):
 
     def _student(self, params, rolled: rollouts.Rolled, drawn):
         """Run the clip behind its history; return the model and the features of its codes in raster order, [B, J, F]."""
-        engine, model = self.engine, self.definition.bind(params)
+        engine, model = self.engine, self.engine.bind(params)
         groups, before = engine.groups, jax.lax.stop_gradient(rolled.before)
         groups_G = before.group + jnp.arange(groups.num)
         _, template, run = engine._open(model, before, groups_G)
