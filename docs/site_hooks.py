@@ -11,5 +11,7 @@ def on_files(files, config):
     root = Path(config.config_file_path).parent
     for page, source in _PAGES.items():
         text = (root / source).read_text(encoding="utf-8").replace("](docs/", "](")
+        for other, name in _PAGES.items():
+            text = text.replace(f"]({name})", f"]({other})")
         files.append(File.generated(config, page, content=text))
     return files
