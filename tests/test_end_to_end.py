@@ -269,7 +269,8 @@ def test_a_killed_run_resumes_bit_for_bit(demo, tmp_path, task):
 def test_errors_are_one_line_with_exit_code_2(tmp_path):
     for arguments, message in (
         (["train"], "--config is missing"),
-        (["trian"], "commands: demo"),
+        (["trian"], "did you mean 'train'"),
+        (["data", "lable"], "commands: data index"),
         (
             ["train", "--config=configs/demo.py", "--workdir=w", "--config.model.num_layer=2"],
             "did you mean 'num_layers'",

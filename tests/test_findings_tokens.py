@@ -48,6 +48,7 @@ def written(tmp_path_factory):
     return world, world.write(tmp_path_factory.mktemp("world") / "tokens")
 
 
+@pytest.mark.slow
 def test_tokens_are_those_of_the_tokenizer_in_their_folder(written):
     world, folder = written
     codes, tokenizer = world.clips("test", 4).codes, load(folder / "tokenizer")
@@ -59,6 +60,7 @@ def test_tokens_are_those_of_the_tokenizer_in_their_folder(written):
     assert cells.shape == codes.shape and (0 <= cells).all() and (cells < 20).all()
 
 
+@pytest.mark.slow
 def test_a_tokenizer_is_that_of_its_seed_and_trained_once(written, tmp_path, monkeypatch):
     world, folder = written
     other = load(SMALL.for_run(4, smoke=False).write(tmp_path / "other") / "tokenizer")

@@ -15,7 +15,11 @@ def test_tokenizers_never_becomes_a_top_level_package():
 
 
 @pytest.mark.parametrize(
-    "first, second", [("lumos.tokenizers.wavelet", "tokenizers"), ("tokenizers", "lumos.tokenizers.wavelet")]
+    "first, second",
+    [
+        ("lumos.tokenizers.wavelet", "tokenizers"),
+        pytest.param("tokenizers", "lumos.tokenizers.wavelet", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("folder", [pytest.param(REPO, marks=pytest.mark.slow), REPO.parent])
 def test_both_import_in_either_order(first, second, folder):

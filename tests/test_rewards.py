@@ -133,6 +133,7 @@ def test_a_step_has_the_gradient_of_the_clips_that_it_rolled(run):
     np.testing.assert_allclose((losses[0] - losses[1]) / 0.008, norm, rtol=0.01)
 
 
+@pytest.mark.slow
 def test_a_known_reward_rises_and_a_resumed_run_is_the_same_bit_for_bit(run):
     run.rewards.clear()
     early = run.steps(run.start, 0, 3)  # between two updates from the same clips
