@@ -15,7 +15,7 @@ import yaml
 import lumos
 
 REPO = Path(__file__).resolve().parents[1]
-TEMPLATES = sorted((REPO / ".github").rglob("*.yml"))
+TEMPLATES = sorted((REPO / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 
 
 def stages():
@@ -153,3 +153,11 @@ def test_citation_templates_and_hooks_can_be_read():
     (repo,) = yaml.safe_load((REPO / ".pre-commit-config.yaml").read_text())["repos"]
     assert [hook["id"] for hook in repo["hooks"]] == ["ruff", "ruff-format", "mypy"]
     assert (REPO / "lumos" / "py.typed").exists()
+
+
+def test_continuous_integration_has_every_python_that_make_accepts():
+    workflow = yaml.safe_load((REPO / ".github" / "workflows" / "ci.yml").read_text())["jobs"]["test"]
+    accepted = re.search(r"Python (3\.\d+) or (3\.\d+)", (REPO / "Makefile").read_text()).groups()
+    assert workflow["strategy"]["matrix"]["python"] == list(accepted)
+    last = workflow["steps"][-1]
+    assert (REPO / last["run"]).stat().st_mode & 0o100 and last["env"]["PYTHON"].startswith("python")
