@@ -3,8 +3,7 @@
     python benchmarks/everything.py [--only=warm_start] [--beside=others.json] > figures.json
 
 --beside: a file of figures of other code, measured on this machine just now: {"lumos1_cpu": {"train_493": tokens/s, ...}, "jasmine_cpu": {...}}. The benchmarks
-that compare print ratios to them; what they compare of lumos itself (with and without a cache, cold and warm) alternates. An idle machine of
-two cores takes about forty minutes. On a machine with a GPU the document also has what benchmarks/gpu_training.py measures.
+that compare print ratios to them; what they compare of lumos itself (with and without a cache, cold and warm) alternates. Run it on an idle machine. On a machine with a GPU the document also has what benchmarks/gpu_training.py measures.
 """
 
 import argparse

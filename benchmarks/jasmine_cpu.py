@@ -10,20 +10,17 @@ from nothing in 16 passes a frame over the KV cache, one clip and sixteen at onc
 Run it on an idle machine. Figures of other code age with the machine, so the file holds none; measure both in turns.
 """
 
-import argparse
 import dataclasses
-import functools
-import json
-from pathlib import Path
+from functools import partial
 
+import compared
 import jax
 import jax.numpy as jnp
 import numpy as np
-from lumos1_cpu import measure
+from compared import measure
 
 from lumos import config_loading, sharding
 from lumos.configs.transformer_small import get_config
-from lumos.evaluation.evaluate import versions
 from lumos.generation.sampler import row_keys
 from lumos.runtime.huge_pages import use_huge_pages
 from lumos.slots import slot
@@ -78,7 +75,7 @@ def sample(size, batch, rounds):
     definition = make_objective(config).definition
     decode = jax.jit(make_engine(config, definition).decode, static_argnums=5)
     params, given = definition.init(jax.random.key(0)), rows(batch)
-    run = functools.partial(
+    run = partial(
         decode, params, given["text"], given["text_length"], jnp.zeros_like(given["tokens"]), row_keys(0, batch), 0
     )
     return measure(lambda: run().block_until_ready(), batch * int(np.prod(GRID)), rounds)
@@ -91,20 +88,8 @@ WORK |= {f"sample_1m_{batch}": (sample, "1m", batch) for batch in (1, 16)}
 
 def main():
     use_huge_pages()
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--only", choices=WORK, action="append")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--beside", type=Path, help="JSON file with the tokens/s of other code by the same names")
-    arguments = parser.parse_args()
-    others = json.loads(arguments.beside.read_text()) if arguments.beside else {}
-    result = {"versions": versions()}
-    for name in arguments.only or WORK:
-        run, *of = WORK[name]
-        result[name] = run(*of, arguments.rounds)
-        if name in others:
-            result[name] |= {"beside": others[name], "ratio": round(result[name]["tokens_per_s"] / others[name], 2)}
-        print(json.dumps({name: result[name]}), flush=True)
-    print(json.dumps(result, indent=1))
+    arguments = compared.parser(WORK).parse_args()
+    compared.report(arguments, {name: partial(run, *of, arguments.rounds or 5) for name, (run, *of) in WORK.items()})
 
 
 if __name__ == "__main__":

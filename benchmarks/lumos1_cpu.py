@@ -11,16 +11,14 @@ tokens, guidance 5, history 0.7, 8 latent frames of 8x8 and of 16x16 at 16 steps
 not counted. Run it on an idle machine. Figures of other code age with the machine, so the file holds none; measure both in turns.
 """
 
-import argparse
-import json
-import time
-from pathlib import Path
+from functools import partial
 
+import compared
 import jax
 import numpy as np
+from compared import measure
 
 from lumos import config_loading, sharding
-from lumos.evaluation.evaluate import versions
 from lumos.interop import lumos1, lumos1_config
 from lumos.layouts import make_layout
 from lumos.runtime.huge_pages import use_huge_pages
@@ -37,6 +35,7 @@ def make_config(grid, scan_layers):
     config = config_loading.default()
     config.model.text_vocab, config.model.visual_vocab = VISUAL_START, CODES
     config.model.scan_layers = scan_layers
+    config.model.remat = "minimal" if scan_layers else "none"  # unrolled layers save nothing by it on a CPU
     config.sequence.layout = slot("lumos1", visual_start=VISUAL_START)
     config.sequence.grid, config.sequence.text_length = grid, 31
     config.data.batch_size = 1
@@ -80,25 +79,6 @@ def generate(grid, rounds, scan_layers):
     return measure(run, int(np.prod(grid)), rounds)
 
 
-def measure(run, num_tokens, rounds):
-    start = time.perf_counter()
-    run()
-    compile_seconds = time.perf_counter() - start
-    wall, cpu = [], []
-    for _ in range(rounds):
-        start, start_cpu = time.perf_counter(), time.process_time()
-        run()
-        wall.append(time.perf_counter() - start)
-        cpu.append(time.process_time() - start_cpu)
-    return {
-        "tokens_per_s": round(num_tokens / float(np.median(wall)), 1),
-        "best_tokens_per_s": round(num_tokens / min(wall), 1),
-        "seconds": round(float(np.median(wall)), 4),
-        "cpu_seconds": round(float(np.median(cpu)), 4),
-        "first_call_seconds": round(compile_seconds, 1),
-    }
-
-
 WORK = {
     "train_493": (train, (6, 8, 8), 10),
     "train_1969": (train, (7, 16, 16), 5),
@@ -109,21 +89,11 @@ WORK = {
 
 def main():
     use_huge_pages()
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--only", choices=WORK, action="append")
-    parser.add_argument("--rounds", type=int, default=0)
+    parser = compared.parser(WORK)
     parser.add_argument("--scan_layers", type=int, default=0, help="1 compiles one layer and loops over it")
-    parser.add_argument("--beside", type=Path, help="JSON file with the tokens/s of other code by the same names")
     arguments = parser.parse_args()
-    others = json.loads(arguments.beside.read_text()) if arguments.beside else {}
-    result = {"versions": versions()}
-    for name in arguments.only or WORK:
-        run, grid, rounds = WORK[name]
-        result[name] = run(grid, arguments.rounds or rounds, bool(arguments.scan_layers))
-        if name in others:
-            result[name] |= {"beside": others[name], "ratio": round(result[name]["tokens_per_s"] / others[name], 2)}
-        print(json.dumps({name: result[name]}), flush=True)
-    print(json.dumps(result, indent=1))
+    of = lambda run, grid, rounds: partial(run, grid, arguments.rounds or rounds, bool(arguments.scan_layers))
+    compared.report(arguments, {name: of(*work) for name, work in WORK.items()})
 
 
 if __name__ == "__main__":

@@ -18,13 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
-
-def resident_gb(name: str = "VmRSS") -> float:
-    """Return VmRSS (now) or VmHWM (at most) of this process, in GB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return round(int(line.split()[1]) * 1024 / 1e9, 3)
+from many_clips import rss_gb
 
 
 def measure(size: str, policy: str, grid: tuple[int, ...], batch: int, rounds: int) -> dict:
@@ -36,10 +31,12 @@ def measure(size: str, policy: str, grid: tuple[int, ...], batch: int, rounds: i
     from lumos.configs.transformer_small import get_config
     from lumos.evaluation.evaluate import versions
     from lumos.runtime.compiler_memory import give_back
+    from lumos.runtime.speed import resident_bytes
     from lumos.training.from_config import make_objective, make_objective_optimizer
     from lumos.training.state import new_state
     from lumos.training.step import make_update
 
+    resident_gb = lambda: round(resident_bytes() / 1e9, 3)
     found = {"size": size, "remat": policy, "imports_gb": resident_gb()}
     config = get_config(size)
     config.sequence.grid, config.data.batch_size, config.model.remat = grid, batch, policy
@@ -73,7 +70,7 @@ def measure(size: str, policy: str, grid: tuple[int, ...], batch: int, rounds: i
             faults.append(after.ru_minflt - before.ru_minflt)
     median = lambda values: round(statistics.median(values[1:]), 3)
     return found | {
-        "peak_gb": resident_gb("VmHWM"),
+        "peak_gb": round(rss_gb() * 2**30 / 1e9, 3),
         "state_mb": round(reserved.argument_size_in_bytes / 1e6),
         "temporary_mb": round(reserved.temp_size_in_bytes / 1e6),
         "step_s": median(seconds), "kernel_s": median(kernel), "page_faults": int(median(faults)),
