@@ -23,4 +23,6 @@ def get_finding() -> Finding:
         steps=500,
         cost=2.0,
         curve="half/frames",
+        note="Contiguous 3-D gives columns the slowest frequencies. Across the seven columns of this grid their fastest channel turns by 0.15 "
+        "radians (rows: 4.8), so the model hardly tells columns apart.",
     )

@@ -20,10 +20,12 @@ A statement compares two numbers seed by seed. **reproduced**: the mean gap has 
 difference over seeds. **contradicted**: the same with the opposite sign. **underpowered**: the 95 % interval of the gap holds both no effect
 and the expected one. **not shown**: anything else. Numbers are means ± standard deviations over seeds, gaps with their interval. A statement
 that two numbers are equal (=) is reproduced where the gap and two deviations lie inside of its margin. Losses are in nats a code, shares in 0 to 1.
-Minutes are those of all arms and seeds on two cores (`--workers=2`), from the processor time of the two processes.
+Minutes are those of all arms and seeds on two cores (`--workers=2`), from the processor time of the two processes. The rows of `axis_heads`, `files`,
+`four_tasks`, `images_first`, `jacobi`, `passes`, `schedules` and `tubes`, and some of `history_mask` and `temperature`, have wall time on busy cores instead,
+which is longer.
 
-A verdict is that of the budget that was written down first. What it does not show or contradicts is run once more with twice the steps
-(`lumos findings run NAME --longer`): the second verdict stands behind the first, and does not replace it.
+A verdict is that of the budget that was written down first. `lumos findings run NAME --longer` runs what is not shown or contradicted once more, with twice
+the steps; the second verdict stands behind the first, and does not replace it. {longer} of {doubted} such statements have been run again.
 
 These are statements about the mechanism at this size. Published figures stand beside ours for orientation; they are not comparable.
 """
@@ -33,8 +35,9 @@ def render(folder: Path = RESULTS) -> str:
     """Return the page."""
     found = [results.results(name, folder) for name in load.names()]
     trained, exact = [x for x in found if isinstance(x, Results)], [x for x in found if isinstance(x, Exact)]
+    again, doubted = (sum(len(getattr(item, name)) for item in trained) for name in ("longer", "doubted"))
     lines = [
-        _HEAD,
+        _HEAD.format(longer=again, doubted=doubted),
         "## Trained",
         "",
         "| claim | paper | published | verdict | command | minutes |",

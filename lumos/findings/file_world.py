@@ -36,9 +36,7 @@ class FileWorld(World):
         return np.stack([self.encode(video[0]) for video in codes])[:, None, None]
 
     def cells_of(self, tokens, folder):
-        frames = [self.decode(file) for file in tokens[:, 0, 0]]
-        broken = np.full((self.side, self.side), -1)
-        return np.stack([broken if frame is None else frame for frame in frames])[:, None]
+        return shown([self.decode(file) for file in tokens[:, 0, 0]], self.side)
 
     def encode(self, frame: np.ndarray) -> np.ndarray:
         """Return the bytes of a frame, int32 [length]."""
@@ -54,6 +52,12 @@ class FileWorld(World):
         runs, codes = file[:end:2], file[1:end:2] - self.side**2 - 1
         good = end % 2 == 0 and not file[end:].any() and (codes >= 0).all() and (runs <= self.side**2).all()
         return np.repeat(codes, runs).reshape(self.side, self.side) if good and runs.sum() == self.side**2 else None
+
+
+def shown(frames: list[np.ndarray | None], side: int) -> np.ndarray:
+    """Return the frames of files as clips of one frame, int32 [N, 1, side, side]; -1 where there is none."""
+    broken = np.full((side, side), -1, np.int32)
+    return np.stack([broken if frame is None else frame for frame in frames])[:, None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ import numpy as np
 import sentencepiece
 from PIL import Image
 
-from lumos.findings.worlds import World
+from lumos.findings.file_world import shown
+from lumos.findings.worlds import PixelWorld
 
 _END = b"\xff\xd9"  # the marker that ends a file
 _FIRST = 0x100  # the character that stands for byte 0 in pieces: 256 letters without spaces and marks
@@ -20,7 +21,7 @@ _PIECES = "pieces.model"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class JpegWorld(World):
+class JpegWorld(PixelWorld):
     """Pictures of a plain world, each cell a square of pixels, as JPEG files of one row of `length` tokens, filled up with zeros.
 
     Markers and tables before the picture, 623 bytes, and the marker behind it are the same in all files: they are left out, and come back
@@ -62,24 +63,18 @@ class JpegWorld(World):
         return np.stack([np.pad(row, (0, self.length - len(row))) for row in rows]).astype(np.int32)[:, None, None]
 
     def cells_of(self, tokens, folder):
-        frames = [self.decode(self._join(row, folder)) for row in tokens[:, 0, 0]]
-        broken = np.full((self.side, self.side), -1, np.int32)
-        return np.stack([broken if frame is None else frame for frame in frames])[:, None]
+        return shown([self.decode(self._join(row, folder)) for row in tokens[:, 0, 0]], self.side)
 
     def encode(self, frame: np.ndarray) -> bytes:
         """Return the file of a frame [side, side] without its header and its end."""
         file = io.BytesIO()
-        picture = self.picture(frame).repeat(self.pixels, axis=0).repeat(self.pixels, axis=1)
-        Image.fromarray(picture).save(file, "JPEG", quality=self.quality, subsampling=0)
+        Image.fromarray(self.video(frame)).save(file, "JPEG", quality=self.quality, subsampling=0)
         return file.getvalue()[_start(file.getvalue()) : -len(_END)]
 
     def decode(self, file: bytes) -> np.ndarray | None:
         """Return the cells int32 [side, side] nearest to what a file shows; None where it has an error."""
         picture = _decode(self._header + file + _END)
-        if picture is None:
-            return None
-        cells = picture.reshape(self.side, self.pixels, self.side, self.pixels, 3).mean((1, 3))
-        return np.square(cells[..., None, :] - self.palette.astype(float)).sum(-1).argmin(-1).astype(np.int32)
+        return None if picture is None else self.read(picture)
 
     @functools.cached_property
     def _header(self) -> bytes:

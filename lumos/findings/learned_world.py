@@ -14,7 +14,7 @@ import numpy as np
 from lumos import config_loading, geometry
 from lumos.config import Config
 from lumos.findings.training import SMOKE_STEPS, Training, changed
-from lumos.findings.worlds import World
+from lumos.findings.worlds import PixelWorld
 from lumos.tokenizers import pretrained
 from lumos.weights import release, safetensors_files
 
@@ -28,15 +28,13 @@ _BASE = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LearnedWorld(World):
-    """Clips of a plain world whose cells are squares of pixels, as tokens of a tokenizer that was trained on the training clips.
+class LearnedWorld(PixelWorld):
+    """Clips in pixels, as tokens of a tokenizer that was trained on the training clips.
 
-    A cell is read back as the code whose colour is nearest to the mean of its square. Tokenizers have a latent frame for each frame, or
-    ("holistic") one row of tokens for a clip, behind which no frames can be given. What one (world, seed) trains, all arms of this world
-    use; it lies as a release in the folder of the tokens.
+    Tokenizers have a latent frame for each frame, or ("holistic") one row of tokens for a clip, behind which no frames can be given. What
+    one (world, seed) trains, all arms of this world use; it lies as a release in the folder of the tokens.
     """
 
-    pixels: int = 8  # rows and columns of a cell
     tokenizer: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # config fields by their dotted names
     seed: int = 0  # of the tokenizer: that of the run
 
@@ -73,16 +71,6 @@ class LearnedWorld(World):
     def cells_of(self, tokens, folder):
         decode = pretrained.load(folder / release.TOKENIZER).decode
         return np.concatenate([self.read(decode(part)) for part in _parts(tokens)])
-
-    def video(self, codes: np.ndarray) -> np.ndarray:
-        """Return clips of cells [N, T, H, W] as pixels, uint8 [N, T, Y, X, 3]."""
-        return self.picture(codes).repeat(self.pixels, axis=2).repeat(self.pixels, axis=3)
-
-    def read(self, video: np.ndarray) -> np.ndarray:
-        """Return the cells int32 [N, T, H, W] that pixels [N, T, Y, X, 3] show."""
-        cells = video.reshape(*video.shape[:2], self.side, self.pixels, self.side, self.pixels, 3).mean((3, 5))
-        distance = np.square(cells[..., None, :] - self.palette.astype(float)).sum(-1)
-        return distance.argmin(-1).astype(np.int32)
 
     @property
     def _shape(self) -> tuple[int, int, int]:

@@ -231,5 +231,22 @@ class World:
         return np.concatenate([grey, (pure[:, None] * shades[:, None]).reshape(-1, 3)]).astype(np.uint8)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PixelWorld(World):
+    """A world whose cells are squares of pixels; a cell is read back as the code whose colour is nearest to the mean of its square."""
+
+    pixels: int = 8  # rows and columns of a cell
+
+    def video(self, codes: np.ndarray) -> np.ndarray:
+        """Return cells [..., H, W] as pixels, uint8 [..., Y, X, 3]."""
+        return self.picture(codes).repeat(self.pixels, axis=-3).repeat(self.pixels, axis=-2)
+
+    def read(self, video: np.ndarray) -> np.ndarray:
+        """Return the cells int32 [..., H, W] that pixels [..., Y, X, 3] show."""
+        squares = video.reshape(*video.shape[:-3], self.side, self.pixels, self.side, self.pixels, 3)
+        distance = np.square(squares.mean((-4, -2))[..., None, :] - self.palette.astype(float)).sum(-1)
+        return distance.argmin(-1).astype(np.int32)
+
+
 def _stacked(values):
     return list(values) if isinstance(values[0], str) else np.stack(values)
