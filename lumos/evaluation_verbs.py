@@ -212,7 +212,7 @@ VERBS: dict[str, Verb] = {
     "generate": Verb(
         group(
             _MODEL,
-            many("prompt", "a caption of a clip"),
+            many("prompt", "a caption; repeat the flag for several clips"),
             text("prompts", "", "file of prompts: .txt (one a line), .csv or .jsonl"),
             number(
                 "samples_per_prompt", 0, "clips of each prompt; by default one, or with --layout the official number"

@@ -51,7 +51,6 @@ def describe(values: flags.FlagValues) -> str:
         form = f"  --{name}" + ("" if flag.boolean else "=...")
         width = max(80, min(shutil.get_terminal_size((120, 24)).columns, 120))
         help_text = " ".join(flag.help.partition(";\n")[0].split())  # absl adds a line to flags that may be repeated
-        help_text += "; repeat the flag for several" * isinstance(flag.default, list)
         lines += textwrap.wrap(help_text + default, width, initial_indent=f"{form:23} ", subsequent_indent=" " * 24)
     return "\n".join(lines) + "\n"
 
