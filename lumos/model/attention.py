@@ -3,8 +3,9 @@
 `flash` is blockwise attention with an online softmax and a recomputing backward pass (Dao et al., FlashAttention),
 written in XLA with a custom VJP: memory is O(L), and key blocks outside the ranges of a query block are skipped. A bias
 that depends on the key alone is added to the logits, and has a gradient.
-Whole sequences run the splash kernel on a TPU (lumos/model/splash.py) and cuDNN on a GPU (lumos/model/cudnn.py). On a mesh every device computes its own rows,
-heads and queries; keys and values are gathered over the context axis.
+Whole sequences run the splash kernel on a TPU (lumos/model/splash.py) and cuDNN on a GPU (lumos/model/cudnn.py). Where neither runs and queries see few
+keys, such as their own frame, tiles take the place of blocks (lumos/model/tiled_attention.py). On a mesh every device computes its own rows, heads
+and queries; keys and values are gathered over the context axis.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from lumos import sharding
-from lumos.model import cudnn, splash
+from lumos.model import cudnn, splash, tiled_attention
+from lumos.model.tiled_attention import LEAST as _LEAST
+from lumos.model.tiled_attention import NEVER as _NEVER
 from lumos.sequence.key_ranges import KeyRanges
 from lumos.sequence.storage import in_order
+from lumos.sequence.tiles import tiles
 
 _BLOCK = 512  # queries and keys per block
+_MOST_LOGITS = 2**27  # of tiles, all rows and heads, at once
 _CPU_TILE = 2**20  # there no more logits of all rows and heads exist at once than this, if blocks of 128 allow it
-_NEVER = -1e30  # logit of an invisible key; finite, so that rows without keys stay finite
-_LEAST = -1e29  # subtracted from a logit in place of less: exp(_NEVER - _LEAST) is 0, so no second mask is needed
 
 
 def attend(q_BQNA: jax.Array, k_BSKA: jax.Array, v_BSKA: jax.Array, keys: KeyRanges, kernel: str = "auto") -> jax.Array:
@@ -51,6 +54,7 @@ def attend(q_BQNA: jax.Array, k_BSKA: jax.Array, v_BSKA: jax.Array, keys: KeyRan
     )
     is_one_part = is_whole and query_order is None and sharding.shards(length) == 1
     use_cudnn = kernel == "auto" and is_one_part and cudnn.serves(q_BQNA, keys)
+    use_tiles = kernel == "auto" and is_whole and keys.static is not None and not use_splash and not use_cudnn
 
     def local(q, k, v, start, end, bias, first, schedule):
         k, v = (in_order(sharding.all_gather(x, length, 1), keys.num_chunks, 1) for x in (k, v))
@@ -63,7 +67,15 @@ def attend(q_BQNA: jax.Array, k_BSKA: jax.Array, v_BSKA: jax.Array, keys: KeyRan
         q = _permute(q, query_order)
         if query_order is not None:
             start, end = start[..., query_order], end[..., query_order]
-        out = splash.attend(q, k, v, first, schedule) if use_splash else _flash(q, k, v, start, end, bias)
+        of_tiles = tiles(keys.static, *_block_sizes(q, k)) if use_tiles else None
+        if of_tiles:
+            out = tiled_attention.attend(
+                q, k, v, start, end, bias, of_tiles, _CPU_TILE if sharding.platform() == "cpu" else _MOST_LOGITS
+            )
+        elif use_splash:
+            out = splash.attend(q, k, v, first, schedule)
+        else:
+            out = _flash(q, k, v, start, end, bias)
         return _permute(out, None if query_order is None else np.argsort(query_order))
 
     def row_axis(rows):  # the axis of rows, of which an array may have one for all
@@ -183,14 +195,19 @@ def _block_size(length: int, most: int) -> int:
     return min(-(-length // (8 * num_blocks)) * 8, most)
 
 
+def _block_sizes(q_BQNA, k_BSKA) -> tuple[int, int]:
+    """Return the queries and keys of a block."""
+    most_queries, most_keys = _most_per_block(q_BQNA.shape[0] * q_BQNA.shape[2])
+    return _block_size(q_BQNA.shape[1], most_queries), _block_size(k_BSKA.shape[1], most_keys)
+
+
 class _Blocks:
     """Blocked operands of one call: queries [nq, B, K, G, bq, A], keys [B, K, A, nk * bk], values [B, K, nk * bk, A], ranges
     [nq, R, B|1, bq]. Keys come last, as a matmul with queries on a CPU is up to four times as fast then."""
 
     def __init__(self, q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS):
         self.num_queries, self.num_keys = q_BQNA.shape[1], k_BSKA.shape[1]
-        most_queries, most_keys = _most_per_block(q_BQNA.shape[0] * q_BQNA.shape[2])
-        self.bq, self.bk = _block_size(self.num_queries, most_queries), _block_size(self.num_keys, most_keys)
+        self.bq, self.bk = _block_sizes(q_BQNA, k_BSKA)
         grouped, self.scale = _group(_pad(q_BQNA, 1, self.bq), k_BSKA.shape[2])
         self.q = self.split_queries(grouped)
         self.k = _pad(k_BSKA.transpose(0, 2, 3, 1), 3, self.bk)
@@ -249,16 +266,14 @@ class _Blocks:
         return dbias.transpose(1, 0, 2).reshape(self.bias.shape)[:, : self.num_keys]
 
     def loop(self, start, end, body, carry):
-        """Run `body(ranges, j, carry)` over the key blocks of one range after the other; starts and ends are [R, B|1, bq].
-
-        Keys are seen once, as the ranges of a query are disjoint. One block alone is run once, for all of them.
-        """
+        """Run `body(ranges, j, carry)` over the key blocks that some query sees; starts and ends are [R, B|1, bq]."""
         ranges = list(zip(start, end))
         if self.nk == 1:
             return body(ranges, 0, carry)
-        for one in ranges:
-            carry = jax.lax.fori_loop(*self._bounds(*one), functools.partial(body, [one]), carry)
-        return carry
+        block, bounds = jnp.arange(self.nk), [self._bounds(*one) for one in ranges]
+        seen = functools.reduce(jnp.logical_or, [(block >= first) & (block < last) for first, last in bounds])
+        blocks = jnp.argsort(~seen, stable=True)  # once each, also where several ranges lie in it
+        return jax.lax.fori_loop(0, seen.sum(), lambda i, carry: body(ranges, blocks[i], carry), carry)
 
     def logits(self, q, k, ranges, j):
         s = jnp.einsum("bkgqa,bkas->bkgqs", q, k, preferred_element_type=jnp.float32) * self.scale
