@@ -29,7 +29,7 @@ BENCHMARKS = {
     "cached_generation": [],
     "warm_start": [],
     "loop_overhead": [],
-    "tokenizing": ["--encode_ms=400"],
+    "tokenizing": [],
     "tokenizer_cpu": [],
 }
 COMPARED = ("lumos1_cpu", "jasmine_cpu")

@@ -1,12 +1,15 @@
-"""How long an encoder waits for clips: `python benchmarks/tokenizing.py --encode_ms=400`.
+"""What bounds `lumos tokenize`, decoding or encoding, and how close it comes to the slower of the two: `python benchmarks/tokenizing.py`.
 
-Tokenises 64 clips of 49 frames at 256x256, in batches of 4 with two threads, by an encoder that takes --encode_ms for a batch and no processor, as an
-accelerator does, and by the real one (a small net on the CPU, which shares the processor with the decoders). Prints a line of JSON for each: the
-share of the time, from the second batch on, in which the encoder waits; and clips a second.
+Tokenises 64 clips of 49 frames at 256x256, in batches of 4. Decoding alone is the same command with an encoder that takes no time. The
+encoders: two that take half and twice the time of decoding and no processor, as an accelerator does, and a small net on the CPU, which
+shares the processor with the decoders: it cannot reach the slower of the two, only the sum of their times. Prints a line of JSON for each:
+frames a second of decoding alone, of encoding alone and of both; the ratio to the slower; and the share of the time in which the encoder
+waits, from the second batch on.
 """
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -25,7 +28,9 @@ from lumos.tokenizers import encode_shards, tokenize
 from lumos.tokenizers.causal_vae import make_definition
 from lumos.tokenizers.pretrained import Tokenizer
 
-CLIPS = 64
+CLIPS, FRAMES = 64, 49
+BATCH = (4, FRAMES, 128, 128, 3)
+NUM_BATCHES = CLIPS // BATCH[0]
 NET = TokenizerConfig(channels=8, channel_mult=(1, 1), mid_attention=False)
 
 
@@ -45,30 +50,63 @@ class Asleep:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--encode_ms", type=float, default=400)
+    parser.add_argument("--only", choices=("half", "twice", "net"), action="append")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder, rng = Path(name), np.random.default_rng(0)
         for i in range(CLIPS):
-            coarse = rng.integers(0, 255, (49, 16, 16, 3), dtype=np.uint8)
+            coarse = rng.integers(0, 255, (FRAMES, 16, 16, 3), dtype=np.uint8)
             write_video(folder / "clips" / f"{i:03d}.mp4", coarse.repeat(16, 1).repeat(16, 2), 24)
         index(folder / "clips", folder / "m.jsonl", DataConfig())
         data = DataConfig(
-            source="clips", path=str(folder / "m.jsonl"), buckets=((49, 128, 128),), batch_size=4, cache_gb=0
+            source="clips",
+            path=str(folder / "m.jsonl"),
+            buckets=(BATCH[1:4],),
+            batch_size=BATCH[0],
+            num_threads=os.cpu_count(),
+            cache_gb=0,
         )
         config = Config(data=data, tokenizer=NET)
         real = Tokenizer(NET, make_definition(NET).init(jax.random.key(0)))
-        real.encode(np.zeros((4, 49, 128, 128, 3), np.uint8))  # compiles
-        encode = encode_shards.encode_shards
-        for kind, tokenizer in (("asleep", Asleep(arguments.encode_ms / 1000)), ("real", real)):
-            spent = encode_shards.Spent()
-            tokenize.encode_shards = lambda *inputs, spent=spent: encode(*inputs, spent)
-            began = time.perf_counter()
-            tokenize.tokenize(config, tokenizer, folder / kind, splits=("train",), clips_per_shard=8)
-            seconds = time.perf_counter() - began
-            waiting = (spent.waiting - spent.first) / (spent.waiting - spent.first + spent.encoding)
-            facts = {"encode_ms": round(1000 * spent.encoding / (CLIPS / 4)), "waiting": round(waiting, 4)}
-            print(json.dumps({"encoder": kind, **facts, "clips_a_second": round(CLIPS / seconds, 2)}))
+        real.encode(np.zeros(BATCH, np.uint8))  # compiles
+        decoding = tokenizing(config, Asleep(0), folder / "decoding")["seconds"]
+        encoders = {
+            "half": Asleep(decoding / 2 / NUM_BATCHES),
+            "twice": Asleep(2 * decoding / NUM_BATCHES),
+            "net": real,
+        }
+        for kind in arguments.only or encoders:
+            encoding = encoding_alone(encoders[kind])
+            decoding = tokenizing(config, Asleep(0), folder / f"decoding {kind}")["seconds"]
+            both = tokenizing(config, encoders[kind], folder / kind)
+            facts = {"decoding": decoding, "encoding": encoding, "both": both.pop("seconds")}
+            rates = {f"{name}_frames_per_s": round(CLIPS * FRAMES / seconds, 1) for name, seconds in facts.items()}
+            bound = max("decoding", "encoding", key=facts.get)
+            print(
+                json.dumps(
+                    {"encoder": kind, **rates, "bound": bound, "ratio": round(facts[bound] / facts["both"], 3), **both}
+                )
+            )
+
+
+def tokenizing(config: Config, tokenizer, out: Path) -> dict[str, float]:
+    """Return the seconds of a whole command, and the share of them in which the encoder waited."""
+    spent, encode = encode_shards.Spent(), encode_shards.encode_shards
+    tokenize.encode_shards = lambda *inputs: encode(*inputs, spent)
+    began = time.perf_counter()
+    tokenize.tokenize(config, tokenizer, out, splits=("train",), clips_per_shard=8)
+    seconds = time.perf_counter() - began
+    tokenize.encode_shards = encode
+    waiting = spent.waiting - spent.first
+    return {"seconds": seconds, "waiting": round(waiting / (waiting + spent.encoding), 4)}
+
+
+def encoding_alone(tokenizer) -> float:
+    video = np.random.default_rng(0).integers(0, 255, BATCH, dtype=np.uint8)
+    began = time.perf_counter()
+    for _ in range(NUM_BATCHES):
+        tokenizer.encode(video)
+    return time.perf_counter() - began
 
 
 if __name__ == "__main__":
