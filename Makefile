@@ -1,7 +1,7 @@
-# Every target works on a fresh machine: it creates .venv and installs what it needs (Python 3.11 or 3.12).
+# Every target works on a fresh machine: it creates .venv and installs what it needs (Python 3.11 to 3.13).
 
-PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
-	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 
 .PHONY: demo test test-slow findings-smoke torture lint wheel docs check-release release
 
@@ -49,7 +49,7 @@ release: check-release lint test wheel docs
 	git tag --annotate "v$$version" --message="lumos $$version" && echo "tagged v$$version; publish it with: git push origin v$$version"
 
 .venv/installed: setup.py
-	@test -n "$(PYTHON)" || { echo "lumos needs Python 3.11 or 3.12: install one, or run make PYTHON=/path/to/python"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "lumos needs Python 3.11, 3.12 or 3.13: install one, or run make PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --upgrade pip
 	.venv/bin/python -m pip install --quiet --editable '.[dev]'

