@@ -1,6 +1,6 @@
 """What slows the decay of long videos: remedies on a world whose baseline decays, over three seeds.
 
-    python benchmarks/drift.py --out=drift [--arms=fifo,sink] [--seeds=3] [--steps=1200] [--frames=60]
+    python benchmarks/drift.py --out=drift [--arms="fifo,sink realigned"] [--seeds=3] [--steps=1200] [--frames=60]
 
 The world is made of codes, so no tokenizer blurs what is measured: a block of 2 x 2 cells in the colour of the prompt bounces diagonally,
 a cell every second frame, over a background of random codes that never change. The background is in no prompt: it is carried by history
@@ -40,9 +40,9 @@ SINK = {"cache": slot("window", width=SEEN, sink=1)}
 ARMS = {
     "fifo": ("clean", FIFO),
     "absolute positions": ("clean", FIFO | {"positions": slot("absolute")}),
-    "all history, absolute": ("clean", {"cache": slot("window", width=60, sink=0), "positions": slot("absolute")}),
-    "sink, realigned": ("clean", SINK | {"positions": slot("realigned")}),
-    "sink, not realigned": ("clean", SINK | {"positions": slot("absolute")}),
+    "all history absolute": ("clean", {"cache": slot("window", width=60, sink=0), "positions": slot("absolute")}),
+    "sink realigned": ("clean", SINK | {"positions": slot("realigned")}),
+    "sink not realigned": ("clean", SINK | {"positions": slot("absolute")}),
     "compression": ("clean", {"cache": slot("compress", width=6, sink=1, recent=2, budget=1), "positions": slot("realigned")}),
     "retrieval": ("clean", {"cache": slot("retrieve", width=16, sink=1, recent=2, most=1), "positions": slot("realigned")}),
     "history mask 0.2": ("clean", FIFO | {"history_ratio": 0.2}),
@@ -108,7 +108,8 @@ def config_of(run, tokens, steps, seed, runs, changes=None):
     config.sequence.grid, config.sequence.text_length = (TRAINED, SIDE, SIDE), 8
     model = config.model
     model.num_layers, model.model_dim, model.mlp_dim, model.num_heads, model.num_kv_heads = 3, 64, 176, 2, 2
-    model.head_dim, model.visual_vocab, model.scan_layers = 32, TEXTURES + 16, False
+    model.head_dim, model.scan_layers, model.remat = 32, False, "none"
+    model.text_vocab, model.visual_vocab = TextTokenizer(config.text.model).vocab_size, TEXTURES + 16
     config.optimizer.name, config.optimizer.learning_rate, config.optimizer.final_fraction = "muon", 5e-3, 0.02
     config.corruption.frames, config.corruption.cells, config.corruption.level = (
         slot("independent"),

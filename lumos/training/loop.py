@@ -22,6 +22,7 @@ from lumos.errors import Preempted
 from lumos.runtime import processes
 from lumos.runtime.goodput import Goodput
 from lumos.runtime.metrics_writer import MetricsWriter
+from lumos.runtime.one_run import one_run
 from lumos.runtime.profiler import Profiler
 from lumos.runtime.speed import SpeedMeter
 from lumos.runtime.stop_requests import SAVE, STOP, Requests
@@ -75,7 +76,7 @@ def train(
         workdir.mkdir(parents=True, exist_ok=True)
         mesh = sharding.make_mesh(config.mesh)
         check_batch_size(config, mesh)
-        with jax.set_mesh(mesh), Requests(mesh) as requests:
+        with one_run(workdir), jax.set_mesh(mesh), Requests(mesh) as requests:
             return _Run(config, workdir, mesh, watchdog, requests, init_from, fresh, profile_at).run()
 
 
