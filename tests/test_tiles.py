@@ -9,7 +9,7 @@ from lumos.model import attention, tiled_attention
 from lumos.sequence.key_ranges import KeyRanges, StaticRanges
 from lumos.sequence.tiles import tiles
 
-TEXT, FRAMES, CELLS = 5, 6, 9
+TEXT, FRAMES, CELLS = 5, 5, 24
 LENGTH = TEXT + FRAMES * CELLS
 
 
@@ -34,46 +34,64 @@ def _columns():
     return StaticRanges(start, end, order)
 
 
-RULES = {"frame": _frames(1), "window": _frames(3), "sink": _frames(2, sink=1), "columns": _columns()}
+RULES = {
+    "causal": _frames(9),
+    "frame": _frames(1),
+    "window": _frames(3),
+    "sink": _frames(2, sink=1),
+    "columns": _columns(),
+}
 
 
-def _tiles(static, block=128):
+def _tiles(static, block):
     return tiles(static, block, block)
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_every_visible_pair_is_computed_once(name):
     static = RULES[name]
-    found = _tiles(static)
+    found = _tiles(static, 64)
     order = np.arange(LENGTH) if static.order_S is None else static.order_S
     seen = np.asarray(KeyRanges.of(static, None).dense(LENGTH))[0][order][:, order]
     computed = np.zeros((LENGTH + 1, LENGTH + 1), int)
-    np.add.at(computed, (found.query_NQ[:, :, None], found.key_NS[:, None]), 1)
-    computed[:, : found.prefix] += 1
+    for group in found.groups:
+        np.add.at(computed, (group.query_NQ[:, :, None], group.key_NS[:, None]), 1)
+        computed[np.ix_(group.query_NQ.ravel(), np.arange(group.prefix))] += 1
     assert (computed[:LENGTH, :LENGTH] <= 1).all() and (computed[:LENGTH, :LENGTH] >= seen).all()
-    np.testing.assert_array_equal(found.query_NQ.ravel()[found.place_Q], np.arange(LENGTH))
-    assert found.pairs < 0.6 * LENGTH**2
+    queries = np.concatenate([group.query_NQ.ravel() for group in found.groups])
+    np.testing.assert_array_equal(queries[found.place_Q], np.arange(LENGTH))
+    assert sum(group.pairs for group in found.groups) < 2.5 * seen.sum()
 
 
-def test_a_unit_is_a_frame_or_a_column_and_the_text_is_common():
-    frame, columns = _tiles(RULES["frame"]), _tiles(RULES["columns"])
-    assert (frame.prefix, frame.query_NQ.shape[1] % CELLS, frame.key_NS.shape[1] % CELLS) == (TEXT, 0, 0)
-    assert (columns.prefix, columns.query_NQ.shape[1] % FRAMES) == (TEXT, 0)
+def test_tiles_are_frames_or_columns_and_nothing_is_gathered_that_all_see():
+    shapes = lambda name: [(x.prefix, x.query_NQ.shape, x.key_NS.shape) for x in _tiles(RULES[name], 64).groups]
+    assert all(num_keys == 0 for *_, (_, num_keys) in shapes("causal"))
+    assert shapes("frame") == [(TEXT, (1, TEXT), (1, 0)), (TEXT, (FRAMES, CELLS), (FRAMES, CELLS))]
+    prefix, (_, queries), (_, keys) = shapes("columns")[-1]
+    assert (prefix, queries % FRAMES) == (TEXT, 0) and queries == keys
 
 
 def test_what_sees_most_keys_keeps_blocks():
     end = np.arange(1, LENGTH + 1)[None]
-    assert _tiles(StaticRanges(0 * end, end)) is None
-    assert _tiles(StaticRanges(0 * end, np.full_like(end, LENGTH))) is None
-    assert _tiles(RULES["frame"], block=CELLS) is None  # small blocks waste as little
+    assert _tiles(StaticRanges(0 * end, end), 64) is None
+    assert _tiles(StaticRanges(0 * end, np.full_like(end, LENGTH)), 64) is None
+    assert _tiles(RULES["frame"], 8) is None  # small blocks waste as little
 
 
 @pytest.mark.parametrize(
     "name, bias_rows, most_logits",
-    [("frame", 0, 2**20), ("window", 1, 2000), ("sink", 2, 2**20), ("columns", 0, 2000), ("columns", 2, 2**20)],
+    [
+        ("causal", 0, 2000),
+        ("causal", 2, 2**20),
+        ("frame", 0, 2**20),
+        ("window", 1, 2000),
+        ("sink", 2, 2**20),
+        ("columns", 0, 2000),
+        ("columns", 2, 2**20),
+    ],
 )
 def test_tiles_equal_dense_with_gradients(name, bias_rows, most_logits):
-    static, found = RULES[name], _tiles(RULES[name])
+    static, found = RULES[name], _tiles(RULES[name], 64)
     random = jax.random.split(jax.random.key(0), 5)
     q, weight = (jax.random.normal(key, (2, LENGTH, 4, 8)) for key in random[:2])
     k, v = (jax.random.normal(key, (2, LENGTH, 2, 8)) for key in random[2:4])

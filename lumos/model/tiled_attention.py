@@ -15,7 +15,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from lumos.model import splash
-from lumos.sequence.tiles import Tiles
+from lumos.sequence.tiles import Group, Tiles
 
 NEVER = -1e30  # logit of an invisible key; finite, so that rows without keys stay finite
 LEAST = -1e29  # subtracted from a logit in place of less: exp(NEVER - LEAST) is 0, so no second mask is needed
@@ -28,28 +28,46 @@ def attend(q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS, tiles: Tiles, mo
 
 
 def _forward(q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS, tiles, most_logits):
-    given = _Operands(q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS, tiles, most_logits)
+    operands = q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS
+    outs, lses = zip(*(_group_forward(_Operands(*operands, group, most_logits)) for group in tiles.groups))
+    out_BQNA = checkpoint_name(_take(jnp.concatenate(outs, axis=1), tiles.place_Q), splash.RESIDUALS)
+    return out_BQNA, (*operands, out_BQNA, [checkpoint_name(lse, splash.RESIDUALS) for lse in lses])
+
+
+def _group_forward(given: _Operands):
+    """Return what the queries of a group get, [B, tiles * b, N, A], and the log-sum-exp of their logits."""
 
     def step(_, operands):
         queries, own = operands
-        parts = [_Keys("bkt", *own), *given.common]
+        parts = given.parts(own)
         logits = [_logits(queries, part) for part in parts]
         peak = functools.reduce(jnp.maximum, [s.max(-1) for s in logits], LEAST)
         weights = [jnp.exp(s - peak[..., None]) for s in logits]
         total = sum(p.sum(-1) for p in weights)
         out = sum(_dot(f"bktqs,{part.axes}sa->bktqa", p, part.v) for p, part in zip(weights, parts))
         lse = jnp.where(total > 0, peak + jnp.log(jnp.maximum(total, 1e-37)), NEVER)
-        return None, ((out / jnp.maximum(total, 1e-37)[..., None]).astype(q_BQNA.dtype), lse)
+        return None, ((out / jnp.maximum(total, 1e-37)[..., None]).astype(queries.q.dtype), lse)
 
     _, (out, lse) = _steps(step, None, (given.queries, given.own))
-    out_BQNA, lse = (checkpoint_name(x, splash.RESIDUALS) for x in (given.whole(out), lse))
-    return out_BQNA, (q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS, out_BQNA, lse)
+    return given.joined(out), lse
 
 
 def _backward(tiles, most_logits, saved, dout_BQNA):
-    *operands, out_BQNA, lse = saved
-    given = _Operands(*operands, tiles, most_logits)
+    *operands, out_BQNA, lses = saved
     delta_BQN1 = jnp.sum(dout_BQNA.astype(jnp.float32) * out_BQNA.astype(jnp.float32), -1, keepdims=True)
+    dqs, sums = [], None
+    for group, lse in zip(tiles.groups, lses):
+        dq, d_keys = _group_backward(_Operands(*operands, group, most_logits), dout_BQNA, delta_BQN1, lse)
+        dqs.append(dq)
+        sums = d_keys if sums is None else jax.tree.map(jnp.add, sums, d_keys)
+    dq = _take(jnp.concatenate(dqs, axis=1), tiles.place_Q)
+    dk, dv, dbias = sums
+    dbias = None if dbias is None else dbias[..., 0, 0]
+    return *(x.astype(of.dtype) for x, of in zip((dq, dk, dv), operands)), *_no_gradient(operands[3:5]), dbias
+
+
+def _group_backward(given: _Operands, dout_BQNA, delta_BQN1, lse):
+    """Return the gradient of a group's queries, [B, tiles * b, N, A], and what it adds to those of all keys, values and biases."""
     dout, delta = given.split(dout_BQNA), given.split(delta_BQN1)
 
     def step(d_common, operands):
@@ -64,19 +82,15 @@ def _backward(tiles, most_logits, saved, dout_BQNA):
             axes = [i for i, size in enumerate(part.bias.shape) if size == 1] if part.bias is not None else None
             return dq, (dk, dv, axes and ds.sum(axes, keepdims=True))
 
-        dq, d_own = gradients(_Keys("bkt", *own))
-        for part in given.common:
-            more, d_part = gradients(part)
-            dq, d_common = dq + more, jax.tree.map(jnp.add, d_common, d_part)
-        return d_common, (dq, d_own)
+        dqs, d_parts = zip(*(gradients(part) for part in given.parts(own)))
+        d_own = d_parts[0] if own else None
+        return jax.tree.map(jnp.add, d_common, d_parts[-1]) if given.common else None, (sum(dqs), d_own)
 
-    zeros = None
-    for x in given.common:
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (x.k, x.k, x.bias))
+    zeros = given.common and jax.tree.map(
+        lambda x: jnp.zeros(x.shape, jnp.float32), (given.common.k, given.common.k, given.common.bias)
+    )
     d_common, (dq, d_own) = _steps(step, zeros, (given.queries, given.own, dout, delta, lse))
-    dk, dv, dbias = given.key_gradients(d_own, d_common)
-    dq = given.whole(dq) * given.scale
-    return *(x.astype(of.dtype) for x, of in zip((dq, dk, dv), operands)), *_no_gradient(operands[3:5]), dbias
+    return given.joined(dq) * given.scale, given.key_gradients(d_own, d_common)
 
 
 attend.defvjp(_forward, _backward)
@@ -126,30 +140,34 @@ def _no_gradient(ranges):
 
 
 class _Operands:
-    """What one call computes with: queries and keys of tiles, stacked to steps of as many tiles as have no more logits than allowed."""
+    """What one group of tiles computes with, stacked to steps of as many tiles as have no more logits than allowed."""
 
-    def __init__(self, q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS, tiles: Tiles, most_logits: int):
+    def __init__(self, q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS, group: Group, most_logits: int):
         self.num_queries, heads = q_BQNA.shape[1:3]
         self.heads_KG, self.scale = (k_BSKA.shape[2], heads // k_BSKA.shape[2]), q_BQNA.shape[3] ** -0.5
-        self.tiles, num, self.size = tiles, *tiles.query_NQ.shape
-        self.num_steps = min(num, -(-len(q_BQNA) * heads * tiles.pairs // most_logits))
+        self.group, (num, self.size) = group, group.query_NQ.shape
+        self.num_steps = min(num, -(-len(q_BQNA) * heads * group.pairs // most_logits))
         self.per_step = -(-num // self.num_steps)
         extra = ((0, self.num_steps * self.per_step - num), (0, 0))
         self.query, key = (
-            np.pad(x, extra, constant_values=self.num_queries).ravel() for x in (tiles.query_NQ, tiles.key_NS)
+            np.pad(x, extra, constant_values=self.num_queries).ravel() for x in (group.query_NQ, group.key_NS)
         )
-        self.queries = _Queries(
-            self.split(q_BQNA * self.scale), self._ranges(start_RBQ, self.num_queries), self._ranges(end_RBQ, 0)
-        )
-        of_keys = lambda x_BS__: self._by_steps(_take(x_BS__, key))
-        k, v = (of_keys(x).transpose(0, 1, 4, 2, 3, 5) for x in (k_BSKA, v_BSKA))  # [steps, B, K, g, S, A]
-        bias = None if bias_BS is None else of_keys(bias_BS)[:, :, None, :, None]
-        self.own = k.swapaxes(-1, -2), v, key.reshape(self.num_steps, self.per_step, 1, -1), bias
-        self.common = []
-        if tiles.prefix:
-            k, v = (x[:, : tiles.prefix].transpose(0, 2, 1, 3) for x in (k_BSKA, v_BSKA))
-            bias = None if bias_BS is None else bias_BS[:, None, None, None, : tiles.prefix]
-            self.common = [_Keys("bk", k.swapaxes(-1, -2), v, np.arange(tiles.prefix), bias)]
+        ranges = self._ranges(start_RBQ, self.num_queries), self._ranges(end_RBQ, 0)
+        self.queries = _Queries(self.split(q_BQNA) * self.scale, *ranges)
+        self.own = self.common = None
+        if len(key):
+            of_keys = lambda x_BS__: self._by_steps(_take(x_BS__, key))
+            k, v = (of_keys(x).transpose(0, 1, 4, 2, 3, 5) for x in (k_BSKA, v_BSKA))  # [steps, B, K, g, S, A]
+            bias = None if bias_BS is None else of_keys(bias_BS)[:, :, None, :, None]
+            self.own = k.swapaxes(-1, -2), v, key.reshape(self.num_steps, self.per_step, 1, -1), bias
+        if group.prefix:
+            k, v = (x[:, : group.prefix].transpose(0, 2, 1, 3) for x in (k_BSKA, v_BSKA))
+            bias = None if bias_BS is None else bias_BS[:, None, None, None, : group.prefix]
+            self.common = _Keys("bk", k.swapaxes(-1, -2), v, np.arange(group.prefix), bias)
+
+    def parts(self, own) -> list[_Keys]:
+        """Return the keys of one step, those of all tiles last."""
+        return ([_Keys("bkt", *own)] if own else []) + ([self.common] if self.common else [])
 
     def split(self, x_BQNA: jax.Array) -> jax.Array:
         """Return queries of tiles, [steps, B, K, g, G * b, A]."""
@@ -157,29 +175,28 @@ class _Operands:
         x = x.reshape(*x.shape[:4], *self.heads_KG, -1).transpose(0, 1, 4, 2, 5, 3, 6)
         return x.reshape(*x.shape[:4], -1, x.shape[-1])
 
-    def whole(self, x: jax.Array) -> jax.Array:
-        """Return what `split` was given."""
+    def joined(self, x: jax.Array) -> jax.Array:
+        """Return queries of tiles as [B, tiles * b, N, A]."""
         x = x.reshape(*x.shape[:4], self.heads_KG[1], self.size, -1).transpose(1, 0, 3, 5, 2, 4, 6)
-        return _take(x.reshape(len(x), -1, np.prod(self.heads_KG), x.shape[-1]), self.tiles.place_Q)
+        x = x.reshape(len(x), -1, np.prod(self.heads_KG), x.shape[-1])
+        return x[:, : self.group.query_NQ.size]
 
-    def key_gradients(self, of_tiles, common):
-        """Return the gradients of keys, values and bias, from those of tiles and those of the prefix."""
-        dk, dv, dbias = of_tiles
-        found = []
-        for x, of_common in zip((dk, dv), (common or (None,) * 3)):
-            x = x.transpose(1, 0, 3, 5, 2, 4)
-            x = self._gathered(x.reshape(len(x), -1, *x.shape[-2:]))
-            found.append(x if of_common is None else jnp.concatenate([of_common.transpose(0, 3, 1, 2), x], axis=1))
-        if dbias is not None:
-            dbias = jnp.moveaxis(dbias, 0, 1)
-            dbias = self._gathered(dbias.reshape(len(dbias), -1))
-            dbias = jnp.concatenate([common[2][:, 0, 0, 0], dbias], axis=1) if common else dbias
-        return *found, dbias
+    def key_gradients(self, d_own, d_common):
+        """Return the gradients of all keys, values and biases, [B, S, K, A] with K = A = 1 for biases, from those of tiles and of the prefix."""
+        parts = []
+        if d_own:
+            parts.append(jax.tree.map(lambda x: self._gathered(x.transpose(1, 0, 3, 5, 2, 4)), d_own))
+        if d_common:
+            rest = (0, self.num_queries - self.group.prefix)
+            whole = lambda x: jnp.pad(x.reshape(*x.shape[:2], -1, x.shape[-1]), (*[(0, 0)] * 3, rest))
+            parts.append(jax.tree.map(lambda x: whole(x).transpose(0, 3, 1, 2), d_common))
+        return jax.tree.map(lambda *x: sum(x), *parts)
 
-    def _gathered(self, x_BT__):
+    def _gathered(self, x_BTgSKA):
         """Sum the copies of each key."""
-        fill = functools.partial(jnp.take, x_BT__, axis=1, mode="fill", fill_value=0)
-        return sum(fill(places_S) for places_S in self.tiles.places_SM.T)
+        x = x_BTgSKA.reshape(len(x_BTgSKA), -1, *x_BTgSKA.shape[4:])
+        fill = functools.partial(jnp.take, x, axis=1, mode="fill", fill_value=0)
+        return sum(fill(places_S) for places_S in self.group.places_SM.T)
 
     def _by_steps(self, x_BT__):
         """Cut [B, steps * g * size, ...] to [steps, B, g, size, ...]."""
@@ -191,4 +208,6 @@ class _Operands:
 
 
 def _take(x: jax.Array, places: np.ndarray) -> jax.Array:
+    if (np.diff(places) == 1).all() and places[-1] < x.shape[1]:
+        return x[:, places[0] : places[0] + len(places)]
     return jnp.take(x, places, axis=1, mode="clip")

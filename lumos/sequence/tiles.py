@@ -9,34 +9,44 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import numpy as np
 
 from lumos.sequence.key_ranges import StaticRanges
 
 _LARGEST = 256  # queries of a tile
-_MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16)  # of the usual distance at which queries begin to see other keys
+_MOST_KEYS = 512  # of a tile: with more, blocks keep what they compute in a cache, and tiles do not
+_MULTIPLES = (
+    1,
+    2,
+    3,
+    4,
+    6,
+    8,
+    12,
+    16,
+)  # of the usual number of queries that see the same keys, or keys that the one before saw
+_MOST_GROUPS = 8
 _MOST_COPIES = 16  # of a gathered key
 _OVERHEAD = 8  # queries and keys that a tile costs on top of its own, in arithmetic of the same time
-_GAIN = 0.75  # share of the pairs of blocks below which tiles are faster
+_GAIN = 0.95  # share of the pairs of blocks below which tiles are faster
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Tiles:
-    """Which queries and keys meet, for queries and keys in the order in which ranges count.
+class Group:
+    """Tiles that are computed together, for queries and keys in the order in which ranges count.
 
     Attributes:
       prefix: how many of the first keys all tiles see.
       query_NQ: the queries of each tile, int32 [tiles, most in a tile]; the number of queries where a tile has fewer.
-      key_NS: the keys of each tile, int32 [tiles, most in a tile]; the number of keys where a tile has fewer.
-      place_Q: where each query is in `query_NQ`, flattened.
-      places_SM: where each key behind the prefix is in `key_NS`, flattened, as often as it is there; the size of `key_NS` where it is there less often.
+      key_NS: the other keys of each tile, int32 [tiles, most in a tile]; the number of keys where a tile has fewer.
+      places_SM: where each key is in `key_NS`, flattened, as often as it is there; the size of `key_NS` where it is there less often.
     """
 
     prefix: int
     query_NQ: np.ndarray
     key_NS: np.ndarray
-    place_Q: np.ndarray
     places_SM: np.ndarray
 
     @property
@@ -44,89 +54,114 @@ class Tiles:
         """How many pairs of a query and a key are computed."""
         return self.query_NQ.size * (self.prefix + self.key_NS.shape[1])
 
+    @property
+    def cost(self) -> int:
+        """The pairs that could be computed in the same time if tiles were large."""
+        num, size = self.query_NQ.shape
+        return num * (size + _OVERHEAD) * (self.prefix + self.key_NS.shape[1] + _OVERHEAD)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether its tiles see few keys, and few of them the same."""
+        return self.prefix + self.key_NS.shape[1] <= _MOST_KEYS and self.places_SM.shape[1] <= _MOST_COPIES
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tiles:
+    """Which queries and keys meet. `place_Q` is where each query is in the `query_NQ` of all groups, flattened."""
+
+    groups: tuple[Group, ...]
+    place_Q: np.ndarray
+
 
 @functools.lru_cache(maxsize=256)
 def tiles(static: StaticRanges, block_queries: int, block_keys: int) -> Tiles | None:
     """Return the tiles of whole sequences, or None where blocks of that size compute little more."""
     order = slice(None) if static.order_S is None else static.order_S
-    start_RQ, end_RQ = static.start_RQ[:, order], static.end_RQ[:, order]
-    most = _GAIN * _block_pairs(start_RQ, end_RQ, block_queries, block_keys)
-    if np.maximum(end_RQ - start_RQ, 0).sum() > most / 2:
+    ranges = _Ranges(static.start_RQ[:, order], static.end_RQ[:, order])
+    least, best = _GAIN * ranges.block_pairs(block_queries, block_keys), None
+    if ranges.num_pairs > least:
         return None
-    prefix = _prefix(start_RQ, end_RQ)
-    start_RQ = np.maximum(start_RQ, prefix)  # what is left to gather
-    best, least = None, most
-    drops = _drops(start_RQ, end_RQ)
-    unit = int(np.bincount(np.diff(drops)).argmax()) if len(drops) > 1 else _LARGEST + 1
-    for size in (unit * times for times in _MULTIPLES if unit * times <= _LARGEST):
-        of_drops = (len(_keys(start_RQ[:, drop : drop + size], end_RQ[:, drop : drop + size])) for drop in drops)
-        most_keys = max(*of_drops, np.maximum(end_RQ - start_RQ, 0).sum(0).max())
-        cut = _cut(start_RQ, end_RQ, size, most_keys)
-        cost = len(cut) * (size + _OVERHEAD) * (prefix + most_keys + _OVERHEAD)
-        if cost < least:
-            best, least = _of(start_RQ, end_RQ, prefix, cut, size, most_keys), cost
-    return best if best and best.places_SM.shape[1] <= _MOST_COPIES else None
+    for places, size in ranges.cuts():
+        groups = _groups(ranges, places, size)
+        cost = sum(group.cost for group in groups)
+        if cost < least and all(group.is_small for group in groups):
+            best, least = groups, cost
+    if best is None:
+        return None
+    queries = np.concatenate([group.query_NQ.ravel() for group in best])
+    return Tiles(tuple(best), np.argsort(queries, kind="stable")[: ranges.num_queries])
 
 
-def _block_pairs(start_RQ, end_RQ, block_queries: int, block_keys: int) -> int:
-    """Return how many pairs `attention.flash` computes: the blocks of keys that a block of queries sees."""
-    edges, num_queries = np.arange(0, start_RQ.shape[1], block_queries), start_RQ.shape[1]
-    block, seen = np.arange(-(-num_queries // block_keys)), False
-    for start_Q, end_Q in zip(start_RQ, end_RQ):
-        first = np.minimum.reduceat(np.where(end_Q > start_Q, start_Q, num_queries), edges) // block_keys
-        last = -(-np.maximum.reduceat(np.where(end_Q > start_Q, end_Q, 0), edges) // block_keys)
-        seen = seen | (block >= first[:, None]) & (block < last[:, None])
-    return int(np.count_nonzero(seen)) * block_queries * block_keys
+class _Ranges:
+    """Ranges of keys, start and end [R, Q], of as many queries as keys."""
+
+    def __init__(self, start_RQ: np.ndarray, end_RQ: np.ndarray):
+        self.start_RQ, self.end_RQ, self.num_queries = start_RQ, end_RQ, start_RQ.shape[1]
+        self.num_pairs = int(np.maximum(end_RQ - start_RQ, 0).sum())
+
+    def block_pairs(self, block_queries: int, block_keys: int) -> int:
+        """Return how many pairs `attention.flash` computes: the blocks of keys that a block of queries sees."""
+        edges, block = np.arange(0, self.num_queries, block_queries), np.arange(-(-self.num_queries // block_keys))
+        seen = False
+        for start_Q, end_Q in zip(self.start_RQ, self.end_RQ):
+            first = np.minimum.reduceat(np.where(end_Q > start_Q, start_Q, self.num_queries), edges) // block_keys
+            last = -(-np.maximum.reduceat(np.where(end_Q > start_Q, end_Q, 0), edges) // block_keys)
+            seen = seen | (block >= first[:, None]) & (block < last[:, None])
+        return int(np.count_nonzero(seen)) * block_queries * block_keys
+
+    def cuts(self) -> Iterator[tuple[np.ndarray, int]]:
+        """Yield places where queries may be cut, and sizes of tiles: multiples of the usual distance between two."""
+        both = np.concatenate([self.start_RQ, self.end_RQ])
+        sees_others_Q = (both[:, 1:] != both[:, :-1]).any(0)  # than the one before
+        start, end = self.start_RQ[:, None, :-1], self.end_RQ[:, None, :-1]
+        is_kept = (end <= start) | (self.start_RQ[None, :, 1:] <= start) & (end <= self.end_RQ[None, :, 1:])
+        sees_less_Q = ~is_kept.any(1).all(0)  # some range of the one before lies in none of its own
+        for begins_Q in (sees_others_Q, sees_less_Q):
+            places = np.append(0, np.flatnonzero(begins_Q) + 1)
+            parts = np.diff(np.append(places, self.num_queries))
+            unit = int(np.bincount(parts, weights=parts).argmax())  # that of most queries
+            yield from ((places, unit * times) for times in _MULTIPLES if unit * times <= _LARGEST)
+
+    def keys(self, first: int, end: int) -> np.ndarray:
+        """Return the keys that one of these queries sees."""
+        starts, ends = (x[:, first:end].ravel().tolist() for x in (self.start_RQ, self.end_RQ))
+        ranges = {(start, end) for start, end in zip(starts, ends) if start < end}
+        return np.unique(np.concatenate([np.arange(*x) for x in ranges])) if ranges else np.empty(0, int)
 
 
-def _prefix(start_RQ, end_RQ) -> int:
-    """Return how many of the first keys more than half of the queries see."""
-    change = np.zeros(start_RQ.shape[1] + 1, int)
-    seen = end_RQ > start_RQ
-    np.add.at(change, start_RQ[seen], 1)
-    np.add.at(change, end_RQ[seen], -1)
-    is_common = np.cumsum(change) > start_RQ.shape[1] / 2
-    return int(np.argmin(is_common))
+def _groups(ranges: _Ranges, places: np.ndarray, size: int) -> list[Group]:
+    """Cut queries into tiles, and return groups of those that see about as many keys."""
+    firsts = _cut(places, size, ranges.num_queries)
+    tiles = [(first, end, ranges.keys(first, end)) for first, end in zip(firsts, [*firsts[1:], ranges.num_queries])]
+    counts = sorted({len(keys) for *_, keys in tiles})
+    while len(counts) > _MOST_GROUPS:  # the smaller of the two that are closest joins the larger
+        counts.pop(int(np.argmin(np.diff(counts))))
+    of_count = [[x for x in tiles if low < len(x[2]) <= high] for low, high in zip([-1, *counts], counts)]
+    return [_group(group, ranges.num_queries) for group in of_count]
 
 
-def _drops(start_RQ, end_RQ) -> np.ndarray:
-    """Return the queries that do not see all that the one before sees."""
-    start, end = start_RQ[:, None, :-1], end_RQ[:, None, :-1]
-    # Each range of the one before lies in a range of the next.
-    is_kept = (end <= start) | (start_RQ[None, :, 1:] <= start) & (end <= end_RQ[None, :, 1:])
-    return np.flatnonzero(~is_kept.any(1).all(0)) + 1
-
-
-def _keys(start_RQ, end_RQ) -> np.ndarray:
-    """Return the keys that one of the queries sees."""
-    ranges = {(start, end) for start, end in zip(start_RQ.ravel().tolist(), end_RQ.ravel().tolist()) if start < end}
-    return np.unique(np.concatenate([np.arange(*x) for x in ranges])) if ranges else np.empty(0, int)
-
-
-def _cut(start_RQ, end_RQ, size: int, most_keys: int) -> list[int]:
-    """Return where tiles begin that have at most so many queries and keys."""
-    firsts, count, seen_S = [0], 0, np.zeros(start_RQ.shape[1], bool)
-    for query in range(start_RQ.shape[1]):
-        ranges = [slice(start, end) for start, end in zip(start_RQ[:, query], end_RQ[:, query]) if start < end]
-        if query - firsts[-1] == size or count + sum(np.count_nonzero(~seen_S[x]) for x in ranges) > most_keys:
-            firsts.append(query)
-            seen_S[:], count = False, 0
-        for x in ranges:
-            count += np.count_nonzero(~seen_S[x])
-            seen_S[x] = True
+def _cut(places: np.ndarray, size: int, num_queries: int) -> list[int]:
+    """Return where tiles begin: at places, so that as many parts as fit are in one, and within a part that is larger than a tile."""
+    firsts = [0]
+    for first, end in zip(places.tolist(), [*places[1:].tolist(), num_queries]):
+        if first > firsts[-1] and end - firsts[-1] > size:
+            firsts.append(first)
+        firsts += range(firsts[-1] + size, end, size)
     return firsts
 
 
-def _of(start_RQ, end_RQ, prefix: int, firsts: list[int], size: int, most_keys: int) -> Tiles:
-    num = start_RQ.shape[1]
-    query_NQ = np.full((len(firsts), size), num, np.int32)
-    key_NS = np.full((len(firsts), most_keys), num, np.int32)
-    for tile, (first, end) in enumerate(zip(firsts, [*firsts[1:], num])):
-        keys = _keys(start_RQ[:, first:end], end_RQ[:, first:end])
+def _group(tiles: list[tuple[int, int, np.ndarray]], num: int) -> Group:
+    # Keys from the first one on that half of the tiles see are not gathered.
+    prefix = int(np.median([np.argmin(np.append(keys, -1) == np.arange(len(keys) + 1)) for *_, keys in tiles]))
+    others = [keys[keys >= prefix] for *_, keys in tiles]
+    query_NQ = np.full((len(tiles), max(end - first for first, end, _ in tiles)), num, np.int32)
+    key_NS = np.full((len(tiles), max(map(len, others))), num, np.int32)
+    for tile, ((first, end, _), keys) in enumerate(zip(tiles, others)):
         query_NQ[tile, : end - first], key_NS[tile, : len(keys)] = np.arange(first, end), keys
     by_key = np.argsort(key_NS, axis=None, kind="stable")
     key, copies_S = key_NS.ravel()[by_key], np.bincount(key_NS.ravel(), minlength=num + 1)
     copy = np.arange(len(key)) - (np.cumsum(copies_S) - copies_S)[key]  # counts the places of each key
-    places_SM = np.full((num + 1, max(1, copies_S[:num].max())), key_NS.size, np.int32)
+    places_SM = np.full((num + 1, copies_S[:num].max()), key_NS.size, np.int32)
     places_SM[key[key < num], copy[key < num]] = by_key[key < num]
-    return Tiles(prefix, query_NQ, key_NS, np.flatnonzero(query_NQ < num), places_SM[prefix:num])
+    return Group(prefix, query_NQ, key_NS, places_SM[:num])
