@@ -20,7 +20,7 @@ CHANGED = [
     (r"^\.venv/bin/|^PYTHONPATH=\. ", "", "the environment of the tests"),
     (r"^source <\((.*)\)", r"\1", "what a shell would read"),
     (r"^make (\w)", rf"make -C {REPO} -n \1", "minutes to hours, and a fresh machine"),
-    (r"(real_clips|demo)\.py:(tokenizer|transformer)", r"\1.py:\2,smoke", "size"),
+    (r"(real_clips|demo|genie)\.py:(tokenizer|transformer|actions)", r"\1.py:\2,smoke", "size"),
     (r"--config=\S+ (--config.data.path=TOKENS)", r"--config=RUN/config.json \1", "a model of the tokens of the tests"),
     (r"\btrain \.\.\.", "train --config=RUN/config.json --workdir=new_N", "flags that are left out"),
     (r"--config=\.\.\. --workdir=\.\.\.", "--config=RUN/config.json --workdir=new_N", "flags that are left out"),

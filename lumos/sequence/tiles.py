@@ -15,18 +15,9 @@ import numpy as np
 
 from lumos.sequence.key_ranges import StaticRanges
 
-_LARGEST = 256  # queries of a tile
+_SIZES = range(4, 257)  # queries of a tile
 _MOST_KEYS = 512  # of a tile: with more, blocks keep what they compute in a cache, and tiles do not
-_MULTIPLES = (
-    1,
-    2,
-    3,
-    4,
-    6,
-    8,
-    12,
-    16,
-)  # of the usual number of queries that see the same keys, or keys that the one before saw
+_MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16)  # of the usual number of queries that belong together
 _MOST_GROUPS = 8
 _MOST_COPIES = 16  # of a gathered key
 _OVERHEAD = 8  # queries and keys that a tile costs on top of its own, in arithmetic of the same time
@@ -121,7 +112,7 @@ class _Ranges:
             places = np.append(0, np.flatnonzero(begins_Q) + 1)
             parts = np.diff(np.append(places, self.num_queries))
             unit = int(np.bincount(parts, weights=parts).argmax())  # that of most queries
-            yield from ((places, unit * times) for times in _MULTIPLES if unit * times <= _LARGEST)
+            yield from ((places, unit * times) for times in _MULTIPLES if unit * times in _SIZES)
 
     def keys(self, first: int, end: int) -> np.ndarray:
         """Return the keys that one of these queries sees."""
