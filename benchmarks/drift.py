@@ -249,7 +249,7 @@ def main():
                 {"arm": arm, "seed": seed, **measure(config_of(*arguments, changes), params, asked.frames, seed)}
             )
             with path.open("a") as file:
-                file.write(json.dumps(rows[-1] | {"steps": asked.steps, "versions": versions()}) + "\n")
+                file.write(json.dumps(rows[-1] | {"trained": asked.steps, "versions": versions()}) + "\n")
             print(
                 arm,
                 seed,

@@ -85,7 +85,7 @@ def sized(config, part: str, size: str, folder: str, flags: str, actions: tuple[
         config.corruption.cells = slot("frame")
         config.corruption.level = slot("cosine", floor=0.0)
         config.corruption.errors = slot("uniform", clean=0.4, most=0.2)
-        config.train.num_steps = 2400
+        config.train.num_steps = 1600
         config.train.eval_every = 800
         config.train.checkpoint_every = 400
         config.train.num_samples = 0

@@ -18,7 +18,7 @@ from lumos.sequence.key_ranges import StaticRanges
 _SIZES = range(4, 257)  # queries of a tile
 _MOST_KEYS = 512  # of a tile: with more, blocks keep what they compute in a cache, and tiles do not
 _MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16)  # of the usual number of queries that belong together
-_MOST_GROUPS = 8
+_MOST_GROUPS = 4  # each costs time to compile
 _MOST_COPIES = 16  # of a gathered key
 _OVERHEAD = 8  # queries and keys that a tile costs on top of its own, in arithmetic of the same time
 _GAIN = 0.95  # share of the pairs of blocks below which tiles are faster
