@@ -74,7 +74,9 @@ def sized(config, part: str, size: str, folder: str, flags: str, actions: tuple[
         config.model.code_levels = (8, 5, 5, 5)
         config.model.scan_layers, config.model.remat = False, "none"
         config.model.first_frame = True
-        config.model.streams = slot("adaln")  # answers to keys were learnt sooner than with tokens (docs/results.md, "Worlds")
+        config.model.streams = slot(
+            "adaln"
+        )  # answers to keys were learnt sooner than with tokens (docs/results.md, "Worlds")
         config.optimizer.name = "muon"
         config.optimizer.learning_rate = 5e-3
         config.optimizer.final_fraction = 0.02
