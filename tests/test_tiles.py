@@ -1,5 +1,7 @@
 """Tiles of queries that see few keys compute what a mask does, and little more."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +27,13 @@ def _frames(see, sink=0):
     return StaticRanges(start, np.where(start < end, end, start))
 
 
+def _blind():
+    """A frame sees itself, and the text nothing."""
+    rule = _frames(1)
+    see_B = np.arange(LENGTH) >= TEXT
+    return StaticRanges(rule.start_RQ[1:], np.where(see_B, rule.end_RQ[1:], rule.start_RQ[1:]))
+
+
 def _columns():
     """A cell sees the text and itself in frames so far, counted with cells in the order (cell, frame)."""
     order = np.concatenate([np.arange(TEXT), TEXT + np.arange(FRAMES * CELLS).reshape(FRAMES, CELLS).T.ravel()])
@@ -40,6 +49,7 @@ RULES = {
     "window": _frames(3),
     "sink": _frames(2, sink=1),
     "columns": _columns(),
+    "blind": _blind(),
 }
 
 
@@ -86,6 +96,7 @@ def test_what_sees_most_keys_keeps_blocks():
         ("frame", 0, 2**20),
         ("window", 1, 2000),
         ("sink", 2, 2**20),
+        ("blind", 0, 2**20),
         ("columns", 0, 2000),
         ("columns", 2, 2**20),
     ],
@@ -120,6 +131,7 @@ def test_attention_takes_tiles_where_they_pay(monkeypatch):
     calls, attend = [], tiled_attention.attend
     monkeypatch.setattr(tiled_attention, "attend", lambda *x: calls.append(x) or attend(*x))
     x = jnp.ones((1, LENGTH, 1, 8))
-    for kernel, number in (("flash", 0), ("auto", 1)):
-        attention.attend(x, x, x, KeyRanges.of(RULES["columns"], None), kernel)
+    for block, kernel, number in ((64, "flash", 0), (LENGTH, "auto", 0), (64, "auto", 1)):
+        monkeypatch.setattr(attention, "_most_per_block", lambda num_heads, block=block: (block, block))
+        jax.eval_shape(partial(attention.attend, kernel=kernel), x, x, x, KeyRanges.of(RULES["columns"], None))
         assert len(calls) == number

@@ -67,11 +67,14 @@ class Tiles:
 
 @functools.lru_cache(maxsize=256)
 def tiles(static: StaticRanges, block_queries: int, block_keys: int) -> Tiles | None:
-    """Return the tiles of whole sequences, or None where blocks of that size compute little more."""
+    """Return the tiles of whole sequences, or None where blocks of that size compute little more.
+
+    One block is computed without a loop, and compiles fast: it stays.
+    """
     order = slice(None) if static.order_S is None else static.order_S
     ranges = _Ranges(static.start_RQ[:, order], static.end_RQ[:, order])
     least, best = _GAIN * ranges.block_pairs(block_queries, block_keys), None
-    if ranges.num_pairs > least:
+    if ranges.num_pairs > least or ranges.num_queries <= min(block_queries, block_keys):
         return None
     for places, size in ranges.cuts():
         groups = _groups(ranges, places, size)
@@ -145,6 +148,8 @@ def _cut(places: np.ndarray, size: int, num_queries: int) -> list[int]:
 def _group(tiles: list[tuple[int, int, np.ndarray]], num: int) -> Group:
     # Keys from the first one on that half of the tiles see are not gathered.
     prefix = int(np.median([np.argmin(np.append(keys, -1) == np.arange(len(keys) + 1)) for *_, keys in tiles]))
+    if not any(len(keys) for *_, keys in tiles):
+        prefix = 1  # they see nothing, and there has to be a key that they do not see
     others = [keys[keys >= prefix] for *_, keys in tiles]
     query_NQ = np.full((len(tiles), max(end - first for first, end, _ in tiles)), num, np.int32)
     key_NS = np.full((len(tiles), max(map(len, others))), num, np.int32)
