@@ -2,7 +2,7 @@
 
 Blocks of `attention.flash` are a few hundred tokens wide. The cells of a latent frame, of a column of time or of a short window of frames see less
 than that, and lie across the edges of blocks: most of what blocks compute is masked there. Tiles are chosen at compile time, from static ranges.
-Keys that most queries see (the text) are not part of tiles: all queries compute them. `lumos/model/tiled_attention.py` runs this.
+The first keys, which most queries see (the text), are not part of a tile: all queries compute them. `lumos/model/tiled_attention.py` runs this.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Group:
     """Tiles that are computed together, for queries and keys in the order in which ranges count.
 
     Attributes:
-      prefix: how many of the first keys all tiles see.
+      prefix: how many of the first keys are computed for all tiles, without a copy; those that half of the tiles see.
       query_NQ: the queries of each tile, int32 [tiles, most in a tile]; the number of queries where a tile has fewer.
       key_NS: the other keys of each tile, int32 [tiles, most in a tile]; the number of keys where a tile has fewer.
       places_SM: where each key is in `key_NS`, flattened, as often as it is there; the size of `key_NS` where it is there less often.
