@@ -45,9 +45,10 @@ ARMS = {
     "sink not realigned": ("clean", SINK | {"positions": slot("absolute")}),
     "compression": ("clean", {"cache": slot("compress", width=6, sink=1, recent=2, budget=1), "positions": slot("realigned")}),
     "retrieval": ("clean", {"cache": slot("retrieve", width=16, sink=1, recent=2, most=1), "positions": slot("realigned")}),
-    "history mask 0.2": ("clean", FIFO | {"history_ratio": 0.2}),
     "remasking": ("clean", FIFO | {"sampler": slot("confidence", eta=0.3)}),
     "temperature 0.5": ("clean", FIFO | {"sampler": slot("confidence", temperature=0.5)}),
+    "one copy": ("one copy", FIFO),
+    "one copy and history mask 0.2": ("one copy", FIFO | {"history_ratio": 0.2}),
     "memory ladder": ("ladder", {"cache": slot("ladder", width=SEEN), "positions": slot("relative", horizon=SEEN)}),
     "random codes": ("random codes", FIFO),
     "bank of errors": ("bank", FIFO),
@@ -57,7 +58,7 @@ ARMS = {
     "window of a rollout": ("window", FIFO),
     "random codes and sink": ("random codes", SINK | {"positions": slot("realigned")}),
 }  # fmt: skip
-TUNED = ("streaming", "window")  # begin with the weights of "clean", which is their teacher
+TUNED = ("streaming", "window")  # begin with the weights of "one copy", their teacher: it must have learnt the sequences that it judges
 
 
 def world(rng, num_frames):
@@ -121,9 +122,10 @@ def config_of(run, tokens, steps, seed, runs, changes=None):
     config.train.checkpoint_every, config.train.log_every = steps, 100
     config.generate.steps, config.generate.history_ratio, config.generate.guidance = 6, 0.0, slot("none")
     config.generate.fps = 8.0
-    if run == "ladder":
+    if run in ("one copy", "ladder"):
         config.sequence.copies = 1
         config.corruption.frames = slot("independent", clean=0.5)
+    if run == "ladder":
         model.memory, config.sequence.attention = (2,), slot("ladder", frames=(2,))
     errors = {
         "random codes": slot("uniform", most=0.2), "bank": slot("bank"), "own": slot("own", most=1.0),
@@ -133,7 +135,7 @@ def config_of(run, tokens, steps, seed, runs, changes=None):
         config.corruption.errors = errors[run]
     if run in TUNED:
         config.sequence.copies, config.train.num_steps, config.train.checkpoint_every = 1, steps // 4, steps // 4
-        config.loss.teacher = str(runs / f"clean {seed}")
+        config.loss.teacher = str(runs / f"one copy {seed}")
         config.optimizer.learning_rate = 5e-4
         config.train.rollout = slot("streaming", most=60) if run == "streaming" else slot("window", frames=30)
         changes = FIFO
@@ -145,7 +147,7 @@ def config_of(run, tokens, steps, seed, runs, changes=None):
 def trained(run, tokens, steps, seed, runs):
     """Train a run, or read it if it is there; return its config and parameters."""
     if run in TUNED:
-        trained("clean", tokens, steps, seed, runs)
+        trained("one copy", tokens, steps, seed, runs)
     config, workdir = config_of(run, tokens, steps, seed, runs), runs / f"{run} {seed}"
     if not (workdir / "checkpoints" / str(config.train.num_steps)).exists():
         train(config, workdir, init_from=config.loss.teacher)

@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from lumos import sharding
+from lumos.checkpoint import Checkpointer
 from lumos.config import MeshConfig
 from lumos.errors import UserError
 from lumos.generation import rollouts
@@ -114,6 +115,17 @@ def test_streams_live_on_begin_anew_and_resume_bit_for_bit():
     run.steps(state, 4, 16)
     assert np.mean(run.kl[-3:]) < 0.8 * np.mean(first[:3]) and min(first) > 1e-3
     assert run.step._cache_size() == 1
+
+
+def test_videos_that_live_on_are_saved_with_the_run(tmp_path):
+    state = Run(slot("streaming", most=7)).start()
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(0, state, {})
+    checkpointer.wait()
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    again, _ = checkpointer.restore(like)
+    checkpointer.close()
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), jax.device_get(state))
 
 
 def test_memory_does_not_depend_on_how_long_videos_are():

@@ -236,13 +236,20 @@ def replay(engine: Engine, params: Any, state: State, codes_BGC: jax.Array, kept
 
 
 def pack(state: State) -> dict[str, jax.Array]:
-    """Return a state as named arrays of numbers."""
+    """Return a state as named arrays of numbers, without the empty ones, which a checkpoint cannot hold."""
     leaves = jax.tree.leaves(state._replace(keys_B=jax.random.key_data(state.keys_B)))
-    return {f"{i:03d}": leaf for i, leaf in enumerate(leaves)}
+    return {_name(i): leaf for i, leaf in enumerate(leaves) if leaf.size}
+
+
+def _name(i: int) -> str:
+    return f"{i:03d}"
 
 
 def unpack(engine: Engine, params: Any, prompts: Prompts, leaves: dict[str, jax.Array]) -> State:
     """Undo `pack` for a state of this engine, of prompts and parameters of these shapes."""
     like = jax.eval_shape(lambda params, prompts: start(engine, params, jax.random.key(0), prompts), params, prompts)
-    state = jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in sorted(leaves)])
+    empty_or = lambda i, shape: leaves[_name(i)] if shape.size else jnp.zeros(shape.shape, shape.dtype)
+    like = like._replace(keys_B=jax.eval_shape(jax.random.key_data, like.keys_B))
+    every, tree = jax.tree.flatten(like)
+    state = jax.tree.unflatten(tree, [empty_or(i, shape) for i, shape in enumerate(every)])
     return state._replace(keys_B=jax.random.wrap_key_data(state.keys_B))
