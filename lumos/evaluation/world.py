@@ -30,7 +30,6 @@ _LONGEST_WAIT = 60.0  # seconds for an answer
 _LONGEST = 64  # latent frames of each of them, at most
 _LEARNT_FROM = 256  # recordings that the inverse model learns from
 _PARTS = 10  # of a long session
-_ROWS = 4  # long sessions
 _MOST_OFF = 2.0  # times: a world whose sharpness or motion is further off the usual has collapsed
 _WEAR = ("sharpness", "motion")  # of which a world that has collapsed has far less, or more
 
@@ -255,10 +254,13 @@ def _wear(subject: Subject, held: _Held, reader: ActionReader, player: World):
         raise UserError(
             f"config.evaluate.long_seconds={subject.settings.long_seconds:g} has no ten parts of two latent frames at least"
         )
-    many = World(subject.generator, _ROWS, starts=player.starts)
-    last = {row: many.reset(row, seed=subject.seed + row)[-1:] for row in range(_ROWS)}
+    rows = min(subject.settings.num_clips, subject.settings.batch_size)
+    many = World(subject.generator, rows, starts=player.starts)
+    last = {row: many.reset(row, seed=subject.seed + row)[-1:] for row in range(rows)}
     keys, left, parts, film = dict.fromkeys(last, 0), dict.fromkeys(last, 0), [], []
-    usual = {name: np.median(frame_statistics(held.through)[name].mean(1)) for name in _WEAR}
+    true = frame_statistics(held.through)
+    true = {name: true[name].mean(1) for name in _WEAR}
+    usual = {name: np.median(values) for name, values in true.items()}
     for _ in progress(range(_PARTS), "parts", _PARTS, lambda _: 1):
         videos, led = {row: [frames] for row, frames in last.items()}, {row: [] for row in last}
         for _ in range(per_part):
@@ -277,7 +279,7 @@ def _wear(subject: Subject, held: _Held, reader: ActionReader, player: World):
         found["read_back"] = (reader(video[:, ::stride]) == np.array([led[row] for row in last])).mean(1)
         parts.append(found)
         film.append(video[:, 1:])
-    protocol = f"{_ROWS} sessions of {num} latent frames under random held actions, in {_PARTS} parts"
+    protocol = f"{rows} sessions of {num} latent frames under random held actions, in {_PARTS} parts"
     what = {
         "alive": f"share of sessions whose {' and '.join(_WEAR)} are at most {_MOST_OFF:g} times more or less than the median of true clips "
         "through the tokenizer; ",
@@ -292,6 +294,9 @@ def _wear(subject: Subject, held: _Held, reader: ActionReader, player: World):
     }
     metrics["alive"] = metric.mean(
         parts[-1]["alive"].astype(float), f"in the last part, {what['alive']}{protocol}", "high"
+    )
+    metrics["alive_real"] = metric.mean(
+        _alive(true, usual).astype(float), f"the same of the {len(held.through)} true clips, the most to expect", "high"
     )
     for name in (*_WEAR, "read_back"):
         first, end = parts[0][name], parts[-1][name]
