@@ -1,11 +1,13 @@
 """What holds the memory of a training process, and what rematerialisation costs and saves.
 
-    python benchmarks/training_memory.py [--sizes=1m,5m,20m] [--policies=none,minimal,dots,full] [--grid=16,8,8] [--batch=4] [--rounds=4]
+    python benchmarks/training_memory.py [--sizes=1m,5m,20m] [--policies=none,minimal,dots,full] [--grid=16,8,8] [--batch=4] [--rounds=4] [--train]
 
 Every size and policy is a process of its own that trains configs/transformer_small.py on made-up tokens. Prints a line of JSON for each:
 gigabytes resident after the imports, with the state, after the compilation, after what it left behind was given back, and at most in
 steps; what the compiler reserves for the state and for temporary values; seconds of a step (median), and its page faults and seconds in
 the kernel. Compiled programs are kept in a temporary folder: a first process of each kind, which compiles, is not counted.
+
+With --train the processes are those of `lumos train`, cold and then warm, with its data, checkpoints and evaluation: gigabytes at most.
 """
 
 import argparse
@@ -18,8 +20,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 from many_clips import rss_gb
+from warm_start import write_tokens
 
 
 def measure(size: str, policy: str, grid: tuple[int, ...], batch: int, rounds: int) -> dict:
@@ -78,6 +82,28 @@ def measure(size: str, policy: str, grid: tuple[int, ...], batch: int, rounds: i
     }  # fmt: skip
 
 
+def train(size: str, policy: str, grid: tuple[int, ...], batch: int, folder: Path) -> dict:
+    """Return the gigabytes that `lumos train` holds at most: one that compiles, and one that finds its programs."""
+    tokens, found = folder / "tokens", {"size": size, "remat": policy}
+    tokens.mkdir(exist_ok=True)
+    write_tokens(tokens, grid)
+    workdir = folder / f"{size} {policy}"
+    for name, steps in (("cold", 8), ("warm", 16)):
+        command = [
+            sys.executable, "-m", "lumos", "train", f"--config=configs/transformer_small.py:{size}", f"--workdir={workdir}",
+            f"--config.data.path={tokens}", "--config.tokenizer_workdir=", f"--config.train.num_steps={steps}", "--config.train.num_samples=0",
+            f"--config.data.batch_size={batch}", f"--config.model.remat={policy}", "--config.train.eval_batches=1",
+            "--config.train.checkpoint_every=4", "--config.sequence.grid=(0,0,0)",
+        ]  # fmt: skip
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+        found[f"{name}_gb"] = round(usage.ru_maxrss * 1024 / 1e9, 3)
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--sizes", default="1m,5m,20m")
@@ -85,6 +111,7 @@ def main():
     parser.add_argument("--grid", default="16,8,8")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--train", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     grid = tuple(map(int, args.grid.split(",")))
@@ -96,6 +123,9 @@ def main():
         tunables = {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")}  # as `lumos train`
         for size in args.sizes.split(","):
             for policy in args.policies.split(","):
+                if args.train:
+                    print(json.dumps(train(size, policy, grid, args.batch, Path(folder))), flush=True)
+                    continue
                 command = [sys.executable, __file__, f"--one={size},{policy}", f"--grid={args.grid}"]
                 command += [f"--batch={args.batch}", f"--rounds={args.rounds}"]
                 run = functools.partial(

@@ -19,7 +19,7 @@ and what a turn does is a rule of codes. With the game's own turns, of 7 and the
 from lumos import config_loading
 from lumos.slots import slot
 
-_SEEN = 2  # frames before one's own that attention sees
+_SEEN = 3  # frames before one's own that attention sees
 _WINDOW = 5  # frames of a training window
 
 
@@ -33,8 +33,8 @@ def get_config(variant: str = "transformer"):
     return sized(config, part, size, "doom", flags, ("none", "turn left", "turn right", "move forward"))
 
 
-def sized(config, part: str, size: str, folder: str, flags: str, actions: tuple[str, ...]):
-    """Set what all worlds have in common. `flags`: of lumos data record; `actions`: names of what is played, by number."""
+def sized(config, part: str, size: str, folder: str, flags: str, actions: tuple[str, ...], frame=(64, 64)):
+    """Set what all worlds have in common. `flags`: of lumos data record; `actions`: names of what is played, by number; `frame`: its pixels."""
     config.data.record = f"{flags} {'--clips=16 --frames=17' if size == 'smoke' else '--clips=640 --frames=65'}"
     config.tokenizer_workdir = f"{folder}/tokenizer"
     config.sequence.text_length = 12
@@ -46,7 +46,7 @@ def sized(config, part: str, size: str, folder: str, flags: str, actions: tuple[
     if config.task == "tokenizer":
         config.data.source = "clips"
         config.data.path = f"{folder}/clips/manifest.jsonl"
-        config.data.buckets = ((65 if part == "tokens" else 5, 64, 64),)
+        config.data.buckets = ((65 if part == "tokens" else 5, *frame),)
         config.data.batch_size = 2 if part == "tokens" else 4
         if part == "tokens":
             config.data.streams = ({"name": "action", "codes": len(actions), "names": actions},)
@@ -61,9 +61,9 @@ def sized(config, part: str, size: str, folder: str, flags: str, actions: tuple[
     else:
         config.data.source = "tokens"
         config.data.path = f"{folder}/tokens"
-        config.data.buckets = ((_WINDOW, 8, 8),)
+        config.data.buckets = ((_WINDOW, frame[0] // 8, frame[1] // 8),)
         config.data.windows = 0.9
-        config.data.batch_size = 14
+        config.data.batch_size = 28
         config.sequence.streams = ((len(actions) + 1, 1),)
         config.sequence.attention = slot("window", width=_SEEN + 1)
         config.model.num_layers = 6
@@ -81,9 +81,9 @@ def sized(config, part: str, size: str, folder: str, flags: str, actions: tuple[
         config.optimizer.learning_rate = 5e-3
         config.optimizer.final_fraction = 0.02
         config.optimizer.ema_decay = 0.995
-        # A frame is learnt from a finished history, as it is made; some of its codes are wrong, as they will be.
-        config.sequence.copies = 2
-        config.corruption.frames = slot("independent")
+        # Half of the frames are whole, as a finished history is; the others are hidden in part and have the loss. Some codes are
+        # wrong, as they will be.
+        config.corruption.frames = slot("independent", clean=0.5)
         config.corruption.cells = slot("frame")
         config.corruption.level = slot("cosine", floor=0.0)
         config.corruption.errors = slot("uniform", clean=0.4, most=0.2)
@@ -99,7 +99,7 @@ def sized(config, part: str, size: str, folder: str, flags: str, actions: tuple[
     if size == "smoke":
         config.tokenizer.channels, config.data.batch_size = 8, 2
         if config.task == "tokenizer":
-            config.data.buckets = ((17 if part == "tokens" else 3, 64, 64),)
+            config.data.buckets = ((17 if part == "tokens" else 3, *frame),)
         config.train.num_steps, config.train.eval_batches, config.train.log_every = 4, 1, 2
         config.model.num_layers, config.model.model_dim, config.model.mlp_dim = 2, 64, 128
         config.generate.steps = 2

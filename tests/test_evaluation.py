@@ -79,8 +79,21 @@ def test_what_a_tokenizer_has_no_use_for_is_refused(run, tmp_path, capsys):
         command = ["evaluate", f"--workdir={run}", f"--out={tmp_path}/r", "--what=tokenizer", flag]
         assert cli.main(command) == 2
         assert f"{flag.split('=')[0]} is for the generator" in capsys.readouterr().err
-    command = ["evaluate", f"--workdir={run}", f"--out={tmp_path}/r", "--samples_per_prompt=-1"]
-    assert cli.main(command) == 2 and "samples_per_prompt=-1 must be at least 1" in capsys.readouterr().err
+    for flag, message in (
+        ("--samples_per_prompt=-1", "samples_per_prompt=-1 must be at least 1"),
+        ("--what=short", "what='short'; allowed: all, tokenizer, world, long"),
+        ("--what=long", "'long' needs config.evaluate.long_seconds"),
+    ):
+        assert cli.main(["evaluate", f"--workdir={run}", f"--out={tmp_path}/r", flag]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_long_videos_are_measured_alone(run, tmp_path):
+    changes = {"generate.cache": "fifo", "generate.positions": "relative", "evaluate.long_seconds": "10"}
+    results = evaluate.evaluate(run, tmp_path, changes, what="long")
+    assert {"sharpness_vde", "colour_last"} <= set(results["long"]) and "generate" not in results
+    assert (tmp_path / "index.html").exists()
 
 
 def test_samples_of_a_prompt_are_one_observation(run):

@@ -82,10 +82,9 @@ def test_prompts_are_read_with_their_own_videos(monkeypatch):
     assert 4 / 6 <= metrics["all_three_last"].value < 1 and metrics["all_three_last"].n == 6
 
 
-@pytest.mark.parametrize("seconds, words", [(0.0, "long_seconds, the length"), (3.0, "no ten parts")])
-def test_lengths_that_cannot_be_measured_are_refused(seconds, words):
-    with pytest.raises(UserError, match=words):
-        long_video(subject(seconds))
+def test_lengths_that_cannot_be_measured_are_refused():
+    with pytest.raises(UserError, match="no ten parts"):
+        long_video(subject(3.0))
 
 
 class Switched(Scripted):

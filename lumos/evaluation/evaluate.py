@@ -28,6 +28,7 @@ from lumos.videos.prompts import read_prompts
 from lumos.weights import release
 
 _log = logging.getLogger(__name__)
+_MEASURES = {"all": (), "tokenizer": (), "world": ("likelihood", "world"), "long": ("long",)}  # () = what there are data for
 _OF_CLIPS = ("continuation", "fvd")  # measures that compare with the clips of the tokenizer's run
 
 
@@ -47,14 +48,14 @@ def evaluate(
     A tokenizer run gets reconstruction metrics, one of latent actions those of its codes. A transformer run gets those of its tokenizer, its masked
     cross-entropy per latent frame, samples, on moving_shapes how well held-out prompts are followed, and, where
     `evaluate.num_given` says so, how well clips are continued. `what="tokenizer"` stops after the tokenizer; `what="world"` plays a
-    model whose frames come with actions, and measures how it answers. A release brings no data:
+    model whose frames come with actions, and measures how it answers; `what="long"` measures videos of `evaluate.long_seconds` alone. A release brings no data:
     what needs them is left out, with a line that says so.
 
     Every process of a run calls it; process 0 writes. With several steps (see `checkpoint_steps.resolve`) each has a folder of its
     own, and the page shows all. `prompts` is a file of prompts (`videos.prompts`), "" for held-out ones.
     """
-    if what not in ("all", "tokenizer", "world"):
-        raise UserError(f"what={what!r}; allowed: all, tokenizer, world")
+    if what not in _MEASURES:
+        raise UserError(f"what={what!r}; allowed: {', '.join(_MEASURES)}")
     out, texts = Path(out), tuple(read_prompts(prompts)) if prompts else ()
     read_config(workdir)
     config = config_loading.load(str(files.path(workdir) / "config.json"), overrides)
@@ -72,8 +73,8 @@ def evaluate(
     generator = Generator.load(workdir, overrides, steps[0], weights)
     if generator.config.sequence.streams and what != "world":
         raise UserError(f"{workdir}: the frames of this model come with actions; evaluate it with --what=world")
-    names = ("likelihood", "world") if what == "world" else ()
-    run = _Run(generator, files.path(workdir), seed, texts, {"prompts": Path(prompts).stem} if prompts else {}, names)
+    cell = {"prompts": Path(prompts).stem} if prompts else {}
+    run = _Run(generator, files.path(workdir), seed, texts, cell, _MEASURES[what])
     folders = [out / f"step_{number:08d}" if len(steps) > 1 else out for number in steps]
     for number, folder in zip(steps, folders):
         if number not in (None, generator.step):
@@ -126,10 +127,11 @@ class _Run:
     def evaluate(self, out: Path) -> dict[str, Any]:
         """Evaluate the checkpoint that the generator has."""
         generator, config = self.generator, self.generator.config
+        measured = self.measures  # refuses now what settings lack
         results, metrics, clips = self.reconstruction
         facts = provenance.of_file(config, self.workdir, seed=self.seed, step=generator.step)
         subject = Subject(generator, self.tokenizer_config, self.seed, self.prompts)
-        for name, measure in self.measures.items():
+        for name, measure in measured.items():
             found, more = measure(subject)
             metrics, clips = metrics | {f"{name}/{key}": value for key, value in found.items()}, clips + more
             scalars = {key: value.value for key, value in found.items() if isinstance(value.value, float)}
@@ -149,15 +151,18 @@ def _figures(subject: Subject, metrics: dict[str, Metric]) -> dict[str, Any]:
     get, results = lambda name: metrics[name].value, {}
     if "likelihood/nll" in metrics:
         results["masked_cross_entropy"] = {key: get(f"likelihood/{key}") for key in ("nll", "accuracy", "frame_nll")}
-    if of_world := {name.removeprefix("world/"): m.value for name, m in metrics.items() if name.startswith("world/")}:
-        return results | {"world": {name: value for name, value in of_world.items() if isinstance(value, float)}}
-    if subject.is_shapes:
+    for measure in ("world", "long"):
+        found = {name.removeprefix(f"{measure}/"): m.value for name, m in metrics.items() if name.startswith(f"{measure}/")}
+        if found:
+            results[measure] = {name: value for name, value in found.items() if isinstance(value, float)}
+    if subject.is_shapes and "prompts/colour" in metrics:
         accuracy = {key: get(f"prompts/{key}") for key in ("colour", "shape", "direction")}
         results["prompt_accuracy"] = {"num_prompts": len(subject.distinct), **accuracy}
         results["prompt_accuracy_reconstructed"] = _ceiling(subject)
-    # The first call compiles; with a single call its time includes that.
-    speed = max(made.tokens.size / made.seconds for made in subject.batches)
-    results["generate"] = {"tokens_per_s": speed, "batch_size": len(subject.batches[0].tokens)}
+    if any(name.startswith("tokens/") for name in metrics):  # clips were generated
+        # The first call compiles; with a single call its time includes that.
+        speed = max(made.tokens.size / made.seconds for made in subject.batches)
+        results["generate"] = {"tokens_per_s": speed, "batch_size": len(subject.batches[0].tokens)}
     if "continuation/psnr_frames" in metrics:
         results["continuation"] = {
             "num_clips": metrics["continuation/psnr_frames"].n,

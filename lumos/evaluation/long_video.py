@@ -33,8 +33,6 @@ def deviation(parts_NP: np.ndarray, *, weighted: bool = True) -> np.ndarray:
 def long_video(subject: Subject) -> tuple[dict[str, Metric], list[Clip]]:
     """Statistics, and on moving_shapes what a checker reads back, of each tenth of videos of `evaluate.long_seconds`."""
     c, generator = subject.settings, subject.generator
-    if c.long_seconds <= 0:
-        raise UserError("measure 'long' needs config.evaluate.long_seconds, the length of its videos")
     per_part = round(
         c.long_seconds * generator.config.generate.fps / generator.tokenizer.config.temporal_compression / PARTS
     )

@@ -266,10 +266,12 @@ def from_outside(path: str) -> Callable[[Subject], Result]:
 def chosen(subject_settings, names: tuple[str, ...] = ()) -> dict[str, Callable[[Subject], Result]]:
     """Return the measures of these names, by default what the settings have data for, and those of `evaluate.metrics`.
 
-    Raises UserError on an unknown name.
+    Raises UserError on an unknown name, or without the length of long videos.
     """
     if unknown := [name for name in names if name not in MEASURES]:
         raise UserError(f"unknown measure {unknown[0]!r}; there are {', '.join(MEASURES)}, and config.evaluate.metrics")
+    if "long" in names and subject_settings.long_seconds <= 0:
+        raise UserError("measure 'long' needs config.evaluate.long_seconds, the length of its videos")
     default = ["likelihood", "prompts", "tokens", "drift", "cost"]
     default += ["continuation"] * bool(subject_settings.num_given) + ["fvd"] * ("i3d" in subject_settings.networks)
     default += ["long"] * (subject_settings.long_seconds > 0)
