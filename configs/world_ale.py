@@ -5,11 +5,14 @@ Runs:      lumos demo --config=configs/world_ale.py --workdir=breakout
 By hand:   as in configs/world_vizdoom.py, with lumos data record --game=ale --level=breakout --clips=448 --frames=65 --out=breakout/clips
 Expected:  not measured yet
 
-The same model as configs/world_vizdoom.py, but frames of 80x64: a square cut out of the middle would lose the paddle.
+The model of configs/world_vizdoom.py, with frames of 80x64: a square cut out of the middle would lose the paddle.
 """
 
 from lumos import config_loading
 from lumos.configs.world_vizdoom import sized
+from lumos.slots import slot
+
+_SEEN = 3  # frames before one's own that attention sees
 
 
 def get_config(variant: str = "transformer"):
@@ -22,6 +25,10 @@ def get_config(variant: str = "transformer"):
     sized(config, part, size, "breakout", "--game=ale --level=breakout", actions, frame=(80, 64))
     # Nearly all of a frame never changes. Without it the latents stay where tanh is flat, and the paddle has no code.
     config.tokenizer.fsq_latent_weight = 0.01
+    if config.task == "transformer":
+        # One copy: half of the frames are whole, as a finished history is; the others are hidden in part and have the loss.
+        config.sequence.copies, config.corruption.frames = 1, slot("independent", clean=0.5)
+        config.sequence.attention, config.generate.cache = slot("window", width=_SEEN + 1), slot("fifo", width=_SEEN)
     if config.task == "transformer" and size != "smoke":
-        config.train.num_steps = config.train.eval_every = 800
+        config.data.batch_size, config.train.num_steps, config.train.eval_every = 28, 400, 400
     return config

@@ -19,7 +19,7 @@ and what a turn does is a rule of codes. With the game's own turns, of 7 and the
 from lumos import config_loading
 from lumos.slots import slot
 
-_SEEN = 3  # frames before one's own that attention sees
+_SEEN = 2  # frames before one's own that attention sees
 _WINDOW = 5  # frames of a training window
 
 
@@ -63,7 +63,7 @@ def sized(config, part: str, size: str, folder: str, flags: str, actions: tuple[
         config.data.path = f"{folder}/tokens"
         config.data.buckets = ((_WINDOW, frame[0] // 8, frame[1] // 8),)
         config.data.windows = 0.9
-        config.data.batch_size = 28
+        config.data.batch_size = 14
         config.sequence.streams = ((len(actions) + 1, 1),)
         config.sequence.attention = slot("window", width=_SEEN + 1)
         config.model.num_layers = 6
@@ -81,9 +81,9 @@ def sized(config, part: str, size: str, folder: str, flags: str, actions: tuple[
         config.optimizer.learning_rate = 5e-3
         config.optimizer.final_fraction = 0.02
         config.optimizer.ema_decay = 0.995
-        # Half of the frames are whole, as a finished history is; the others are hidden in part and have the loss. Some codes are
-        # wrong, as they will be.
-        config.corruption.frames = slot("independent", clean=0.5)
+        # A frame is learnt from a finished history, as it is made; some of its codes are wrong, as they will be.
+        config.sequence.copies = 2
+        config.corruption.frames = slot("independent")
         config.corruption.cells = slot("frame")
         config.corruption.level = slot("cosine", floor=0.0)
         config.corruption.errors = slot("uniform", clean=0.4, most=0.2)
