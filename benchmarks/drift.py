@@ -58,7 +58,10 @@ ARMS = {
     "window of a rollout": ("window", FIFO),
     "random codes and sink": ("random codes", SINK | {"positions": slot("realigned")}),
 }  # fmt: skip
-TUNED = ("streaming", "window")  # begin with the weights of "one copy", their teacher: it must have learnt the sequences that it judges
+TUNED = (
+    "streaming",
+    "window",
+)  # begin with the weights of "one copy", their teacher: it must have learnt the sequences that it judges
 
 
 def world(rng, num_frames):
@@ -212,19 +215,25 @@ def read(made, background, given, colour):
 
 
 def table(rows):
-    """Return the rows as Markdown: means over seeds and their deviation, of the first and the last tenth."""
-    lines = [
-        "| arm | seeds | background, last tenth | block | right steps | background, first tenth |",
-        "|---|---|---|---|---|---|",
-    ]
-    of = lambda arm, name, part: np.array([100 * row[name][part] for row in rows if row["arm"] == arm])
-    shown = lambda x: f"{x.mean():.1f} ± {x.std(ddof=1) if len(x) > 1 else np.nan:.1f}"
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        cells = [shown(of(arm, name, -1)) for name in ("background", "block", "steps")]
-        lines.append(
-            f"| {arm} | {len(of(arm, 'block', 0))} | {' | '.join(cells)} | {shown(of(arm, 'background', 0))} |"
-        )
-    return "\n".join(lines)
+    """Return the rows as Markdown, the best arm first: means over seeds and their deviation, and what an arm gains over `fifo`, seed by seed;
+    bold where that is more than two deviations."""
+    of = {}
+    for row in rows:
+        of.setdefault(row["arm"], {})[row["seed"]] = row
+    percent = lambda arm, name, part: np.array([100 * row[name][part] for row in of[arm].values()])
+    base = {seed: 100 * row["background"][-1] for seed, row in of.get("fifo", {}).items()}
+    shown = lambda x: f"{x.mean():.1f}" + (f" ± {x.std(ddof=1):.1f}" if len(x) > 1 else "")
+    lines = []
+    for arm, seeds in of.items():
+        gains = np.array([100 * row["background"][-1] - base[seed] for seed, row in seeds.items() if seed in base])
+        gain = shown(gains) if len(gains) and arm != "fifo" else ""
+        if len(gains) > 1 and abs(gains.mean()) > 2 * gains.std(ddof=1):
+            gain = f"**{gain}**" if gain else ""
+        background = f"{shown(percent(arm, 'background', 0))}; {shown(percent(arm, 'background', -1))}"
+        line = f"| {arm} | {len(seeds)} | {background} | {gain} | {shown(percent(arm, 'block', -1))} |"
+        lines.append((percent(arm, "background", -1).mean(), line))
+    head = "| arm | seeds | background, first and last tenth | more than `fifo`, last tenth | whole block, last tenth |"
+    return "\n".join([head, "|---|---|---|---|---|", *(line for _, line in sorted(lines, reverse=True))])
 
 
 def main():

@@ -236,7 +236,11 @@ VERBS: dict[str, Verb] = {
         group(
             _MODEL,
             text("out", None, "folder of the report", required=True),
-            text("what", "all", "all | tokenizer (reconstruction alone) | world (a model that is played) | long (videos of evaluate.long_seconds)"),
+            text(
+                "what",
+                "all",
+                "all | tokenizer (reconstruction alone) | world (a model that is played) | long (videos of evaluate.long_seconds)",
+            ),
             *_CHECKPOINT,
             text("prompts", "", "file of prompts: .txt (one a line), .csv or .jsonl; held-out prompts by default"),
             number("samples_per_prompt", 0, "clips of each prompt; by default config.evaluate.samples_per_prompt"),

@@ -387,6 +387,14 @@ def test_evaluation_sums_add_up(objective):
     assert 1 <= summary["perplexity"] <= 24
 
 
+@pytest.mark.parametrize("used", [3, 30])
+def test_codes_that_say_nothing_are_reported(objective, used, caplog):
+    sums = jax.tree.map(np.asarray, jax.jit(objective.evaluate_batch)(random_params(objective.definition), clips(2, 5)))
+    found = objective.summarize(sums | {"codes": (np.arange(1000) < used)[None].astype(np.int64)})
+    assert found["usage"] == used / 1000
+    assert [f"only {used} of 1000 codes occur" in line for line in caplog.messages] == [True] * (used < 8)
+
+
 def test_samples_show_the_original_on_the_left(objective):
     batch = clips(2, 5)
     shown, labels = objective.samples(random_params(objective.definition), batch)

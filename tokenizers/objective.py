@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 import jax
@@ -20,6 +21,9 @@ from lumos.tokenizers.lookup_free import annealed
 from lumos.tokenizers.losses import PixelLoss
 from lumos.tokenizers.pixel_quality import frame_psnr, psnr, ssim, to_float, to_uint8
 from lumos.tokenizers.quantizers import code_histogram, codebook_usage, factor_histograms, perplexity
+
+_log = logging.getLogger(__name__)
+_FEW, _MANY = 8, 64  # so few different codes of a codebook of so many at least cannot say what moves
 
 
 class TokenizerObjective(Objective):
@@ -163,7 +167,12 @@ class TokenizerObjective(Objective):
 
     def _codebook_metrics(self, codes_PK: np.ndarray, num_pixels: float) -> dict[str, Any]:
         size, tokens = self.quantizer.codebook_size, codes_PK.sum(axis=1)
-        perplexities = [perplexity(histogram) for histogram in codes_PK]
+        perplexities, used = [perplexity(histogram) for histogram in codes_PK], int((codes_PK > 0).sum(axis=1).max())
+        if used < _FEW and size >= _MANY:
+            _log.warning(
+                "only %d of %d codes occur: the decoder may know the clips by heart, and the codes say nothing of what moves in them; see what it "
+                "makes of them, and try config.tokenizer.fsq_latent_weight=0.01 (FSQ) or a larger entropy_weight (others)", used, size,
+            )  # fmt: skip
         metrics: dict[str, Any] = {
             "usage": codebook_usage(codes_PK),
             "perplexity": float(np.mean(perplexities)),

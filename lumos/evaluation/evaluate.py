@@ -28,7 +28,12 @@ from lumos.videos.prompts import read_prompts
 from lumos.weights import release
 
 _log = logging.getLogger(__name__)
-_MEASURES = {"all": (), "tokenizer": (), "world": ("likelihood", "world"), "long": ("long",)}  # () = what there are data for
+_MEASURES = {
+    "all": (),
+    "tokenizer": (),
+    "world": ("likelihood", "world"),
+    "long": ("long",),
+}  # () = what there are data for
 _OF_CLIPS = ("continuation", "fvd")  # measures that compare with the clips of the tokenizer's run
 
 
@@ -152,7 +157,9 @@ def _figures(subject: Subject, metrics: dict[str, Metric]) -> dict[str, Any]:
     if "likelihood/nll" in metrics:
         results["masked_cross_entropy"] = {key: get(f"likelihood/{key}") for key in ("nll", "accuracy", "frame_nll")}
     for measure in ("world", "long"):
-        found = {name.removeprefix(f"{measure}/"): m.value for name, m in metrics.items() if name.startswith(f"{measure}/")}
+        found = {
+            name.removeprefix(f"{measure}/"): m.value for name, m in metrics.items() if name.startswith(f"{measure}/")
+        }
         if found:
             results[measure] = {name: value for name, value in found.items() if isinstance(value, float)}
     if subject.is_shapes and "prompts/colour" in metrics:
