@@ -25,17 +25,17 @@ def get_config(variant: str = "transformer"):
     config = demo(",".join(filter(None, ("tokenizer" if part == "tokens" else part, size))))
     config.name = f"endless {part}"
     config.shapes.level = "endless"
-    config.shapes.num_train = 6144
+    config.shapes.num_train = 4096
     config.tokenizer_workdir = "endless/tokenizer"
     side = 32 if size == "smoke" else 48
     if part in ("tokenizer", "tokens"):
-        config.data.path = "endless/moving_shapes"
+        config.data.path, config.train.num_steps = "endless/moving_shapes", 1000
         if part == "tokens":
             config.data.buckets = ((33, side, side),)
     else:
         config.data.path = "endless/tokens"
         config.data.buckets = ((_WINDOW, side // 8, side // 8),)
-        config.data.windows = 0.6
+        config.data.windows = 0.3  # first frames are learnt from what the others leave
         config.data.batch_size = 10
         config.model.first_frame = True
         # A frame is learnt from a finished history, as it is generated; some of its codes are wrong, as they will be.
