@@ -58,10 +58,8 @@ ARMS = {
     "window of a rollout": ("window", FIFO),
     "random codes and sink": ("random codes", SINK | {"positions": slot("realigned")}),
 }  # fmt: skip
-TUNED = (
-    "streaming",
-    "window",
-)  # begin with the weights of "one copy", their teacher: it must have learnt the sequences that it judges
+# These begin with the weights of "one copy". It is their teacher too, which must have learnt the sequences that it judges.
+TUNED = ("streaming", "window")
 
 
 def world(rng, num_frames):

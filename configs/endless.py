@@ -6,7 +6,7 @@ By hand:   lumos data shapes --config=configs/endless.py:tokens
            lumos tokenize    --config=configs/endless.py:tokens      --workdir=endless/tokenizer --out=endless/tokens
            lumos train       --config=configs/endless.py:transformer --workdir=endless/transformer
            lumos generate    --workdir=endless/transformer --prompt="a red circle moves left and right" --frames=2401 --out=out.mp4
-Expected:  docs/results.md ("Endless video"): nothing decays in five minutes; colours and routes are right, shapes in five of six videos
+Expected:  docs/results.md ("Endless video"): no share falls in five minutes; colours and routes are right, shapes in five of six videos
 
 The tokenizer learns from short cuts, clips are tokenized whole, and the transformer learns from windows that begin at any latent
 frame. Attention sees two frames back in training as in generation, whose cache holds two, so a video never leaves what was learnt.
@@ -35,7 +35,7 @@ def get_config(variant: str = "transformer"):
     else:
         config.data.path = "endless/tokens"
         config.data.buckets = ((_WINDOW, side // 8, side // 8),)
-        config.data.windows = 0.3  # first frames are learnt from what the others leave
+        config.data.windows = 0.3  # the other windows begin with the first frame, which is learnt from them alone
         config.data.batch_size = 10
         config.model.first_frame = True
         # A frame is learnt from a finished history, as it is generated; some of its codes are wrong, as they will be.

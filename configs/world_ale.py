@@ -23,7 +23,7 @@ def get_config(variant: str = "transformer"):
     config.name = f"ale world {part}"
     actions = ("noop", "fire", "right", "left")
     sized(config, part, size, "breakout", "--game=ale --level=breakout", actions, frame=(80, 64))
-    # Nearly all of a frame never changes. Without it the latents stay where tanh is flat, and the paddle has no code.
+    # Nearly all of a frame never changes. Without this weight the latents stay where tanh is flat, and the paddle gets no code.
     config.tokenizer.fsq_latent_weight = 0.01
     if config.task == "transformer":
         # One copy: half of the frames are whole, as a finished history is; the others are hidden in part and have the loss.

@@ -23,7 +23,7 @@ from lumos.tokenizers.pixel_quality import frame_psnr, psnr, ssim, to_float, to_
 from lumos.tokenizers.quantizers import code_histogram, codebook_usage, factor_histograms, perplexity
 
 _log = logging.getLogger(__name__)
-_FEW, _MANY = 8, 64  # so few different codes of a codebook of so many at least cannot say what moves
+_FEW, _MANY = 8, 64  # fewer codes than this, of a codebook of at least so many, are reported
 
 
 class TokenizerObjective(Objective):
@@ -170,8 +170,8 @@ class TokenizerObjective(Objective):
         perplexities, used = [perplexity(histogram) for histogram in codes_PK], int((codes_PK > 0).sum(axis=1).max())
         if used < _FEW and size >= _MANY:
             _log.warning(
-                "only %d of %d codes occur: the decoder may know the clips by heart, and the codes say nothing of what moves in them; see what it "
-                "makes of them, and try config.tokenizer.fsq_latent_weight=0.01 (FSQ) or a larger entropy_weight (others)", used, size,
+                "only %d of %d codes occur, so the codes may miss what moves in the clips: look at the reconstructions, and try "
+                "config.tokenizer.fsq_latent_weight=0.01 (FSQ) or a larger entropy_weight (LFQ, BSQ, IBQ, SVQ)", used, size,
             )  # fmt: skip
         metrics: dict[str, Any] = {
             "usage": codebook_usage(codes_PK),

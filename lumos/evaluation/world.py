@@ -296,7 +296,9 @@ def _wear(subject: Subject, held: _Held, reader: ActionReader, player: World):
         parts[-1]["alive"].astype(float), f"in the last part, {what['alive']}{protocol}", "high"
     )
     metrics["alive_real"] = metric.mean(
-        _alive(true, usual).astype(float), f"the same of the {len(held.through)} true clips, the most to expect", "high"
+        _alive(true, usual).astype(float),
+        f"the same of {len(held.through)} true clips of {_FRAMES} latent frames, which vary more than the longer parts of a session",
+        "high",
     )
     for name in (*_WEAR, "read_back"):
         first, end = parts[0][name], parts[-1][name]

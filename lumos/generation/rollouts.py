@@ -248,8 +248,7 @@ def _name(i: int) -> str:
 def unpack(engine: Engine, params: Any, prompts: Prompts, leaves: dict[str, jax.Array]) -> State:
     """Undo `pack` for a state of this engine, of prompts and parameters of these shapes."""
     like = jax.eval_shape(lambda params, prompts: start(engine, params, jax.random.key(0), prompts), params, prompts)
-    empty_or = lambda i, shape: leaves[_name(i)] if shape.size else jnp.zeros(shape.shape, shape.dtype)
-    like = like._replace(keys_B=jax.eval_shape(jax.random.key_data, like.keys_B))
-    every, tree = jax.tree.flatten(like)
-    state = jax.tree.unflatten(tree, [empty_or(i, shape) for i, shape in enumerate(every)])
+    shapes, tree = jax.tree.flatten(like._replace(keys_B=jax.eval_shape(jax.random.key_data, like.keys_B)))
+    leaf = lambda i, shape: leaves[_name(i)] if shape.size else jnp.zeros(shape.shape, shape.dtype)
+    state = jax.tree.unflatten(tree, [leaf(i, shape) for i, shape in enumerate(shapes)])
     return state._replace(keys_B=jax.random.wrap_key_data(state.keys_B))
