@@ -263,6 +263,8 @@ class OptimizerConfig:
 
     name: str = "adamw"  # any optimizer of optax or optax.contrib
     learning_rate: float = 1e-3  # peak
+    # Factors of it for parts of the model, by the path of their parameters: (("vae/prior", 50.0),); the longest path counts.
+    rates: tuple[tuple[str, float], ...] = ()
     schedule: str = "cosine"  # cosine | wsd | constant
     warmup_steps: int = 100  # linear
     decay_fraction: float = 0.2  # share of the run that decays (wsd)

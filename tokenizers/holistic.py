@@ -144,12 +144,12 @@ def _with_blanks(x_BLD: jax.Array, num: int) -> jax.Array:
 
 
 class Prior(nnx.Module):
-    """Autoregressive model of the code vectors: the next vector, compared with every code (LARP section 3.3).
+    """Autoregressive model of the code vectors: the next direction, whose cosines with all codes are logits (LARP section 3.3).
 
-    LARP also reads its own predictions in a second round, and learns 50 times faster than the tokenizer; this one does not.
+    As in the released code the logits have temperature 1; 0.03 is that of the stochastic quantiser. LARP's prior learns 50 times faster
+    than its tokenizer, which has Adam at 1e-4 (`config.optimizer.rates`), and also reads its own predictions in a second round; this
+    one does not.
     """
-
-    TEMPERATURE = 0.03
 
     def __init__(self, dim: int, config: TokenizerConfig, rngs: nnx.Rngs):
         self.start = param(0.02 * jax.random.normal(rngs.params(), (dim,)), (None,))
@@ -162,7 +162,7 @@ class Prior(nnx.Module):
         start = jnp.broadcast_to(self.start[...], (len(codes_BND), 1, codes_BND.shape[-1]))
         x = self.embed(jnp.concatenate([start, codes_BND[:, :-1]], axis=1))
         predicted = _unit(self.head(self.blocks(x, position_codes((x.shape[1],), x.shape[-1]))))
-        logits = predicted @ jax.lax.stop_gradient(_unit(table_KD)).T / self.TEMPERATURE
+        logits = predicted @ jax.lax.stop_gradient(_unit(table_KD)).T
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), indices_BN[..., None], axis=-1)
         return -picked.mean()
 

@@ -9,7 +9,7 @@ import optax
 
 from lumos.config import Config
 from lumos.objective import Objective
-from lumos.training.optimizer import make_grouped_optimizer, make_optimizer
+from lumos.training.optimizer import check_rates, make_grouped_optimizer, make_optimizer
 
 
 def make_objective(config: Config, facts: Mapping[str, Any] | None = None) -> Objective:
@@ -37,6 +37,7 @@ def make_objective(config: Config, facts: Mapping[str, Any] | None = None) -> Ob
 
 def make_objective_optimizer(objective: Objective, config: Config) -> optax.GradientTransformation:
     """Return the optimizer of a run: one for all, or one for each of the groups an objective divides its parameters into."""
+    check_rates(config.optimizer, objective.definition.abstract)
     if objective.groups is None:
         return make_optimizer(config.optimizer, config.train.num_steps)
     return make_grouped_optimizer(

@@ -81,7 +81,54 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             f"({' '.join(str(error).split())[:120]})"
         ) from error
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
-    return _in_float32(optax.chain(clip, optax.chain(optimizer, outside) if outside else optimizer))
+    optimizer = optax.chain(clip, optax.chain(optimizer, outside) if outside else optimizer)
+    return _in_float32(_rated(optimizer, config.rates))
+
+
+def check_rates(config: OptimizerConfig, params: Any) -> None:
+    """Refuse factors of the learning rate that have no part to act on, or an optimizer that they do not fit. Raises UserError."""
+    if config.rates and config.name.startswith("schedule_free"):
+        raise UserError(
+            f"config.optimizer.rates does not go with {config.name}, which averages what it has been at; take another optimizer"
+        )
+    paths = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    }
+    for name, factor in config.rates:
+        if not 0 <= factor < float("inf"):
+            raise UserError(
+                f"config.optimizer.rates: the factor of {name!r} is {factor}; it must be at least 0, and finite"
+            )
+        if not any(_is_part(path, name) for path in paths):
+            near = difflib.get_close_matches(
+                name, {"/".join(path.split("/")[:n]) for path in paths for n in (1, 2, 3)}, n=3
+            )
+            raise UserError(
+                f"config.optimizer.rates names {name!r}, of which the model has no parameter; near it: {', '.join(near) or 'nothing'}; "
+                f"whole parts: {', '.join(sorted({path.split('/')[0] for path in paths}))}"
+            )
+
+
+def _is_part(path: str, name: str) -> bool:
+    return f"{path}/".startswith(f"{name}/")
+
+
+def _rated(
+    optimizer: optax.GradientTransformation, rates: tuple[tuple[str, float], ...]
+) -> optax.GradientTransformation:
+    """Multiply updates by the factors of their parts. The state keeps its form, so a run may go on with other factors."""
+
+    def one(path, update):
+        names = jax.tree_util.keystr(path, simple=True, separator="/")
+        _, factor = max(((len(name), factor) for name, factor in rates if _is_part(names, name)), default=(0, 1.0))
+        return update * factor
+
+    def update(grads, state, params=None):
+        updates, state = optimizer.update(grads, state, params)
+        return jax.tree_util.tree_map_with_path(one, updates), state
+
+    return optax.GradientTransformation(optimizer.init, update) if rates else optimizer
 
 
 def _schedule_free(config: OptimizerConfig, schedule: optax.Schedule, mask) -> optax.GradientTransformation:
