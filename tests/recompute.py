@@ -66,6 +66,7 @@ class Recompute:
                     ids_BL, known_BL, log_p_BL = self._keep(
                         other, step, other == first, drawn, ids_BL, known_BL, log_p_BL
                     )
+            known_BL = known_BL.at[:, self.cells[g]].set(True)  # the released sampler never keeps the last cell
             forgotten_L[layout.groups[g][self.forgotten[g]]] = True
         return layout.codes(ids_BL)
 

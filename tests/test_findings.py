@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -114,6 +115,18 @@ def test_the_page_of_findings_is_up_to_date_and_exact_statements_hold():
         "run: python -m lumos.findings.docs > docs/findings.md"
     )
     assert page.count("| holds |") == 21 and "does not hold" not in page
+
+
+def test_what_is_doubted_was_checked_on_known_answers():
+    """A verdict of "not shown" or "contradicted" needs tests of what is compared."""
+    tests = Path(__file__).parent
+    for name in load.names():
+        found = results.results(name, docs.RESULTS)
+        if isinstance(found, results.Results):
+            assert found.finding.mechanism or not found.doubted, name
+            for test in found.finding.mechanism:
+                file, _, function = test.partition("::")
+                assert f"\ndef {function}(" in (tests / file).read_text(), test
 
 
 def test_every_finding_has_configs_and_fits_its_budget():

@@ -12,6 +12,8 @@ import tiny
 from flax import nnx
 
 from lumos.config import TokenizerConfig
+from lumos.generation.released import Released
+from lumos.generation.sampler import Confidence
 from lumos.slots import slot
 from lumos.tokenizers.holistic import HolisticVAE
 from lumos.training.transformer_objective import TransformerObjective
@@ -87,3 +89,23 @@ def test_a_power_law_is_found():
         {str(n): {"parameters": n, "nll": x} for n, x in zip(sizes, (1.0, 3.0, 0.5, 2.0))}
     )
     assert noisy["r2"] < 0.1
+
+
+def test_temperatures_fall_to_nothing_and_the_released_ones_at_once():
+    """In four passes; those of the released code are a running product, and only in the first frame."""
+    np.testing.assert_array_equal(Confidence(temperature=8.0).temperatures(4, True), [6, 4, 2, 0])
+    released = Released(temperature=8.0)
+    np.testing.assert_array_equal(released.temperatures(4, jnp.bool_(True)), [6, 3, 0.75, 0])
+    np.testing.assert_array_equal(released.temperatures(4, jnp.bool_(False)), 0)
+
+
+def test_a_temperature_decides_how_often_the_least_probable_cell_is_kept():
+    """Never at 0; at a high one as often as any other, which is one in four."""
+    log_p = jnp.broadcast_to(jnp.log(jnp.array([0.7, 0.5, 0.3, 0.1])), (4000, 4))
+    gumbel = jax.random.gumbel(jax.random.key(0), (4000, 4))
+    kept = lambda temperature: np.asarray(
+        Confidence().score(gumbel, log_p, temperature, None).argmax(axis=1) == 3
+    ).mean()
+    assert (
+        kept(0.0) == 0 and kept(1.0) == pytest.approx(1 / 16, abs=0.015) and kept(1e4) == pytest.approx(1 / 4, abs=0.03)
+    )

@@ -111,7 +111,9 @@ def test_statistics_of_frames_tell_frozen_flickering_and_moving_clips_apart():
     assert (found["sharpness"] == 0).all()
     compared = compare_frames(np.stack([still, ramp]), np.stack([still, still]))
     np.testing.assert_allclose(compared["psnr"][1, 1:], 20 * np.log10(255 / (4 * np.arange(1, 6))), rtol=1e-5)
-    np.testing.assert_allclose(compared["ssim"][0], 1, rtol=1e-6)
+    np.testing.assert_allclose(
+        compared["ssim"][0], 1, rtol=1e-5
+    )  # variances of 0 are differences of numbers near 90 ** 2, in float32
     assert set(frame_statistics(still[None, :1])) == {"sharpness", "colour_shift"}
 
 

@@ -13,6 +13,10 @@ def get_finding() -> Finding:
         "its way like that.",
         paper="DAWN (arXiv 2410.13726), comparison with autoregressive generation",
         published="pictures and FVD of talking heads; the claim is that errors do not accumulate",
+        mechanism=(
+            "test_laws_training.py::test_all_at_once_is_one_group_in_which_everything_sees_everything",
+            "test_laws_generation.py::test_a_diagonal_without_lag_is_all_frames_at_once",
+        ),
         world=World(frames=8, side=6, motion="diagonal"),
         arms={
             "frame by frame": Arm(recipe="diffusion_forcing", generate={"steps": 6}),

@@ -22,6 +22,10 @@ def get_finding() -> Finding:
         claim="Frames that see the first frame beside the one before drift less; errors in the history of training help as well.",
         paper="ART-V (arXiv 2311.18834), anchor and noise on references",
         published="pictures and a comparison of drift, no figure",
+        mechanism=(
+            "test_rules.py::test_a_token_depends_on_what_it_sees_and_on_nothing_else",
+            "test_history_errors.py::test_random_codes_come_at_the_drawn_rates_and_some_clips_stay_clean",
+        ),
         world=World(background="noise"),
         arms={"neither": arm(0, 0.0), "anchor": arm(1, 0.0), "errors": arm(0, 0.2), "both": arm(1, 0.2)},
         measures=(RollOut("long", given=1, frames=20),),

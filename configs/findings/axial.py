@@ -15,6 +15,7 @@ def get_finding() -> Finding:
         "attention, for a fraction of its pairs.",
         paper="Axial attention (arXiv 1912.12180), density of images and videos; space-time layers: Genie (arXiv 2402.15391)",
         published="3.76 bits a dimension on ImageNet 32, as good as full attention of its time",
+        mechanism=("test_rules.py::test_a_token_depends_on_what_it_sees_and_on_nothing_else",),
         world=World(),
         arms={"full": attention("causal"), "axial": attention("axial_turns"), "space-time": attention("space_time")},
         measures=(CrossEntropy("half", {"level": {"name": "constant", "ratio": 0.5}, "cells": "frame"}), RollOut()),

@@ -14,6 +14,10 @@ def get_finding() -> Finding:
         "axis alone.",
         paper="NAR (arXiv 2503.10696), ablation of heads",
         published="FID 66.3 with one shared head; 75.9 with columns alone where axes overlap, 25.7 with rows alone, 3.06 with the mean",
+        mechanism=(
+            "test_findings_recipes.py::test_an_axis_alone_predicts_all_that_it_reaches",
+            "test_laws_training.py::test_neighbours_average_the_logits_of_the_heads_that_reach_a_cell",
+        ),
         world=World(),
         arms={
             "mean": Arm(recipe="nar"),

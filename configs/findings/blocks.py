@@ -16,6 +16,10 @@ def get_finding() -> Finding:
         paper="NBP (arXiv 2502.07737), table of block sizes",
         published="FVD 29.0, 25.7, 25.5, 32.1, 43.7, 67.0 and 0.8, 5.2, 8.9, 10.8, 14.1, 17.1 frames a second with "
         "blocks of 1, 8, 16, 32, 64, 256",
+        mechanism=(
+            "test_findings_known.py::test_codes_of_a_block_do_not_know_of_each_other",
+            "test_laws_training.py::test_losses_of_blocks_are_those_of_every_code_at_its_source",
+        ),
         world=World(motion="turning", captions="colour"),
         arms={"code": block(1, 1, 1), "row": block(1, 1, 0), "frame": block(1, 0, 0)},
         measures=(Loss(), RollOut(), Seconds()),

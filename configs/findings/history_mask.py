@@ -12,6 +12,10 @@ def get_finding() -> Finding:
         "with a history that is wholly visible it is worse.",
         paper="Lumos-1 (arXiv 2507.08801), section 3.4",
         published="0.7 is used; without it the videos are severely harmed (pictures, no figure)",
+        mechanism=(
+            "test_corruption.py::test_history_masks_equal_the_official_pattern",
+            "test_interop_lumos1.py::test_history_patterns_equal_the_official_ones",
+        ),
         world=World(),
         arms={f"{ratio}": Arm(generate={"history_ratio": ratio}) for ratio in (0.0, 0.3, 0.7, 0.9, 1.0)},
         measures=(RollOut(),),

@@ -15,6 +15,10 @@ def get_finding() -> Finding:
         "iteration starts from the frame before.",
         paper="STARFlow-V (arXiv 2511.20462), decoding; Speculative Jacobi Decoding (arXiv 2410.01699)",
         published="chunks of 32 and 128 codes, at most 32 iterations; 2 times fewer passes (speculative)",
+        mechanism=(
+            "test_jacobi.py::test_the_fixed_point_is_what_is_generated_one_by_one",
+            "test_jacobi.py::test_the_previous_frame_is_a_good_guess_of_a_still_clip",
+        ),
         world=World(background="noise"),
         arms={"chunks of 5": chunk(5), "chunks of 25": chunk(25), "chunks of 25, from nothing": chunk(25, from_previous=False)},
         measures=(Solved(),),

@@ -20,6 +20,10 @@ def get_finding() -> Finding:
         "of bytes, which make files shorter.",
         paper="JPEG-LM (arXiv 2408.08459), representation and generation of images",
         published="JPEG of quality 25, a vocabulary of 320 byte pairs; nearly all files of a 7 B model are valid",
+        mechanism=(
+            "test_findings_tokens.py::test_a_jpeg_file_is_what_pillow_writes_and_reads",
+            "test_findings_tokens.py::test_pieces_are_shorter_and_say_the_same_bytes",
+        ),
         world=_BYTES,
         arms={"bytes, 150 steps": arm(150, 0), "bytes": arm(1000, 0), "pieces": arm(1000, 320)},
         measures=(Loss(draws=1), Files(), FileLength()),

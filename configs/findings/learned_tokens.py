@@ -12,6 +12,10 @@ def get_finding() -> Finding:
         claim="On the tokens of a trained tokenizer, too, random masks let the loss of later frames collapse, and tubes keep all frames as hard.",
         paper="Lumos-1 (arXiv 2507.08801), section 3.3 and the ablation of masks",
         published="curves of the loss of frames; overall consistency 0.232 random, 0.241 independent, 0.249 tubes",
+        mechanism=(
+            "test_corruption.py::test_no_leak_from_earlier_frames_under_tubes",
+            "test_corruption_laws.py::test_the_leak_is_what_the_docstring_says",
+        ),
         world=LearnedWorld(
             background="noise", textures=4, num_train=2048, tokenizer={
                 "tokenizer.quantizer": "vq", "tokenizer.levels": (64,), "tokenizer.patch_size": 8, "tokenizer.channels": 32,

@@ -13,6 +13,7 @@ def get_finding() -> Finding:
         claim="Between one code at a time and the whole clip at once, the bound on the likelihood gets worse with every step.",
         paper="ACDiT (arXiv 2412.07720), table of perplexities (OpenWebText)",
         published="perplexity 17.5 one by one, 21.6 with blocks of 8, 22.8 of 128, 23.0 of 256",
+        mechanism=("test_laws_training.py::test_the_bound_is_the_mean_over_masks",),
         world=World(),
         arms={
             "code": block(1, 1, 1),

@@ -19,6 +19,10 @@ def get_finding() -> Finding:
         "or a diffusion head does not.",
         paper="DiCoDe (arXiv 2412.04446), UniGenX (arXiv 2503.06687), NOVA (arXiv 2412.14169)",
         published="choices of the papers; no comparison of heads at one size",
+        mechanism=(
+            "test_heads.py::test_continuous_heads_learn_which_code_follows",
+            "test_heads.py::test_a_flow_along_straight_lines_ends_in_the_data",
+        ),
         world=World(motion="turning", captions="colour"),
         arms={
             "softmax": head("categorical"),

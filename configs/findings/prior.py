@@ -27,6 +27,10 @@ def get_finding() -> Finding:
         "after another; a prior that starts when the tokenizer can rebuild clips costs less.",
         paper="LARP (arXiv 2410.21264), ablation of the prior",
         published="UCF-101 FVD 57 with a prior; worse without, with a slightly better reconstruction",
+        mechanism=(
+            "test_findings_known.py::test_codes_learn_to_be_what_the_prior_expects",
+            "test_holistic.py::test_prior_is_autoregressive_and_uses_its_table",
+        ),
         world=_WORLD,
         arms={"no prior": arm(0.0), "from the start": arm(0.06), "late": arm(0.06, _STEPS // 2)},
         measures=(Reconstruction(), Loss(draws=1), RollOut(given=0)),

@@ -12,6 +12,10 @@ def get_finding() -> Finding:
         claim="Positions in three dimensions are better than in one, and interleaved ones (MM-RoPE) are better than contiguous ones.",
         paper="Lumos-1 (arXiv 2507.08801), section 3.2 and the curves of validation losses",
         published="curves alone: 1-D worst, then contiguous 3-D, then interleaved and scaled 3-D (MM-RoPE)",
+        mechanism=(
+            "test_rope.py::test_mm_rope_equals_the_official_tables",
+            "test_rope.py::test_rotation_keeps_norms_and_depends_on_differences_only",
+        ),
         world=World(side=7),
         arms={"1d": rope("1d"), "3d": rope("3d"), "mm": rope("mm")},
         measures=(CrossEntropy("half", {"level": {"name": "constant", "ratio": 0.5}, "cells": "frame"}),),

@@ -26,6 +26,7 @@ def get_finding() -> Finding:
         claim="The loss falls with the number of parameters, along a power law.",
         paper="DiCoDe (arXiv 2412.04446), G3PT (arXiv 2409.06322), LARP (arXiv 2410.21264), NBP (arXiv 2502.07737)",
         published="K600 FVD 25.5, 23.0, 19.5 with 0.7, 1.2, 3 B parameters (NBP); a power law of the loss (G3PT)",
+        mechanism=("test_findings_known.py::test_a_power_law_is_found",),
         world=World(side=4, frames=4),
         arms={name: arm(*size) for name, size in _SIZES.items()},
         measures=(Loss(draws=1), Parameters()),

@@ -18,6 +18,10 @@ def get_finding() -> Finding:
         "independent levels; a larger lag between frames is better up to a point.",
         paper="AR-Diffusion (arXiv 2503.07418), sections 3.2 and 3.3, and the tables of FVD",
         published="UCF-101 FVD of 16 frames 186.6 against 274.5 (diffusion forcing); Sky 40.8 against 251.9",
+        mechanism=(
+            "test_corruption_laws.py::test_levels_of_non_decreasing_frames_are_those_of_the_definition",
+            "test_laws_generation.py::test_every_group_gets_all_its_passes_in_order",
+        ),
         world=World(),
         arms=lags | {"independent, lag 2": Arm(recipe="diffusion_forcing", generate={"plan": slot("diagonal", passes=2)})},
         measures=(RollOut(),),

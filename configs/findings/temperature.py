@@ -17,6 +17,10 @@ def get_finding() -> Finding:
         "as none.",
         paper="Lumos-1 (arXiv 2507.08801), released code; MaskGIT (arXiv 2202.04200), choice of tokens",
         published="a departure of the code from the paper, without a figure",
+        mechanism=(
+            "test_findings_known.py::test_temperatures_fall_to_nothing_and_the_released_ones_at_once",
+            "test_findings_known.py::test_a_temperature_decides_how_often_the_least_probable_cell_is_kept",
+        ),
         world=World(motion="turning", captions="colour"),
         arms={
             "greedy": sampler("confidence", 0.0),

@@ -26,6 +26,7 @@ which is longer.
 
 A verdict is that of the budget that was written down first. `lumos findings run NAME --longer` runs what is not shown or contradicted once more, with twice
 the steps; the second verdict stands behind the first, and does not replace it. {longer} of {doubted} such statements have been run again.
+What such a statement compares is checked by tests on cases whose answer is known; they are named with it, and lie in `tests/`.
 
 These are statements about the mechanism at this size. Published figures stand beside ours for orientation; they are not comparable.
 """
@@ -57,6 +58,11 @@ def render(folder: Path = RESULTS) -> str:
     for item in trained:
         f = item.finding
         lines += ["", f"### {f.name}", "", f"{f.claim} {f.paper}. {_budget(item)}{f' {f.note}' if f.note else ''}", ""]
+        if f.mechanism:
+            lines += [
+                "Checked on known answers: " + ", ".join(f"`{test.split('::')[1]}`" for test in f.mechanism) + ".",
+                "",
+            ]
         lines += ["| statement | ours | gap | verdict |", "|---|---|---|---|"]
         lines += [_row(line.values()) for line in results.lines(item)]
     lines += ["", "## Exact", "", "Counts and identities, which need no training.", ""]

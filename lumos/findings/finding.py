@@ -73,6 +73,8 @@ class Finding:
     claim: str  # one plain sentence
     paper: str  # with its section or table
     published: str  # the figure in the paper, as text
+    # The tests ("FILE::TEST" in tests/) that check what is compared on cases with a known answer; needed before a statement can be doubted
+    mechanism: tuple[str, ...] = ()
     world: World
     arms: Mapping[str, Arm]
     measures: tuple[Callable[..., dict[str, Any]], ...]

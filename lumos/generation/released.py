@@ -52,8 +52,11 @@ class Released(Sampler, name="released"):
         confidence = jnp.where(known_BJ, known_log_p, log_p_BJ) + temperature * noise.keep()
         hidden_B1 = jnp.sum(~known_BJ, axis=-1, keepdims=True)
         count_B1 = jnp.maximum(1, jnp.minimum(hidden_B1 - 1, num_hidden))
-        cut_B1 = jnp.take_along_axis(jnp.sort(confidence, axis=-1), count_B1, axis=-1)
-        return confidence >= cut_B1
+        # What is compared is what was sorted: XLA may compute the confidence once more, and round it in another way.
+        cell_BJ = jnp.broadcast_to(jnp.arange(confidence.shape[-1]), confidence.shape)
+        rising_BJ, cell_BJ = jax.lax.sort((confidence, cell_BJ), num_keys=1)
+        kept_BJ = rising_BJ >= jnp.take_along_axis(rising_BJ, count_B1, axis=-1)
+        return jnp.take_along_axis(kept_BJ, jnp.argsort(cell_BJ, axis=-1), axis=-1)
 
     def choose(self, logits_V, gumbel_V, top_k, top_p):
         """As `sampler.choose`, through float32 probabilities: argmax(p / E), log(max(p, 1e-20)). Saturated ones tie."""

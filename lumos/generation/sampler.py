@@ -59,18 +59,24 @@ def choose(logits_V: jax.Array, gumbel_V: jax.Array, top_k: int = 0, top_p: floa
 
     top_k: only the most likely codes; top_p: only the most likely ones that together have this probability.
     """
+    # Codes are left out by their index: XLA may compute the logits once more for a comparison, and round them in another way.
     if top_k:
-        least = jax.lax.top_k(logits_V, min(top_k, logits_V.shape[-1]))[0][..., -1:]
-        logits_V = jnp.where(logits_V < least, -jnp.inf, logits_V)
+        _, index = jax.lax.top_k(logits_V, min(top_k, logits_V.shape[-1]))
+        logits_V = _only(logits_V, index, True)
     if isinstance(top_p, jax.Array) or top_p < 1:
-        falling = jnp.sort(logits_V, axis=-1)[..., ::-1]
-        p = jax.nn.softmax(falling, axis=-1)
+        code_V = jnp.broadcast_to(jnp.arange(logits_V.shape[-1]), logits_V.shape)
+        rising, index = jax.lax.sort((-logits_V, code_V), num_keys=1)
+        p = jax.nn.softmax(-rising, axis=-1)
         # A code stays if those before it have less than top_p; the first one always does.
-        num_kept = jnp.maximum((jnp.cumsum(p, axis=-1) - p < top_p).sum(-1, keepdims=True), 1)
-        least = jnp.take_along_axis(falling, num_kept - 1, axis=-1)
-        logits_V = jnp.where(logits_V < least, -jnp.inf, logits_V)
+        logits_V = _only(logits_V, index, (jnp.cumsum(p, axis=-1) - p < top_p).at[..., 0].set(True))
     codes = argmax(logits_V + gumbel_V)
     return codes, at(logits_V, codes) - jax.nn.logsumexp(logits_V, axis=-1)
+
+
+def _only(logits_V: jax.Array, index: jax.Array, kept: jax.Array | bool) -> jax.Array:
+    """Return the logits of the codes at those places of `index` that are kept, and -inf for all others."""
+    kept_V = jnp.put_along_axis(jnp.zeros(logits_V.shape, bool), index, kept, axis=-1, inplace=False)
+    return jnp.where(kept_V, logits_V, -jnp.inf)
 
 
 def argmax(x_V: jax.Array) -> jax.Array:

@@ -350,7 +350,7 @@ class Session:
     @property
     def num_programs(self) -> int:
         """How many programs were compiled for frames: those of the first one and of later ones."""
-        return sum(program._cache_size() for program in {self._programs.first_frame, self._programs.next_frame})
+        return self._programs.num_frame_programs
 
     def _seen(self) -> np.ndarray:
         """Return which of the frames whose codes are kept the next frame sees, bool [frames]."""

@@ -18,15 +18,24 @@ class Programs:
 
     def __init__(self, engine: Engine):
         first, later = engine.rounds
-        self._engine = engine
+        self._engine, self.num_frame_programs = engine, 0
         self.make_frame = functools.partial(_frame, engine, later, later)
-        self.first_frame = jax.jit(functools.partial(_frame, engine, first, later))
-        self.next_frame = jax.jit(self.make_frame) if len(first) != len(later) else self.first_frame
+        self.first_frame = jax.jit(self._counted(functools.partial(_frame, engine, first, later)))
+        self.next_frame = jax.jit(self._counted(self.make_frame)) if len(first) != len(later) else self.first_frame
         self.prefill = functools.cache(self._prefill)
         self.recache = functools.cache(self._recache)
         self.gather = jax.jit(lambda cache, keep_S: cache.gather(keep_index(keep_S)))
         self.new_text = jax.jit(functools.partial(_new_text, engine))
         self.rows = jax.jit(functools.partial(_rows, engine))
+
+    def _counted(self, function):
+        """Return the function, which counts how often it is traced."""
+
+        def traced(*arguments):
+            self.num_frame_programs += 1
+            return function(*arguments)
+
+        return traced
 
     def _prefill(self, num_given: int):
         return jax.jit(
