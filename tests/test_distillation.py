@@ -208,6 +208,7 @@ def test_a_run_resumes_bit_for_bit_without_the_folder_of_its_teacher(distilled, 
     TransformerObjective(match_data(config))  # as evaluation and generation build it: neither needs the teacher
 
 
+@pytest.mark.slow
 def test_a_bad_step_is_replayed_bitwise_without_the_folder_of_the_teacher(distilled):
     base, _ = distilled
     result = replay(base / "whole" / "dumps" / "00000003")

@@ -182,6 +182,7 @@ def test_a_bank_that_is_empty_changes_nothing_but_itself():
 BANK = slot("bank", clean=0.25, least=0.5, most=0.5, size=2)
 
 
+@pytest.mark.slow
 def test_a_bank_goes_through_microbatches_and_comes_back_as_it_was():
     """Four steps at once equal two, a copy of the state through the host, and two more."""
     config = _config(BANK, train__accumulation=2)

@@ -145,6 +145,7 @@ def _session(run, **changes) -> tuple[Engine, Session]:
     return Session(engine, params)
 
 
+@pytest.mark.slow
 def test_a_session_forgets_cells_and_goes_on(ladder):
     """A clip that fits is that of `decode`; later frames take the same memory and the same program."""
     config, objective, params, batch = ladder

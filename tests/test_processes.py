@@ -85,6 +85,7 @@ def test_sigterm_saves_and_leaves_with_the_restart_code(job, tmp_path, count):
     assert "Traceback" not in texts[0]
 
 
+@pytest.mark.slow
 def test_a_second_sigterm_ends_the_process_at_once(job, tmp_path):
     processes = launch(job, tmp_path / "run", slow_save=1000)
     wait_for_steps(tmp_path / "run", processes)
