@@ -83,8 +83,9 @@ def test_what_a_tokenizer_has_no_use_for_is_refused(run, tmp_path, capsys):
         ("--samples_per_prompt=-1", "samples_per_prompt=-1 must be at least 1"),
         ("--what=short", "what='short'; allowed: all, tokenizer, world, long"),
         ("--what=long", "'long' needs config.evaluate.long_seconds"),
+        ("--what=long --config.evaluate.long_seconds=2", "long_seconds=2 is too short for ten parts"),
     ):
-        assert cli.main(["evaluate", f"--workdir={run}", f"--out={tmp_path}/r", flag]) == 2
+        assert cli.main(["evaluate", f"--workdir={run}", f"--out={tmp_path}/r", *flag.split()]) == 2
         assert message in capsys.readouterr().err
 
 

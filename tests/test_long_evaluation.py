@@ -50,10 +50,11 @@ class Scripted:
 def subject(seconds=25.0):
     clips = [moving_shapes.make_clip("endless", (5, 48, 48), 0, "train", i) for i in range(6)]
     prompts = [Prompt(c["caption"], c["colour"], c["shape"], c["direction"]) for c in clips]
-    config = types.SimpleNamespace(generate=types.SimpleNamespace(fps=8.0))
+    settings = types.SimpleNamespace(long_seconds=seconds, batch_size=4)
+    config = types.SimpleNamespace(generate=types.SimpleNamespace(fps=8.0), evaluate=settings)
     tokenizer = types.SimpleNamespace(config=types.SimpleNamespace(temporal_compression=4))
     return types.SimpleNamespace(
-        settings=types.SimpleNamespace(long_seconds=seconds, batch_size=4), is_shapes=True, shapes_prompts=prompts, seed=0,
+        settings=settings, is_shapes=True, shapes_prompts=prompts, seed=0,
         distinct=[p.caption for p in prompts], generator=types.SimpleNamespace(config=config, tokenizer=tokenizer),
     )  # fmt: skip
 
@@ -83,7 +84,7 @@ def test_prompts_are_read_with_their_own_videos(monkeypatch):
 
 
 def test_lengths_that_cannot_be_measured_are_refused():
-    with pytest.raises(UserError, match="no ten parts"):
+    with pytest.raises(UserError, match="too short for ten parts of two latent frames; give at least 10"):
         long_video(subject(3.0))
 
 

@@ -20,6 +20,7 @@ from lumos.checkpoint_steps import resolve
 from lumos.config import Config
 from lumos.errors import UserError
 from lumos.evaluation import latent_actions, measures, report, rows
+from lumos.evaluation.long_video import frames_per_part
 from lumos.evaluation.metric import Metric
 from lumos.evaluation.reconstruction import reconstruction
 from lumos.evaluation.subject import Clip, Subject
@@ -113,6 +114,8 @@ class _Run:
         """The measures that there are data for."""
         config, clips = self.generator.config, self.tokenizer_config.data.path
         found = measures.chosen(config.evaluate, self.names)
+        if found.keys() & {"long", "world"} and config.evaluate.long_seconds:
+            frames_per_part(self.generator)
         there = [
             name for name in found if (config.data.path or name != "likelihood") and (clips or name not in _OF_CLIPS)
         ]

@@ -10,6 +10,7 @@ from lumos.evaluation.frames import frame_statistics
 from lumos.evaluation.metric import Metric
 from lumos.evaluation.subject import Clip, Subject
 from lumos.streaming.live import Live, Options
+from lumos.videos.generator import Generator
 from lumos.videos.progress import progress
 
 PARTS = 10
@@ -30,16 +31,22 @@ def deviation(parts_NP: np.ndarray, *, weighted: bool = True) -> np.ndarray:
     return relative @ np.arange(PARTS - 1, 0, -1) if weighted else relative.mean(axis=1)
 
 
+def frames_per_part(generator: Generator) -> int:
+    """Return the latent frames of a tenth of videos of `evaluate.long_seconds`. Raises UserError where they are less than two."""
+    a_second = generator.config.generate.fps / generator.tokenizer.config.temporal_compression
+    num = round(generator.config.evaluate.long_seconds * a_second / PARTS)
+    if num < 2:
+        raise UserError(
+            f"config.evaluate.long_seconds={generator.config.evaluate.long_seconds:g} is too short for ten parts of two latent frames; "
+            f"give at least {2 * PARTS / a_second:g}"
+        )
+    return num
+
+
 def long_video(subject: Subject) -> tuple[dict[str, Metric], list[Clip]]:
     """Statistics, and on moving_shapes what a checker reads back, of each tenth of videos of `evaluate.long_seconds`."""
     c, generator = subject.settings, subject.generator
-    per_part = round(
-        c.long_seconds * generator.config.generate.fps / generator.tokenizer.config.temporal_compression / PARTS
-    )
-    if per_part < 2:
-        raise UserError(
-            f"config.evaluate.long_seconds={c.long_seconds:g} has no ten parts of two latent frames at least"
-        )
+    per_part = frames_per_part(generator)
     prompts, found, shown = subject.distinct, [], []
     for start in progress(range(0, len(prompts), c.batch_size), "videos", len(prompts), lambda _: c.batch_size):
         rows = slice(start, start + c.batch_size)

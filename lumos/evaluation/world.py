@@ -12,6 +12,7 @@ import numpy as np
 from lumos.errors import UserError
 from lumos.evaluation import metric
 from lumos.evaluation.frames import compare_frames, frame_statistics
+from lumos.evaluation.long_video import PARTS, frames_per_part
 from lumos.evaluation.metric import Metric
 from lumos.evaluation.subject import Clip, Subject
 from lumos.streaming.serve import Viewer
@@ -29,7 +30,6 @@ _KEYS = 40  # that are pressed to measure how long an answer takes
 _LONGEST_WAIT = 60.0  # seconds for an answer
 _LONGEST = 64  # latent frames of each of them, at most
 _LEARNT_FROM = 256  # recordings that the inverse model learns from
-_PARTS = 10  # of a long session
 _MOST_OFF = 2.0  # times: a world whose sharpness or motion is further off the usual has collapsed
 _WEAR = ("sharpness", "motion")  # of which a world that has collapsed has far less, or more
 
@@ -242,18 +242,10 @@ def _alive(found: dict[str, np.ndarray], usual: dict[str, float]) -> np.ndarray:
 
 def _wear(subject: Subject, held: _Held, reader: ActionReader, player: World):
     """Statistics of each tenth of long sessions, whether they are such as recordings have, and whether actions are still read back."""
-    num = round(subject.settings.long_seconds * player.fps)
-    if not num:
+    if not subject.settings.long_seconds:
         return {}, []
-    per_part, rng, stride = (
-        num // _PARTS,
-        np.random.default_rng(subject.seed),
-        subject.generator.tokenizer.config.temporal_compression,
-    )
-    if per_part < 2:
-        raise UserError(
-            f"config.evaluate.long_seconds={subject.settings.long_seconds:g} has no ten parts of two latent frames at least"
-        )
+    per_part, rng = frames_per_part(subject.generator), np.random.default_rng(subject.seed)
+    stride = subject.generator.tokenizer.config.temporal_compression
     rows = min(subject.settings.num_clips, subject.settings.batch_size)
     many = World(subject.generator, rows, starts=player.starts)
     last = {row: many.reset(row, seed=subject.seed + row)[-1:] for row in range(rows)}
@@ -261,7 +253,7 @@ def _wear(subject: Subject, held: _Held, reader: ActionReader, player: World):
     true = frame_statistics(held.through)
     true = {name: true[name].mean(1) for name in _WEAR}
     usual = {name: np.median(values) for name, values in true.items()}
-    for _ in progress(range(_PARTS), "parts", _PARTS, lambda _: 1):
+    for _ in progress(range(PARTS), "parts", PARTS, lambda _: 1):
         videos, led = {row: [frames] for row, frames in last.items()}, {row: [] for row in last}
         for _ in range(per_part):
             for row in last:
@@ -279,7 +271,7 @@ def _wear(subject: Subject, held: _Held, reader: ActionReader, player: World):
         found["read_back"] = (reader(video[:, ::stride]) == np.array([led[row] for row in last])).mean(1)
         parts.append(found)
         film.append(video[:, 1:])
-    protocol = f"{rows} sessions of {num} latent frames under random held actions, in {_PARTS} parts"
+    protocol = f"{rows} sessions of {PARTS * per_part} latent frames under random held actions, in {PARTS} parts"
     what = {
         "alive": f"share of sessions whose {' and '.join(_WEAR)} are at most {_MOST_OFF:g} times more or less than the median of true clips "
         "through the tokenizer; ",
@@ -303,4 +295,6 @@ def _wear(subject: Subject, held: _Held, reader: ActionReader, player: World):
     for name in (*_WEAR, "read_back"):
         first, end = parts[0][name], parts[-1][name]
         metrics[f"{name}_last_to_first"] = metric.ratio(end, first, f"last part to the first; {protocol}")
-    return metrics, [Clip("session", video, f"session of {num} frames") for video in np.concatenate(film, axis=1)[:2]]
+    return metrics, [
+        Clip("session", video, f"session of {PARTS * per_part} frames") for video in np.concatenate(film, axis=1)[:2]
+    ]
