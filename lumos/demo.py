@@ -26,7 +26,8 @@ def demo(workdir: str | Path, config_file: str = "configs/demo.py", variant: str
     """Run the whole path into `workdir` and return what it writes to `summary.json` there.
 
     Every stage resumes: a demo that was stopped goes on where it was. `config_file` has the variants "tokenizer", "tokens" (the
-    tokenizer's run with `data.buckets` of whole clips) and "transformer"; `variant` ("smoke") is appended to each.
+    tokenizer's run with `data.buckets` of whole clips) and "transformer", and the one that this `starts_from`; `variant` ("smoke") is
+    appended to each.
     """
     # Absolute, because the runs' configs name each other's folders.
     start, workdir = time.perf_counter(), Path(workdir).absolute()
@@ -53,7 +54,10 @@ def demo(workdir: str | Path, config_file: str = "configs/demo.py", variant: str
     splits = ("train", "validation", "test") if is_game else ()  # worlds are measured on clips of test
     tokenize(tokens_run, pretrained.load(workdir / "tokenizer"), tokens, splits=splits)
     _stage(4, "training the transformer")
-    train(transformer_run, workdir / "transformer")
+    first = transformer_run.starts_from
+    if first:
+        train(_with_paths(config_loading.load(f"{config_file}:{first}{suffix}"), tokens, workdir), workdir / first)
+    train(transformer_run, workdir / "transformer", init_from=workdir / first if first else "")
     _stage(5, "playing the world, and measuring" if is_game else "generating unseen prompts, and measuring")
     results = evaluate(workdir / "transformer", workdir / "report", what="world" if is_game else "all")
 
