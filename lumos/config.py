@@ -351,9 +351,7 @@ class Config:
     seed: int = 0  # of initialisation, data order and masks
     tokenizer_workdir: str = ""  # transformer runs: where the tokenizer was trained
     freeze_encoder: bool = False  # tokenizer runs: train the decoder alone; tokens stay as they are
-    starts_from: str = (
-        ""  # variant of the same config file that lumos demo trains first; the run starts from its weights
-    )
+    starts_from: str = ""  # variant of the config file that lumos demo trains first, and starts this run from
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     shapes: ShapesConfig = dataclasses.field(default_factory=ShapesConfig)
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
