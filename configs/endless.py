@@ -40,7 +40,7 @@ def get_config(variant: str = "transformer"):
     if part == "frames":
         config.data.buckets = ((1, side // 8, side // 8),)
         config.data.batch_size = 64
-        config.train.num_steps, config.train.num_samples = 500, 0
+        config.train.num_steps, config.train.num_samples = 1500, 0
     elif part == "transformer":
         config.starts_from = "frames"
         config.data.buckets = ((_WINDOW, side // 8, side // 8),)
@@ -49,7 +49,7 @@ def get_config(variant: str = "transformer"):
         config.sequence.copies = 2
         config.corruption.errors = slot("uniform", clean=0.4, most=0.3)
         config.sequence.attention = slot("window", width=_SEEN + 1)
-        config.train.num_steps = 1500
+        config.train.num_steps = 1000
         config.generate.cache = slot("fifo", width=_SEEN)
         config.generate.positions = slot("relative", horizon=_WINDOW - 1)
         config.generate.steps = 8
