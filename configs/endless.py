@@ -7,7 +7,7 @@ By hand:   lumos data shapes --config=configs/endless.py:tokens
            lumos train       --config=configs/endless.py:frames      --workdir=endless/frames
            lumos train       --config=configs/endless.py:transformer --workdir=endless/transformer --init_from=endless/frames
            lumos generate    --workdir=endless/transformer --prompt="a red circle moves left and right" --frames=2401 --out=out.mp4
-Expected:  docs/results.md ("Endless video"): in 16 seconds colours and routes stay right, and shapes in nine of ten videos, by the checker
+Expected:  docs/results.md ("Endless video"): five minutes with right colours and shapes, and routes in nine of ten videos, by the checker
 
 The tokenizer learns from short cuts, clips are tokenized whole, and the transformer learns single frames first, then windows that begin
 at any latent frame: what a word looks like is learnt from 64 frames at the price of ten windows. Attention sees two frames back in training as in generation, whose cache holds two, so a video never leaves what was learnt.
