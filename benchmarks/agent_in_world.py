@@ -196,7 +196,7 @@ class Inside:
 
     def step(self, actions):
         after = self.env.step(actions)[0]
-        (rewards, done), self.before = self._read(self.before, actions, after), after
+        (rewards, done), self.before = self.read(self.before, actions, after), after
         return after, rewards, done
 
 

@@ -98,6 +98,19 @@ def test_shards_are_labelled_once_as_with_real_actions(tokens, run, labelled, tm
     np.testing.assert_array_equal(records(out, "validation")[3]["stream_0"], after[3]["stream_1"])
     with pytest.raises(UserError, match="holds other tokens, or labels of another model"):
         label(tokens, Labeller.load(run[0]), folder)
+    # What is measured of a world finds the model that named its actions, and knows it from others.
+    assert Labeller.of_tokens(str(tokens)) is None
+    assert Labeller.of_tokens(str(out)).fingerprint == manifest["latent_actions"]["fingerprint"]
+    named = json.loads((out / "manifest.json").read_text())
+    for change, message in (
+        ({"fingerprint": "other"}, "label them anew"),
+        ({"workdir": str(tmp_path / "gone")}, "gone"),
+    ):
+        (tmp_path / "manifest.json").write_text(
+            json.dumps(named | {"latent_actions": named["latent_actions"] | change})
+        )
+        with pytest.raises(UserError, match=message):
+            Labeller.of_tokens(str(tmp_path))
     # A world begins with them as with actions.
     config = match_data(config_of(out, task="transformer", sequence__streams=((7, 1),)))
     assert Starts(config).streams[0].name == "latent_action" and Starts(config).clip(0).streams[0].shape == (5, 1)

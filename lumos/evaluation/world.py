@@ -9,12 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lumos.data.sources import parse_paths
 from lumos.errors import UserError
 from lumos.evaluation import metric
 from lumos.evaluation.frames import compare_frames, frame_statistics
 from lumos.evaluation.long_video import PARTS, frames_per_part
 from lumos.evaluation.metric import Metric
 from lumos.evaluation.subject import Clip, Subject
+from lumos.latent_actions.trained import Labeller
 from lumos.streaming.serve import Viewer
 from lumos.videos.progress import progress
 from lumos.worlds import clips as recordings
@@ -46,7 +48,10 @@ class _Held(NamedTuple):
 
 
 def world(subject: Subject) -> tuple[dict[str, Metric], list[Clip]]:
-    """Everything that is measured of a world; see docs/howto.md ("Measure a world")."""
+    """Everything that is measured of a world; see docs/howto.md ("Measure a world").
+
+    Where actions are latent, the true ones are those that their model infers from the true frames (Genie, arXiv 2402.15391).
+    """
     generator, c = subject.generator, subject.settings
     if len(generator.config.sequence.streams) != 1:
         raise UserError(
@@ -59,18 +64,25 @@ def world(subject: Subject) -> tuple[dict[str, Metric], list[Clip]]:
         )
     stream, stride = player.starts.streams[0], generator.tokenizer.config.temporal_compression
     num_frames = 1 + (_FRAMES - 1) * stride
+    labeller = Labeller.of_tokens(parse_paths(generator.config.data.path)[0][0])
+    columns = () if labeller else (stream.name,)
     read = lambda split, num, most=0: recordings.read(
-        subject.tokenizer_config, split, num, num_frames, generator.frame_size, (stream.name,), most
+        subject.tokenizer_config, split, num, num_frames, generator.frame_size, columns, most
     )
-    truth = read(c.split, c.num_clips)
-    coded = np.stack([stream.encode(values, stride) for values in truth.columns[stream.name]])
-    tokenizer = generator.tokenizer
+    tokenizer, truth, learnt = (
+        generator.tokenizer,
+        read(c.split, c.num_clips),
+        read("train", _LEARNT_FROM, _LONGEST * stride),
+    )
+    if labeller:
+        inferred = lambda clips: np.stack([labeller([tokenizer.encode(video[None])[0]])[0] for video in clips.video])
+        coded, led_NT = inferred(truth), inferred(learnt)[..., 0]
+    else:
+        coded = np.stack([stream.encode(values, stride) for values in truth.columns[stream.name]])
+        led_NT = recordings.led(learnt, stream)[:, ::stride]
     through = tokenizer.decode(tokenizer.encode(truth.video))
     held = _Held(truth.video, tokenizer.encode(truth.video[:, :1]), coded, truth.captions, through)
-    learnt = read("train", _LEARNT_FROM, _LONGEST * stride)
-    reader = ActionReader.learn(
-        learnt.video[:, ::stride], recordings.led(learnt, stream)[:, ::stride], player.num_actions
-    )
+    reader = ActionReader.learn(learnt.video[:, ::stride], led_NT, player.num_actions)
     metrics, clips = _against_truth(subject, held, reader, player)
     for found, more in (
         _control(subject, held, reader, player),

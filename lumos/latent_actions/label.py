@@ -27,7 +27,7 @@ def label(tokens: str | Path, labeller: Labeller, out: str | Path, *, keep: bool
     """Write the tokens with their latent actions into `out`; return its manifest.
 
     Records have the actions as `stream_0`, int32 [T, 1], and the manifest describes the stream as that of real ones: whole numbers that lead
-    to their frames. `latent_actions` there says which model named them, and how often each code is used.
+    to their frames. `latent_actions` there says which model named them, where it lay, and how often each code is used.
 
     Args:
       keep: keep the streams that the tokens have already: the latent actions are the last one then.
@@ -55,7 +55,8 @@ def label(tokens: str | Path, labeller: Labeller, out: str | Path, *, keep: bool
             _label(shard, target, labeller, len(streams))
         counts.update(np.concatenate([x[1:, 0] for x in _streams(target, len(streams))] or [np.empty(0, int)]).tolist())
     used = [counts[code] for code in range(labeller.num_codes)]
-    named |= {"codes": used, "use": codebook_usage(np.array(used))}
+    # The folder is not part of the plan: a model may move.
+    named |= {"workdir": str(labeller.workdir), "codes": used, "use": codebook_usage(np.array(used))}
     manifest["latent_actions"] = named | ({"perplexity": perplexity(np.array(used))} if sum(used) else {})
     files.write_text(out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     return manifest

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumos import config_loading, sharding
+from lumos import config_loading, files, sharding
 from lumos.checkpoint import Checkpointer, fingerprint, read_config
 from lumos.config import Config
 from lumos.errors import UserError
 from lumos.latent_actions import model as latent
 from lumos.latent_actions.beside import PART
+from lumos.tokenizers.tokenize import read_manifest
 
 _AT_ONCE = 256  # pairs of frames in a call of the compiled program
 
@@ -24,10 +25,12 @@ class Labeller:
     Attributes:
       config: of the run.
       fingerprint: hash of the weights; labelled tokens carry it.
+      workdir: absolute folder of the run.
     """
 
-    def __init__(self, config: Config, params):
+    def __init__(self, config: Config, params, workdir: str | Path):
         self.config, self.params, self.fingerprint = config, params, fingerprint(params)
+        self.workdir = files.path(workdir).absolute()
         definition = latent.make_definition(config.actions, config.model.visual_vocab)
         self._infer = jax.jit(lambda params, frames: definition.bind(params).infer(frames).indices)
 
@@ -50,7 +53,25 @@ class Labeller:
             params = checkpointer.restore_params({PART: wanted} if beside else wanted, part=PART if beside else "")
         finally:
             checkpointer.close()
-        return cls(config, params[PART] if beside else params)
+        return cls(config, params[PART] if beside else params, workdir)
+
+    @classmethod
+    def of_tokens(cls, tokens: str) -> Labeller | None:
+        """Load the model that named the latent actions of a folder of tokens; None where its last stream has none. Raises UserError."""
+        manifest = read_manifest(tokens)
+        if not (named := manifest.get("latent_actions")):
+            return None
+        if "workdir" not in named:
+            raise UserError(
+                f"{tokens}: its manifest does not say where the model of its latent actions is; label them anew"
+            )
+        labeller = cls.load(named["workdir"])
+        if labeller.fingerprint != named["fingerprint"]:
+            raise UserError(
+                f"{tokens} has the latent actions of a model with the fingerprint {named['fingerprint']}, and {named['workdir']} holds "
+                f"{labeller.fingerprint}; label them anew"
+            )
+        return labeller
 
     @property
     def num_codes(self) -> int:

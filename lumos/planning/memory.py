@@ -1,7 +1,7 @@
 """How much memory one device needs, from shapes: exact for the state, a model of the step for the rest.
 
 The step is taken at its two high points: the backward pass of the last layer, when all kept activations are there, and
-the loss, when the gathered head, its float32 gradient and one chunk of logits are. docs/plans.md holds the estimate
+the loss, when the gathered head, the features and one chunk of logits are. docs/plans.md holds the estimate
 against what the TPU compiler says.
 """
 
@@ -23,6 +23,10 @@ from lumos.training.optimizer import make_optimizer
 from lumos.training.state import abstract_state
 
 _BF16, _F32 = 2, 4
+_LANES = 128  # of a TPU: arrays whose last axis is a narrower head are padded to them
+# Arrays as wide as all heads, and as wide as the model, that live at once in the backward pass of a layer, in bf16. From what
+# the TPU compiler needs for heads of 64 and of 128 (docs/plans.md).
+_HEADS_AT_ONCE, _WIDTHS_AT_ONCE = 17, 2.8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,17 +98,18 @@ def kept_bytes(w: Workload, remat: str) -> float:
 
 
 def _temporaries(config: Config, w: Workload, params: float, platform: str) -> float:
-    heads = w.num_heads * w.head_dim / w.tensor
-    kv_heads = w.num_kv_heads * w.head_dim / w.tensor
+    head_dim = max(w.head_dim, _LANES) if platform == "tpu" else w.head_dim
+    heads, kv_heads = w.num_heads * head_dim / w.tensor, w.num_kv_heads * head_dim / w.tensor
     weights = 2 * w.layer_weights * _BF16 / w.tensor if w.fsdp > 1 else 0
     gathered_kv = 4 * kv_heads * w.tokens_per_device * w.context * _BF16 if w.context > 1 else 0
-    layer = w.tokens_per_device * _BF16 * (6 * w.mlp_dim / w.tensor + 6 * heads + 4 * kv_heads + 6 * w.model_dim)
+    layer = (
+        w.tokens_per_device * _BF16 * (w.mlp_dim / w.tensor + _HEADS_AT_ONCE * heads + _WIDTHS_AT_ONCE * w.model_dim)
+    )
     if platform == "tpu" and is_fused(w.length):
         _, _, keys_per_block = block_sizes(w.length // w.context, w.length)
         layer += w.length // keys_per_block * w.tokens_per_device * heads * _BF16  # a dq of each block of keys
-    layer += w.tokens_per_device * w.model_dim * _F32 * 2
     head = w.model_dim * w.head_size / w.tensor
     chunk = min(config.loss.chunk, w.tokens_per_device) * w.head_size / w.tensor
-    loss = head * (_BF16 + _F32) + chunk * (_F32 + _BF16) + 3 * w.tokens_per_device * w.model_dim * _F32
+    loss = head * _BF16 + chunk * _F32 + 3 * w.tokens_per_device * w.model_dim * _F32
     gradients = params  # as wide as the parameters
     return gradients + max(weights + layer + gathered_kv, loss)
