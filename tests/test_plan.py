@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from lumos import config_loading
-from lumos.chips import parse_topology
+from lumos.chips import GIB, parse_topology
 from lumos.errors import UserError
 from lumos.layouts import make_layout
 from lumos.model import flops
@@ -56,10 +56,21 @@ def test_the_time_model_describes_published_runs():
 
 
 @pytest.mark.parametrize("plan", docs.COMPILED["plans"], ids=lambda plan: f"{plan['config']}-{plan['topology']}")
-def test_the_memory_model_is_within_ten_percent_of_real_compiles(plan):
+def test_the_memory_model_is_within_six_percent_of_real_compiles(plan):
     """Peaks that the TPU compiler reported for the real steps."""
     guess = docs.estimate_of(plan["config"], plan["topology"], plan["overrides"])
-    assert abs(guess.memory.total / plan["peak"] - 1) < 0.10
+    assert abs(guess.memory.total / plan["peak"] - 1) < 0.06
+
+
+@pytest.mark.parametrize(
+    "config, batch, remat, measured",
+    [("lumos_1b.py", 2, docs._KEEP, 42.8), ("lumos_1b.py", 3, docs._KEEP, 53.7), ("lumos_1b.py", 4, "minimal", 37.2), ("lumos_1b.py:released", 2, docs._KEEP, 43.0), ("lumos_500m.py", 8, docs._KEEP, 49.9)],
+)  # fmt: skip
+def test_the_memory_model_is_within_five_percent_of_a_gpu(config, batch, remat, measured):
+    """Peaks in GiB of training on one H100, which the model was not made with (docs/results.md, "One GPU")."""
+    changes = {"data.batch_size": str(batch), "model.remat": remat}
+    guess = docs.estimate_of(f"configs/{config}", "h100:1", changes)
+    assert abs(guess.memory.total / GIB / measured - 1) < 0.05
 
 
 def test_the_page_of_plans_is_up_to_date_and_reaches_its_targets():
