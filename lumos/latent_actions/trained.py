@@ -30,7 +30,7 @@ class Labeller:
 
     def __init__(self, config: Config, params, workdir: str | Path):
         self.config, self.params, self.fingerprint = config, params, fingerprint(params)
-        self.workdir = files.path(workdir).absolute()
+        self.workdir = files.absolute(files.path(workdir))
         definition = latent.make_definition(config.actions, config.model.visual_vocab)
         self._infer = jax.jit(lambda params, frames: definition.bind(params).infer(frames).indices)
 
