@@ -69,11 +69,8 @@ def world(subject: Subject) -> tuple[dict[str, Metric], list[Clip]]:
     read = lambda split, num, most=0: recordings.read(
         subject.tokenizer_config, split, num, num_frames, generator.frame_size, columns, most
     )
-    tokenizer, truth, learnt = (
-        generator.tokenizer,
-        read(c.split, c.num_clips),
-        read("train", _LEARNT_FROM, _LONGEST * stride),
-    )
+    truth, learnt = read(c.split, c.num_clips), read("train", _LEARNT_FROM, _LONGEST * stride)
+    tokenizer = generator.tokenizer
     if labeller:
         inferred = lambda clips: np.stack([labeller([tokenizer.encode(video[None])[0]])[0] for video in clips.video])
         coded, led_NT = inferred(truth), inferred(learnt)[..., 0]
