@@ -151,6 +151,8 @@ class TokenizerConfig:
     remat: bool = False  # compute each level again in the backward pass instead of keeping its activations
     l1_weight: float = 1.0  # absolute error, pixels in [-1, 1]
     l2_weight: float = 0.5  # squared error; more of it raises PSNR
+    # More of both on pixels that move, for what is small: 1 = as much again as all pixels have together
+    motion_weight: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

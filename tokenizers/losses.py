@@ -10,10 +10,22 @@ from lumos.tokenizers import perceptual
 from lumos.tokenizers.adversarial import ramp
 
 
-def reconstruction_losses(recon_BFYXC: jax.Array, video_BFYXC: jax.Array) -> dict[str, jax.Array]:
+def reconstruction_losses(
+    recon_BFYXC: jax.Array, video_BFYXC: jax.Array, weights: jax.Array | float = 1.0
+) -> dict[str, jax.Array]:
     """Return the mean absolute ("l1") and mean squared ("l2") error of pixels in [-1, 1], float32 scalars."""
     error = recon_BFYXC.astype(jnp.float32) - video_BFYXC.astype(jnp.float32)
-    return {"l1": jnp.abs(error).mean(), "l2": jnp.square(error).mean()}
+    return {"l1": (weights * jnp.abs(error)).mean(), "l2": (weights * jnp.square(error)).mean()}
+
+
+def motion_weights(video_BFYXC: jax.Array, motion_weight: float) -> jax.Array:
+    """Return the weight of each pixel, [B, F, Y, X, 1]: 1, and more in proportion to how far it is from the mean of its clip's frames.
+
+    The mean of the weights over a batch is 1 + motion_weight, however few pixels move; without motion all are 1.
+    """
+    video_BFYXC = video_BFYXC.astype(jnp.float32)
+    moved_BFYX1 = jnp.abs(video_BFYXC - video_BFYXC.mean(1, keepdims=True)).mean(-1, keepdims=True)
+    return 1 + motion_weight * moved_BFYX1 / jnp.maximum(moved_BFYX1.mean(), 1e-6)
 
 
 class PixelLoss:
@@ -29,7 +41,10 @@ class PixelLoss:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return the loss and its unweighted terms."""
         losses = reconstruction_losses(recon_BFYXC, video_BFYXC)
-        total = self._tokenizer.l1_weight * losses["l1"] + self._tokenizer.l2_weight * losses["l2"]
+        weighted, c = losses, self._tokenizer
+        if c.motion_weight:
+            weighted = reconstruction_losses(recon_BFYXC, video_BFYXC, motion_weights(video_BFYXC, c.motion_weight))
+        total = c.l1_weight * weighted["l1"] + c.l2_weight * weighted["l2"]
         if self._net:
             c = self._perceptual
             images = (perceptual.frames(video) for video in (recon_BFYXC, video_BFYXC))

@@ -22,7 +22,7 @@ COLOURS = ("red", "green", "blue", "yellow")
 HEADINGS = {"down": (1, 0), "up": (-1, 0), "right": (0, 1), "left": (0, -1)}
 _SPLITS = {"train": 1, "validation": 2, "test": 3}
 _STRIPES = ((0, 1), (1, 0), (1, 1), (1, -1))  # a and b of code = a y + b x + c, modulo the textures
-_BLOCK = 2  # rows and columns of a block
+BLOCK = 2  # rows and columns of a block
 
 
 class Clips(NamedTuple):
@@ -74,7 +74,7 @@ class World:
 
     @property
     def num_codes(self) -> int:
-        return self.textures + len(COLOURS) * _BLOCK**2
+        return self.textures + len(COLOURS) * BLOCK**2
 
     @property
     def fps(self) -> float:
@@ -120,11 +120,11 @@ class World:
         colour = drawn
         background = self._background(rng, num_frames, colour, heading)
         step = rng.choice([-1, 1], 2) if self.motion == "diagonal" else np.array(HEADINGS[heading])
-        corner, codes, corners, first = rng.integers(0, self.side - _BLOCK + 1, 2), [], [], step
-        shape = (_BLOCK, _BLOCK)
+        corner, codes, corners, first = rng.integers(0, self.side - BLOCK + 1, 2), [], [], step
+        shape = (BLOCK, BLOCK)
         for t in range(num_frames):
             frame = background[t].copy()
-            frame[corner[0] : corner[0] + _BLOCK, corner[1] : corner[1] + _BLOCK] = self.block(colour).reshape(shape)
+            frame[corner[0] : corner[0] + BLOCK, corner[1] : corner[1] + BLOCK] = self.block(colour).reshape(shape)
             codes.append(frame)
             corners.append(corner)
             if self.motion == "turning":
@@ -155,11 +155,11 @@ class World:
 
     def block(self, colour: int) -> np.ndarray:
         """Return the four codes of a block of this colour."""
-        return self.textures + _BLOCK**2 * colour + np.arange(_BLOCK**2)
+        return self.textures + BLOCK**2 * colour + np.arange(BLOCK**2)
 
     def move(self, corner: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return corner and step one frame later: a block that would leave the frame turns back."""
-        outside = (corner + step < 0) | (corner + step > self.side - _BLOCK)
+        outside = (corner + step < 0) | (corner + step > self.side - BLOCK)
         step = np.where(outside, -step, step)
         return corner + step, step
 
@@ -192,7 +192,7 @@ class World:
             corner = np.argwhere(frame == block[0])
             if len(corner) == 1 and (frame >= self.textures).sum() == len(block):
                 y, x = corner[0]
-                if frame[y : y + _BLOCK, x : x + _BLOCK].reshape(-1).tolist() == block.tolist():
+                if frame[y : y + BLOCK, x : x + BLOCK].reshape(-1).tolist() == block.tolist():
                     found[n, t] = y, x
         return found
 
