@@ -25,6 +25,8 @@ def get_config(variant: str = "transformer"):
     sized(config, part, size, "breakout", "--game=ale --level=breakout", actions, frame=(80, 64))
     # Nearly all of a frame never changes. Without this weight the latents stay where tanh is flat, and the paddle gets no code.
     config.tokenizer.fsq_latent_weight = 0.01
+    # The ball is one pixel large. With equal weights no code has it.
+    config.tokenizer.motion_weight = 1.0
     if config.task == "transformer":
         # One copy: half of the frames are whole, as a finished history is; the others are hidden in part and have the loss.
         config.sequence.copies, config.corruption.frames = 1, slot("independent", clean=0.5)

@@ -67,6 +67,7 @@ def test_every_part_is_read(monkeypatch):
     only.distinct, only.shapes_prompts = only.distinct[:4], only.shapes_prompts[:4]
     metrics, clips = long_video(only)
     assert metrics["direction_parts"].value == [1.0] * 6 + [0.0] * 4 and metrics["direction_last"].value == 0
+    assert metrics["direction_change"].value == pytest.approx(-4 / 9) and metrics["colour_change"].value == 0
     assert metrics["colour_parts"].value == [1.0] * 10 and metrics["colour_last"].n == 4
     assert metrics["present_parts"].value == [1.0] * 10 and metrics["cuts_parts"].value == [0.0] * 10
     legal = metrics["legal_steps_parts"].value

@@ -68,7 +68,12 @@ def long_video(subject: Subject) -> tuple[dict[str, Metric], list[Clip]]:
         better = "high" if name in _SHARES else ""
         metrics[f"{name}_parts"] = metric.mean(parts_NP, protocol, better)
         metrics[f"{name}_last"] = metric.mean(parts_NP[:, -1], f"last part; {protocol}", better)
-        if not better:
+        if better:
+            later_N = parts_NP[:, 1:].mean(axis=1) - parts_NP[:, 0]
+            metrics[f"{name}_change"] = metric.mean(
+                later_N, f"mean of the later parts less the first; {protocol}", better
+            )
+        else:
             # Without a first value there is nothing to be relative to.
             usable = parts_NP[parts_NP[:, 0] != 0]
             if len(usable):
