@@ -11,7 +11,7 @@ import numpy as np
 
 from lumos.data.sources import parse_paths
 from lumos.errors import UserError
-from lumos.evaluation import metric
+from lumos.evaluation import distribution, metric
 from lumos.evaluation.frames import compare_frames, frame_statistics
 from lumos.evaluation.long_video import PARTS, frames_per_part
 from lumos.evaluation.metric import Metric
@@ -37,11 +37,11 @@ _WEAR = ("sharpness", "motion")  # of which a world that has collapsed has far l
 
 
 class _Held(NamedTuple):
-    """Held-out recordings: true frames uint8 [N, F, Y, X, 3], codes of the given frame [N, 1, H, W], the codes of the action that led to
+    """Held-out recordings: true frames uint8 [N, F, Y, X, 3] and their codes [N, T, H, W], the codes of the action that led to
     each latent frame int32 [N, T, tokens] (null at the first), captions, and what the tokenizer makes of the frames."""
 
     video: np.ndarray
-    given: np.ndarray
+    codes: np.ndarray
     led: np.ndarray
     captions: list[str]
     through: np.ndarray
@@ -77,8 +77,8 @@ def world(subject: Subject) -> tuple[dict[str, Metric], list[Clip]]:
     else:
         coded = np.stack([stream.encode(values, stride) for values in truth.columns[stream.name]])
         led_NT = recordings.led(learnt, stream)[:, ::stride]
-    through = tokenizer.decode(tokenizer.encode(truth.video))
-    held = _Held(truth.video, tokenizer.encode(truth.video[:, :1]), coded, truth.captions, through)
+    codes = tokenizer.encode(truth.video)
+    held = _Held(truth.video, codes, coded, truth.captions, tokenizer.decode(codes))
     reader = ActionReader.learn(learnt.video[:, ::stride], led_NT, player.num_actions)
     metrics, clips = _against_truth(subject, held, reader, player)
     for found, more in (
@@ -90,29 +90,29 @@ def world(subject: Subject) -> tuple[dict[str, Metric], list[Clip]]:
     return metrics, clips
 
 
-def _make(subject: Subject, held: _Held, led: np.ndarray, seed: int) -> np.ndarray:
-    """Return the frames behind the given ones under these actions, uint8 [N, F, Y, X, 3]."""
+def _make(subject: Subject, held: _Held, led: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the given frames and those behind them under these actions, uint8 [N, F, Y, X, 3], and their codes [N, T, H, W]."""
     generator, size = subject.generator, subject.settings.batch_size
-    num, stride, made = len(led), generator.tokenizer.config.temporal_compression, []
+    num, stride, videos, codes = len(led), generator.tokenizer.config.temporal_compression, [], []
     for start in progress(range(0, num, size), "clips", num, lambda _: size):
         rows = np.minimum(np.arange(start, start + size), num - 1)  # batches of one size
-        options = {"given": held.given[rows], "streams": [led[rows]], "num_frames": 1 + (led.shape[1] - 1) * stride}
-        made.append(
-            generator.generate([held.captions[i] for i in rows], seed=seed + start, **options).videos[: num - start]
-        )
-    return np.concatenate(made)
+        options = {"given": held.codes[rows, :1], "streams": [led[rows]], "num_frames": 1 + (led.shape[1] - 1) * stride}
+        made = generator.generate([held.captions[i] for i in rows], seed=seed + start, **options)
+        videos.append(made.videos[: num - start])
+        codes.append(made.tokens[: num - start])
+    return np.concatenate(videos), np.concatenate(codes)
 
 
 def _against_truth(subject: Subject, held: _Held, reader: ActionReader, player: World):
-    """PSNR, SSIM, LPIPS of each frame; what true actions are worth (Genie, arXiv 2402.15391 section 3); actions that are read back."""
+    """PSNR, SSIM, LPIPS of each frame, FVD, codes in use; what true actions are worth (Genie, arXiv 2402.15391 section 3); actions that
+    are read back."""
     rng, stride = np.random.default_rng(subject.seed), subject.generator.tokenizer.config.temporal_compression
     rolled = held.led[rng.permutation(len(held.led))] if len(held.led) > 1 else held.led
     drawn = held.led.copy()
     drawn[:, 1:] = rng.integers(player.num_actions, size=(*drawn.shape[:1], drawn.shape[1] - 1, 1))
-    made = {
-        name: _make(subject, held, led, subject.seed)
-        for name, led in (("true", held.led), ("random", drawn), ("shuffled", rolled))
-    }
+    made, codes = {}, {}
+    for name, led in (("true", held.led), ("random", drawn), ("shuffled", rolled)):
+        made[name], codes[name] = _make(subject, held, led, subject.seed)
     protocol = (
         f"{len(held.video)} recordings of split {subject.settings.split!r}, one frame given, {_FRAMES - 1} latent frames made, seeds from "
         f"{subject.seed}"
@@ -126,6 +126,16 @@ def _against_truth(subject: Subject, held: _Held, reader: ActionReader, player: 
     metrics["psnr_tokenizer"] = metric.mean(
         shown["psnr"][:, 1:].mean(1), f"of the true frames through the tokenizer; {protocol}", "high"
     )
+    if "i3d" in subject.settings.networks:
+        real = distribution.reference(held.video)
+        metrics |= distribution.distances(real, made["true"], f"the given frame among them; {protocol}")
+        what = "control: the true clips through the tokenizer"
+        through = distribution.features(held.through)
+        metrics |= distribution.both("_of_tokenizer", real.features, through, what, paired=True)
+    size = subject.generator.tokenizer.codebook_size
+    for name, used in (("code_usage", codes["true"][:, 1:]), ("code_usage_real", held.codes[:, 1:])):
+        what = f"share of {size} codes in use behind the given frame, in {'true' if 'real' in name else 'made'} frames; {protocol}"
+        metrics[name] = metric.statistic(metric.usage(used, size), (len(used),), what)
     for name in ("random", "shuffled"):
         other = compare_frames(held.video, made[name])["psnr"]
         for t in _TIMES:
@@ -168,7 +178,7 @@ def _control(subject: Subject, held: _Held, reader: ActionReader, player: World)
     for action in range(len(names)):
         led = np.repeat(held.led[:, :1], _HELD + 1, axis=1)
         led[:, 1:] = action
-        videos.append(_make(subject, held, led, subject.seed))
+        videos.append(_make(subject, held, led, subject.seed)[0])
     logits = [reader.logits(video[:, ::stride]) for video in videos]
     shares = np.stack([(x.argmax(-1) == action).mean(1) for action, x in enumerate(logits)], axis=1)
     metrics = {
