@@ -22,6 +22,7 @@ from lumos.runtime import metrics_writer
 from lumos.sequence.corruption import CorruptionConfig
 from lumos.slots import slot
 from lumos.training import loop
+from lumos.training.match_data import match_data
 
 SEEDS = (0, 1, 2, 3)
 ABOVE = Above(text="a is above b", high="a:x", low="b:x", expected=0.5)
@@ -166,7 +167,7 @@ def small(**changes):
 def test_training_is_that_of_lumos_train_and_seeds_share_a_program(tmp_path, one_device):  # noqa: F811
     finding = small()
     config = config_of(finding, Arm(), finding.world.write(tmp_path / "tokens"))
-    training = Training(config)
+    training = Training(match_data(config))
     found = {seed: training.run(seed)[1] for seed in (0, 1)}
     assert training._update._cache_size() == 1 and found[0] != found[1]
     ordinary = dataclasses.replace(

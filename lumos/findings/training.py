@@ -25,7 +25,6 @@ from lumos.findings.worlds import World
 from lumos.slots import slot
 from lumos.training.batches import open_split
 from lumos.training.from_config import make_objective, make_objective_optimizer
-from lumos.training.match_data import match_data
 from lumos.training.state import new_state
 from lumos.training.step import make_update
 
@@ -105,10 +104,13 @@ def config_of(finding: Finding, arm: Arm, data: Path, smoke: bool = False, *, st
 
 
 class Training:
-    """The training runs of one arm, one after another with other seeds; its program is compiled for the first."""
+    """The training runs of one arm, one after another with other seeds; its program is compiled for the first.
+
+    config: as `match_data` returns it, or complete without data where `run` is given batches.
+    """
 
     def __init__(self, config: Config):
-        self.config = match_data(config)
+        self.config = config
         self.objective = make_objective(self.config)
         self.optimizer = make_objective_optimizer(self.objective, self.config)
         self.mesh = sharding.make_mesh(self.config.mesh, jax.local_devices()[:1])

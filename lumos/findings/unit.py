@@ -14,6 +14,7 @@ from lumos import provenance
 from lumos.findings import load
 from lumos.findings.finding import Arm, Finding
 from lumos.findings.training import Trained, Training, config_of
+from lumos.training.match_data import match_data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,4 +91,4 @@ def _settings(finding: Finding, arm: Arm, data: Path, smoke: bool, training: Tra
 
 @functools.lru_cache(maxsize=1)
 def _training(config) -> Training:
-    return Training(config)
+    return Training(match_data(config))
