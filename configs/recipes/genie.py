@@ -11,7 +11,7 @@ Not here:   latent actions of pixels, and by attention (convolutions over tokens
 Published:  1X leaderboard: GENIE_138M cross-entropy 8.79, accuracy 0.032, LPIPS 0.207, 0.075 s a frame; 35M 8.99.
 Run:        lumos train --config=configs/recipes/genie.py --workdir=genie --config.data.path=TOKENS --config.tokenizer_workdir=TOKENIZER
             lumos generate --workdir=genie --prompt="a red circle moves left" --out=genie.mp4
-Expected:   not measured yet.
+Expected:   docs/results.md ("Latent actions on VizDoom") for the variant "actions"; the rest is not measured yet.
 Law:        tests/test_recipes.py::test_genie_attends_in_space_and_time_and_sees_some_wrong_codes
 Figure:     none yet
 """
