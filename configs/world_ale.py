@@ -3,7 +3,7 @@ r"""A world to play: Breakout of the Arcade Learning Environment from nothing, o
 Runs:      lumos demo --config=configs/world_ale.py --workdir=breakout
            lumos play --workdir=breakout/transformer
 By hand:   as in configs/world_vizdoom.py, with lumos data record --game=ale --level=breakout --clips=640 --frames=65 --out=breakout/clips
-Expected:  docs/results.md ("Breakout"): the paddle obeys; the ball is lost, as it is smaller than a pixel
+Expected:  docs/results.md ("Breakout"): the paddle obeys; the ball, which is one pixel large, is lost
 
 The model of configs/world_vizdoom.py, with frames of 80x64: a square cut out of the middle would lose the paddle.
 """
@@ -25,8 +25,6 @@ def get_config(variant: str = "transformer"):
     sized(config, part, size, "breakout", "--game=ale --level=breakout", actions, frame=(80, 64))
     # Nearly all of a frame never changes. Without this weight the latents stay where tanh is flat, and the paddle gets no code.
     config.tokenizer.fsq_latent_weight = 0.01
-    # The ball is one pixel large. With equal weights no code has it.
-    config.tokenizer.motion_weight = 1.0
     if config.task == "transformer":
         # One copy: half of the frames are whole, as a finished history is; the others are hidden in part and have the loss.
         config.sequence.copies, config.corruption.frames = 1, slot("independent", clean=0.5)

@@ -19,7 +19,7 @@ from lumos.checkpoint import read_config
 from lumos.checkpoint_steps import resolve
 from lumos.config import Config
 from lumos.errors import UserError
-from lumos.evaluation import latent_actions, measures, report, rows
+from lumos.evaluation import i3d, latent_actions, measures, report, rows
 from lumos.evaluation.long_video import frames_per_part
 from lumos.evaluation.metric import Metric
 from lumos.evaluation.reconstruction import reconstruction
@@ -130,7 +130,13 @@ class _Run:
     def reconstruction(self) -> tuple[dict[str, Any], dict[str, Metric], list[Clip]]:
         if not self.tokenizer_config.data.path:
             return {}, {}, []
-        return _reconstruction(self.tokenizer_config, self.tokenizer_workdir)
+        config, networks = self.tokenizer_config, self.tokenizer_config.evaluate.networks
+        frames = min(frames for frames, _, _ in config.data.buckets)
+        if "world" in self.names and "i3d" in networks and frames < i3d.MIN_FRAMES:
+            _log.warning("no rFVD: the tokenizer learnt from clips of %d frames, it needs %d", frames, i3d.MIN_FRAMES)
+            rest = dataclasses.replace(config.evaluate, networks=tuple(name for name in networks if name != "i3d"))
+            config = dataclasses.replace(config, evaluate=rest)
+        return _reconstruction(config, self.tokenizer_workdir)
 
     def evaluate(self, out: Path) -> dict[str, Any]:
         """Evaluate the checkpoint that the generator has."""

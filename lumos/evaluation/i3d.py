@@ -63,7 +63,9 @@ def logits(params: dict[str, Any], video_BFYXC: jax.Array) -> jax.Array:
     Frames are stretched to 224 x 224 (bilinear, half-pixel centres, no antialiasing) and mapped to [-1, 1].
     """
     if video_BFYXC.shape[1] < MIN_FRAMES:
-        raise UserError(f"FVD needs clips of at least {MIN_FRAMES} frames, got {video_BFYXC.shape[1]}")
+        raise UserError(
+            f'FVD needs clips of at least {MIN_FRAMES} frames, got {video_BFYXC.shape[1]}; give longer clips, or leave "i3d" out of evaluate.networks'
+        )
     batch, frames, *_, channels = video_BFYXC.shape
     x = jax.image.resize(
         video_BFYXC.astype(jnp.float32), (batch, frames, 224, 224, channels), "bilinear", antialias=False
