@@ -41,10 +41,10 @@ class PixelLoss:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return the loss and its unweighted terms."""
         losses = reconstruction_losses(recon_BFYXC, video_BFYXC)
-        weighted, c = losses, self._tokenizer
-        if c.motion_weight:
-            weighted = reconstruction_losses(recon_BFYXC, video_BFYXC, motion_weights(video_BFYXC, c.motion_weight))
-        total = c.l1_weight * weighted["l1"] + c.l2_weight * weighted["l2"]
+        weighted, weight = losses, self._tokenizer.motion_weight
+        if weight:
+            weighted = reconstruction_losses(recon_BFYXC, video_BFYXC, motion_weights(video_BFYXC, weight))
+        total = self._tokenizer.l1_weight * weighted["l1"] + self._tokenizer.l2_weight * weighted["l2"]
         if self._net:
             c = self._perceptual
             images = (perceptual.frames(video) for video in (recon_BFYXC, video_BFYXC))

@@ -133,9 +133,9 @@ def _against_truth(subject: Subject, held: _Held, reader: ActionReader, player: 
         through = distribution.features(held.through)
         metrics |= distribution.both("_of_tokenizer", real.features, through, what, paired=True)
     size = subject.generator.tokenizer.codebook_size
-    for name, used in (("code_usage", codes["true"][:, 1:]), ("code_usage_real", held.codes[:, 1:])):
-        what = f"share of {size} codes in use behind the given frame, in {'true' if 'real' in name else 'made'} frames; {protocol}"
-        metrics[name] = metric.statistic(metric.usage(used, size), (len(used),), what)
+    for name, used, of in (("", codes["true"], "made"), ("_real", held.codes, "true")):
+        what = f"share of {size} codes in use behind the given frame, in {of} frames; {protocol}"
+        metrics[f"code_usage{name}"] = metric.statistic(metric.usage(used[:, 1:], size), (len(used),), what)
     for name in ("random", "shuffled"):
         other = compare_frames(held.video, made[name])["psnr"]
         for t in _TIMES:
