@@ -33,7 +33,7 @@ def opened(run, alpha):
 def hidden(run):
     """Hidden states as in training, of clean sequences."""
     config, objective, params, batch = run
-    layout, storage = objective.layout, objective.definition.bind(params).storage(objective.layout.length)
+    layout, storage = objective.layout, objective.definition.bind(params).storage(objective.layout.num_read)
 
     @jax.jit
     def program(params):

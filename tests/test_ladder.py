@@ -45,7 +45,7 @@ def hidden(run, tokens=None):
         model = objective.definition.bind(params)
         ids = layout.assemble(batch["text"], batch["tokens"] if tokens is None else tokens)
         keys = objective._keys(
-            layout, layout.first_key(jnp.asarray(batch["text_length"])), model.storage(layout.length)
+            layout, layout.first_key(jnp.asarray(batch["text_length"])), model.storage(layout.num_read)
         )
         return model.hidden(
             ids, layout.positions, keys, **added.inputs(model, ids, layout.memory, False, layout.of_frames)[1]

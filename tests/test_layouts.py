@@ -128,7 +128,9 @@ def test_the_table_says_where_every_token_stands(case):
 def test_groups_are_a_partition_in_the_order_of_stages(case):
     arrangement, layout, _ = case
     tokens, groups = layout.tokens, layout.groups
-    assert all((np.diff(group) == 1).all() for group in groups)
+    # With two copies the last clean stage stands behind the noisy copy, where nothing sees it; what comes with it does not.
+    in_one_piece = groups if layout.clean_index is None else groups[:-1]
+    assert all((np.diff(group) == 1).all() for group in in_one_piece)
     together = np.concatenate(groups)
     assert (np.diff(together) > 0).all()
     clean = layout.visual_index if layout.clean_index is None else layout.clean_index

@@ -50,6 +50,15 @@ LAYOUTS = {
     "ranks": build(Ranks(), GRID),
     "lumos1": build(Lumos1(), GRID),
 }
+LAYOUTS = {  # what models run of them
+    name: dataclasses.replace(
+        layout,
+        tokens=layout.tokens.at(slice(layout.num_read)),
+        template=layout.template[: layout.num_read],
+        num_unread=0,
+    )
+    for name, layout in LAYOUTS.items()
+}
 RULES = {
     "causal": StageCausal(),
     "full": Full(),

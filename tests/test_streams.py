@@ -104,7 +104,7 @@ def test_cached_equals_uncached(world):
     _, objective, params, batch, streams = world
     layout, model = engine_of(world).layout, objective.definition.bind(params)
     ids = layout.assemble(batch["text"], batch["tokens"], streams)
-    keys = objective._keys(layout, layout.first_key(jnp.asarray(batch["text_length"])), model.storage(layout.length))
+    keys = objective._keys(layout, layout.first_key(jnp.asarray(batch["text_length"])), model.storage(layout.num_read))
     want = jax.jit(lambda: model.hidden(ids, layout.positions, keys))()
     assert_close(hidden_through_cache(world), np.asarray(want)[:, layout.prefix_length :], np.arange(FRAMES * 7))
 

@@ -83,7 +83,9 @@ def window_in_training(model, tokens, start):
         net = objective.definition.bind(params)
         ids = layout.assemble(batch["text"], tokens)
         first = (start == 0) & ((layout.tokens.t == 0) & (layout.tokens.kind == CODE))[None]
-        keys = objective._keys(layout, layout.first_key(jnp.asarray(batch["text_length"])), net.storage(layout.length))
+        keys = objective._keys(
+            layout, layout.first_key(jnp.asarray(batch["text_length"])), net.storage(layout.num_read)
+        )
         return net.hidden(ids, layout.positions, keys, **added.inputs(net, ids, (), first, layout.of_frames)[1])
 
     return np.asarray(run(params))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -84,7 +85,7 @@ def world(subject: Subject) -> tuple[dict[str, Metric], list[Clip]]:
     for found, more in (
         _control(subject, held, reader, player),
         _answers(player),
-        _wear(subject, held, reader, player),
+        _wear(subject, lambda: read(c.split, c.num_clips, _LONGEST * stride).video, reader, player),
     ):
         metrics, clips = metrics | found, clips + more
     return metrics, clips
@@ -259,18 +260,24 @@ def _alive(found: dict[str, np.ndarray], usual: dict[str, float]) -> np.ndarray:
     return ((1 / _MOST_OFF <= ratios) & (ratios <= _MOST_OFF)).all(axis=0)
 
 
-def _wear(subject: Subject, held: _Held, reader: ActionReader, player: World):
-    """Statistics of each tenth of long sessions, whether they are such as recordings have, and whether actions are still read back."""
+def _wear(subject: Subject, recorded: Callable[[], np.ndarray], reader: ActionReader, player: World):
+    """Statistics of each tenth of long sessions, whether they are such as recordings have, and whether actions are still read back.
+
+    `recorded` reads long held-out clips, uint8 [N, F, Y, X, 3].
+    """
     if not subject.settings.long_seconds:
         return {}, []
     per_part, rng = frames_per_part(subject.generator), np.random.default_rng(subject.seed)
-    stride = subject.generator.tokenizer.config.temporal_compression
+    tokenizer, real, true = subject.generator.tokenizer, recorded(), []
+    stride = tokenizer.config.temporal_compression
+    for video in np.array_split(real, -(-len(real) // subject.settings.batch_size)):
+        statistics = frame_statistics(tokenizer.decode(tokenizer.encode(video)))
+        true.append({name: statistics[name].mean(1) for name in _WEAR})
+    true = {name: np.concatenate([of_clips[name] for of_clips in true]) for name in _WEAR}
     rows = min(subject.settings.num_clips, subject.settings.batch_size)
     many = World(subject.generator, rows, starts=player.starts)
     last = {row: many.reset(row, seed=subject.seed + row)[-1:] for row in range(rows)}
     keys, left, parts, film = dict.fromkeys(last, 0), dict.fromkeys(last, 0), [], []
-    true = frame_statistics(held.through)
-    true = {name: true[name].mean(1) for name in _WEAR}
     usual = {name: np.median(values) for name, values in true.items()}
     for _ in progress(range(PARTS), "parts", PARTS, lambda _: 1):
         videos, led = {row: [frames] for row, frames in last.items()}, {row: [] for row in last}
@@ -308,7 +315,7 @@ def _wear(subject: Subject, held: _Held, reader: ActionReader, player: World):
     )
     metrics["alive_real"] = metric.mean(
         _alive(true, usual).astype(float),
-        f"the same of {len(held.through)} true clips of {_FRAMES} latent frames, which vary more than the longer parts of a session",
+        f"the same of {len(real)} true clips of {real.shape[1]} frames through the tokenizer",
         "high",
     )
     for name in (*_WEAR, "read_back"):

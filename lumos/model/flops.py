@@ -24,11 +24,11 @@ def forward_flops(model: ModelConfig, layout: Layout, rule: Rule, num_candidates
     """
     attention = model.model_dim * model.head_dim * (2 * model.num_heads + 2 * model.num_kv_heads)
     mlp = 3 * model.model_dim * model.mlp_dim
-    dense = 2.0 * layout.length * model.num_layers * (attention + mlp)
+    dense = 2.0 * layout.num_read * model.num_layers * (attention + mlp)
     softmax = model.mixer.kinds.count(SOFTMAX) / len(model.mixer.kinds)  # share of the layers
     pairs = 4.0 * softmax * model.num_layers * model.num_heads * model.head_dim * count_pairs(layout, rule)
     heads = model.num_heads + model.num_kv_heads
-    pairs += 2.0 * (1 - softmax) * model.num_layers * layout.length * heads * model.head_dim**2
+    pairs += 2.0 * (1 - softmax) * model.num_layers * layout.num_read * heads * model.head_dim**2
     head = len(layout.visual_index) * model.head.flops(model, num_candidates)
     return dense + pairs + head
 

@@ -70,7 +70,7 @@ def _plans():
         guess, chip = estimate_of(f"configs/{name}", topology, overrides), parse_topology(topology).chip
         config = estimate.fill_vocabulary_sizes(config_loading.load(f"configs/{name}", overrides))
         settings = " ".join(f"{k}={v}" for k, v in overrides.items())
-        roof, tokens = guess.roofline, estimate.make_layout(config).length
+        roof, tokens = guess.roofline, estimate.make_layout(config).num_read
         yield (
             f"| {name} | {topology} | {settings} | {tokens:,} | {guess.memory.total / GIB:.1f} of {chip.hbm / GIB:.1f} | {roof.seconds:.2f} | "
             f"{roof.mfu:.1%} | {roof.bound} |"

@@ -106,7 +106,8 @@ class Workload:
 def from_config(config: Config, layout: Layout, mesh: dict[str, int], *, tpu: bool) -> Workload:
     """Describe the train step of a resolved config."""
     model = config.model
-    length = Storage(layout.length, mesh["context"], padding(layout.length, mesh["context"]) if tpu else 1).num_slots
+    tokens = layout.num_read
+    length = Storage(tokens, mesh["context"], padding(tokens, mesh["context"]) if tpu else 1).num_slots
     q, kv, kv_backward = block_sizes(length // mesh["context"], length) if tpu else (128, 128, 128)
     rule = config.sequence.attention
     pairs = [_block_pairs(layout, rule, q, block) for block in (kv, kv_backward)]
@@ -114,7 +115,7 @@ def from_config(config: Config, layout: Layout, mesh: dict[str, int], *, tpu: bo
         num_layers=model.num_layers, model_dim=model.model_dim, mlp_dim=model.mlp_dim, num_heads=model.num_heads,
         num_kv_heads=model.num_kv_heads, head_dim=model.head_dim, vocab_size=layout.vocabulary.size,
         head_size=layout.vocabulary.visual_size, head_positions=len(layout.visual_index), length=length,
-        num_tokens=layout.length,
+        num_tokens=tokens,
         pairs=count_pairs(layout, rule), computed_pairs=pairs[0], backward_pairs=pairs[1],
         batch_size=config.data.batch_size, kept=saved_names(model.remat), offloaded=offloaded_names(model.remat),
         accumulation=config.train.accumulation, backward_matmuls=5 if not tpu or is_fused(length) else 7, **mesh,
@@ -123,11 +124,11 @@ def from_config(config: Config, layout: Layout, mesh: dict[str, int], *, tpu: bo
 
 def _block_pairs(layout: Layout, rule: Rule, q: int, kv: int) -> float:
     """Return how many (query, key) pairs lie in the blocks that are computed, averaged over the rule's layers."""
-    total, first = 0.0, np.arange(0, layout.length, q)
+    tokens, first, total = layout.tokens.at(slice(layout.num_read)), np.arange(0, layout.num_read, q), 0.0
     for of_layer in rule.layers():
-        ranges = compile_rule(of_layer, layout.tokens, layout.tokens)
+        ranges = compile_rule(of_layer, tokens, tokens)
         for start, end in zip(ranges.start_RQ, ranges.end_RQ):
-            low = np.minimum.reduceat(np.where(end > start, start, layout.length), first) // kv
+            low = np.minimum.reduceat(np.where(end > start, start, layout.num_read), first) // kv
             high = -(-np.maximum.reduceat(end, first) // kv)  # one past the last block of keys of each block of queries
             total += float((np.maximum(high - low, 0) * kv * q).sum())
     return total / len(rule.layers())

@@ -46,10 +46,16 @@ class Layout:
     stream_index: tuple[np.ndarray, ...] = ()  # [T, tokens] of each stream
     memory: tuple[memory_tokens.Rung, ...] = ()  # where the tokens of each rung are
     parents: np.ndarray | None = None  # [H*W] see `Arrangement.parents`
+    num_unread: int = 0  # tokens at the end that no prediction depends on: the last stage of the clean copy
 
     @property
     def length(self) -> int:
         return len(self.template)
+
+    @property
+    def num_read(self) -> int:
+        """Number of tokens that a model has to run."""
+        return self.length - self.num_unread
 
     @cached_property
     def offset(self) -> int:
@@ -180,14 +186,16 @@ def build(
         rows.append(_starts(base + grid[0] * per_frame, block - 1, y[slots], x[slots]))
     video = _join(rows)
     stored = np.lexsort((video["index"], video["stage"]))
-    parts.append({name: values[stored] for name, values in video.items()})
-    if copies == 2:  # of the cells alone
-        parts.append({name: values[order] for name, values in cells.items()})
+    num_unread = int(np.sum(video["stage"] == stage.max())) if copies == 2 else 0
+    read, unread = np.split(stored, [len(stored) - num_unread])
+    parts.append({name: values[read] for name, values in video.items()})
+    if copies == 2:  # of the cells alone; nothing sees the last clean ones, which stand behind them
+        parts.append({name: values[order] for name, values in cells.items()} | {"copy": np.ones(num_cells, int)})
+        parts.append({name: values[unread] for name, values in video.items()})
     table = _join(parts)
     length = len(table["kind"])
     is_cell = table["kind"] == CODE
-    is_copy = np.arange(length) >= length - (copies - 1) * num_cells
-    copy = is_copy.astype(np.int32)
+    is_copy = table.get("copy", np.zeros(length, int)) == 1
     group = np.full(length, -1)
     group[is_cell] = np.unique(table["stage"][is_cell], return_inverse=True)[1]
     if (
@@ -199,7 +207,7 @@ def build(
         group[comes_along] = of_frame[table["t"][comes_along]]
     # Copies are known by their copy number: groups are those of what is generated.
     group[is_cell & is_copy] = -1
-    tokens = make_tokens(**table, copy=copy, group=group)
+    tokens = make_tokens(**table, group=group)
     template = np.zeros(length, np.int32)
     template[np.isin(tokens.kind, (MARKER, START))] = ids.start
     template[tokens.kind == MEMORY] = ids.memory
@@ -225,6 +233,7 @@ def build(
         stream_index=tuple(
             where((tokens.stream == 1 + i) & ~is_copy).reshape(grid[0], -1) for i in range(len(streams))
         ),
+        num_unread=num_unread,
     )
 
 

@@ -273,8 +273,10 @@ def layout_ranges(layout: Layout, rule: Rule, storage: Storage | None = None) ->
 
     Padding slots see what comes before them, and nothing sees them.
     """
-    ranges, storage = compile_rule(rule, layout.tokens, layout.tokens), storage or Storage(layout.length)
-    extra = np.arange(layout.length, storage.num_slots)
+    storage = storage or Storage(layout.num_read)
+    tokens = layout.tokens.at(slice(storage.length))
+    ranges = compile_rule(rule, tokens, tokens)
+    extra = np.arange(storage.length, storage.num_slots)
     padding = np.zeros((ranges.start_RQ.shape[0], len(extra)), np.int32)
     end = np.concatenate([ranges.end_RQ, np.where(np.arange(len(padding))[:, None] == 0, extra + 1, padding)], axis=1)
     start = np.concatenate([ranges.start_RQ, padding], axis=1)
@@ -284,10 +286,10 @@ def layout_ranges(layout: Layout, rule: Rule, storage: Storage | None = None) ->
 
 def count_pairs(layout: Layout, rule: Rule, text_length: float | None = None) -> float:
     """Return how many (query, key) pairs a row computes, averaged over the rule's layers: for FLOP counts."""
-    first = layout.num_text - (layout.num_text if text_length is None else text_length)
-    counts, layers = [], rule.layers()
+    first, tokens = layout.num_text if text_length is None else text_length, layout.tokens.at(slice(layout.num_read))
+    first, counts, layers = layout.num_text - first, [], rule.layers()
     for of_layer in (*layers, *(of_layer.gated() for of_layer in layers if of_layer.gated())):
-        ranges = compile_rule(of_layer, layout.tokens, layout.tokens)
+        ranges = compile_rule(of_layer, tokens, tokens)
         pairs_L = np.maximum(ranges.end_RQ - np.maximum(ranges.start_RQ, first), 0).sum(axis=0)
-        counts.append(float(pairs_L[np.arange(layout.length) >= first].sum()))
+        counts.append(float(pairs_L[np.arange(layout.num_read) >= first].sum()))
     return sum(counts) / len(layers)

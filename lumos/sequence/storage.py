@@ -17,7 +17,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """Slots of a sequence of `length` tokens, padded to a multiple of `multiple`, for `shards` context shards."""
+    """Slots of the first `length` tokens of a sequence, padded to a multiple of `multiple`, for `shards` context shards."""
 
     length: int
     shards: int = 1
@@ -41,7 +41,7 @@ class Storage:
     def put(self, x: jax.Array, axis: int = -1, fill: float | None = None) -> jax.Array:
         """Bring tokens from natural order into their slots; padding repeats the last token, or is `fill`."""
         if self.num_slots == self.length and self.shards == 1:
-            return x
+            return x[(slice(None),) * (axis % x.ndim) + (slice(self.length),)]
         slots = jnp.take(x, jnp.asarray(np.minimum(self.order, self.length - 1)), axis=axis)
         if fill is None:
             return slots

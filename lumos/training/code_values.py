@@ -25,7 +25,7 @@ def features(model: transformer.Transformer, layout: Layout, where: Targets, hid
 
     hidden_BLD: final hidden states in the slots of the sequence's storage.
     """
-    take = model.storage(layout.length).take
+    take = model.storage(layout.num_read).take
     if where.source.shape[1] > 1:
         return gather_arms(take(model.config.head.arms(model, hidden_BLD), axis=1), where.source)
     return take(hidden_BLD, axis=1)[:, where.source[:, 0]]

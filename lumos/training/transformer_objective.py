@@ -144,7 +144,7 @@ class TransformerObjective(Objective):
         level_BL = jnp.zeros(ids_BL.shape).at[:, layout.content_index.reshape(-1)].set(share_BTC)
         context = Context(layout, level_BL, model.embeddings)
         inputs_BL = c.corruption.kernel(kernel_key, inputs_BL, mask_BL, layout.vocabulary, context)
-        storage = model.storage(layout.length)
+        storage = model.storage(layout.num_read)
         first_B = layout.first_key(batch["text_length"], dropped_B)
         in_time = "order" not in batch
         positions = layout.positions if in_time else frame_order.positions(layout, batch["order"])
@@ -213,7 +213,7 @@ class TransformerObjective(Objective):
         if where.source.shape[1] > 1 or self.config.model.head.in_raster:
             features = code_values.features(run.model, layout, where, run.hidden_BLD)
             return features, codes_BL[:, where.target], weights_BJ
-        storage, source = run.model.storage(layout.length), where.source[:, 0]
+        storage, source = run.model.storage(layout.num_read), where.source[:, 0]
         labels_BL = jnp.zeros_like(codes_BL).at[:, source].set(codes_BL[:, where.target])
         weights_BL = jnp.zeros(codes_BL.shape).at[:, source].set(weights_BJ)
         return run.hidden_BLD, storage.put(labels_BL), storage.put(weights_BL, fill=0)
@@ -223,7 +223,7 @@ class TransformerObjective(Objective):
         where = self.config.sequence.targets(layout)
         if where.source.shape[1] > 1 or self.config.model.head.in_raster:
             return values
-        return run.model.storage(layout.length).take(values)[:, where.source[:, 0]]
+        return run.model.storage(layout.num_read).take(values)[:, where.source[:, 0]]
 
     def _teacher_kl(self, layout: Layout, run: _Run, teacher: _Run, weights_BJ):
         """Return the summed KL to the teacher, which sees the same corrupted sequence, over the predicted codes."""
@@ -250,7 +250,7 @@ class TransformerObjective(Objective):
         return (targets.text(layout).source[None, :, 0] >= first_B[:, None]) & ~dropped_B[:, None]
 
     def _text_nll(self, layout, run: _Run, seen_BJ):
-        where, storage, ids_BL = targets.text(layout), run.model.storage(layout.length), run.ids_BL
+        where, storage, ids_BL = targets.text(layout), run.model.storage(layout.num_read), run.ids_BL
         source = where.source[:, 0]
         ce = linear_cross_entropy(
             run.hidden_BLD,
