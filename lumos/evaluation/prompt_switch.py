@@ -50,7 +50,8 @@ def prompt_switch(subject: Subject) -> tuple[dict[str, Metric], list[Clip]]:
             for what, readings in (("first", first), ("last", last)):
                 found[f"{how}_{what}"] += [r.colour == p.colour for r, p in zip(readings, asked[rows])]
             found[f"{how}_identity"] += [
-                bool(np.linalg.norm(new.centre_F2[0] - was.centre_F2[-1]) < _NEAR * side)
+                # In its first frames of pixels the object has both colours at times, and no centre is read.
+                bool((np.linalg.norm(new.centre_F2 - was.centre_F2[-1], axis=1) < _NEAR * side).any())
                 for new, was in zip(first, old)
             ]
             if not start:
