@@ -47,6 +47,17 @@ def measure(config, params, seed):
     return found
 
 
+def _shown(seeds, how, what):
+    """Return the means over seeds in %, and how much more they are than those of recache, seed by seed."""
+    cells = []
+    for when in ("first", "last"):
+        values = 100 * np.array([found[how, when][what] for found in seeds])
+        more = values - 100 * np.array([found["recache", when][what] for found in seeds])
+        spread = f" ± {more.std(ddof=1):.1f}" if len(seeds) > 1 else ""
+        cells.append(f"{values.mean():.1f}" + ("" if how == "recache" else f" ({more.mean():+.1f}{spread})"))
+    return cells
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -69,17 +80,8 @@ def main():
             _, params = drift.trained(*arguments)
             seeds.append(measure(drift.config_of(*arguments, changes), params, seed))
 
-        def shown(how, what):
-            cells = []
-            for when in ("first", "last"):
-                values = 100 * np.array([found[how, when][what] for found in seeds])
-                less = values - 100 * np.array([found["recache", when][what] for found in seeds])
-                gap = "" if how == "recache" else f" ({less.mean():+.1f} ± {less.std(ddof=1):.1f})"
-                cells.append(f"{values.mean():.1f}{gap}")
-            return cells
-
         for how in SWITCHES:
-            print(f"| {arm}, {how} |", " | ".join(shown(how, 0) + shown(how, 1)), "|", flush=True)
+            print(f"| {arm}, {how} |", " | ".join(_shown(seeds, how, 0) + _shown(seeds, how, 1)), "|", flush=True)
 
 
 if __name__ == "__main__":
