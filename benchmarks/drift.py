@@ -57,6 +57,7 @@ ARMS = {
     "streaming tuning": ("streaming", FIFO),
     "window of a rollout": ("window", FIFO),
     "random codes and sink": ("random codes", SINK | {"positions": slot("realigned")}),
+    "random codes and sink not realigned": ("random codes", SINK | {"positions": slot("absolute")}),
 }  # fmt: skip
 # These begin with the weights of "one copy". It is their teacher too, which must have learnt the sequences that it judges.
 TUNED = ("streaming", "window")
@@ -247,6 +248,7 @@ def main():
         write_tokens(tokens)
     path = asked.out / "rows.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = [row for row in rows if row.get("frames", 60) == asked.frames]
     for seed in range(asked.seeds):
         for arm in asked.arms.split(","):
             if any((row["arm"], row["seed"]) == (arm, seed) for row in rows):
@@ -255,7 +257,12 @@ def main():
             arguments = run, tokens, asked.steps, seed, tokens.parent
             _, params = trained(*arguments)
             rows.append(
-                {"arm": arm, "seed": seed, **measure(config_of(*arguments, changes), params, asked.frames, seed)}
+                {
+                    "arm": arm,
+                    "seed": seed,
+                    "frames": asked.frames,
+                    **measure(config_of(*arguments, changes), params, asked.frames, seed),
+                }
             )
             with path.open("a") as file:
                 file.write(json.dumps(rows[-1] | {"trained": asked.steps, "versions": versions()}) + "\n")
