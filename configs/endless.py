@@ -7,7 +7,7 @@ By hand:   lumos data shapes --config=configs/endless.py:tokens
            lumos train       --config=configs/endless.py:frames      --workdir=endless/frames
            lumos train       --config=configs/endless.py:transformer --workdir=endless/transformer --init_from=endless/frames
            lumos generate    --workdir=endless/transformer --prompt="a red circle moves left and right" --frames=2401 --out=out.mp4
-Expected:  docs/results.md ("Endless video"): five minutes with right colours, and shapes and routes in more than nine of ten videos, by the checker
+Expected:  docs/results.md ("Endless video"): for five minutes, by the checker, right colours, and in about nine of ten videos or more right shapes and routes
 
 The tokenizer learns from short cuts, clips are tokenized whole, and the transformer learns single frames first, then windows that begin
 at any latent frame: what a word looks like is learnt from 64 frames at the price of ten windows. Attention sees two frames back in training as in generation, whose cache holds two, so a video never leaves what was learnt.
@@ -39,10 +39,8 @@ def get_config(variant: str = "transformer"):
         config.data.path = "endless/tokens"
         config.data.windows = 0.3  # the other windows begin with the first frame, which is learnt from them alone
         config.model.first_frame = True
-        config.model.scan_layers, config.model.remat = (
-            True,
-            "minimal",
-        )  # faster to train at these lengths, and to compile
+        # Faster to train at these lengths than unrolled layers, and to compile.
+        config.model.scan_layers, config.model.remat = True, "minimal"
     if part == "frames":
         config.data.buckets = ((1, side // 8, side // 8),)
         config.data.batch_size = 64
