@@ -6,11 +6,13 @@
 
 Transformers of 1.2, 5.3 and 25 M parameters (configs/transformer_small.py, the largest with 14 layers), random weights. `train_*` is a step of `lumos
 train` with attention in space and time in turns, as Jasmine has it; `joint_*` with full attention to frames so far. `sample_*` makes 16 frames
-from nothing in 16 passes a frame over the KV cache, one clip and sixteen at once. tokens/s count the codes. Compilation is not counted.
+from nothing in 16 passes a frame over the KV cache, one clip and sixteen at once. tokens/s count the codes. With JAX_NUM_CPU_DEVICES=2
+two CPU devices share the rows of a batch. Compilation is not counted.
 Run it on an idle machine. Figures of other code age with the machine, so the file holds none; measure both in turns.
 """
 
 import dataclasses
+import math
 from functools import partial
 
 import compared
@@ -40,6 +42,7 @@ def make_config(size, attention):
     config.sequence.attention = slot(attention)
     config.model.text_vocab, config.model.visual_vocab = 512, CODES
     config.generate.steps, config.generate.guidance = 16, slot("none")
+    config.mesh.replica, config.mesh.fsdp = -1, 1
     return config_loading.parse(config)
 
 
@@ -73,12 +76,15 @@ def sample(size, batch, rounds):
     config = make_config(size, "causal")
     config = dataclasses.replace(config, generate=dataclasses.replace(config.generate, history_ratio=0.0))
     definition = make_objective(config).definition
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[: math.gcd(batch, jax.device_count())])
     decode = jax.jit(make_engine(config, definition).decode, static_argnums=5)
-    params, given = definition.init(jax.random.key(0)), rows(batch)
+    params = jax.device_put(definition.init(jax.random.key(0)), sharding.replicated(mesh))
+    given = sharding.put_rows(mesh, rows(batch))
     run = partial(
         decode, params, given["text"], given["text_length"], jnp.zeros_like(given["tokens"]), row_keys(0, batch), 0
     )
-    return measure(lambda: run().block_until_ready(), batch * int(np.prod(GRID)), rounds)
+    with jax.set_mesh(mesh):
+        return measure(lambda: run().block_until_ready(), batch * int(np.prod(GRID)), rounds)
 
 
 WORK = {f"train_{size}": (train, size, "space_time") for size in ("1m", "5m", "26m")}

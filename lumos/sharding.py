@@ -200,6 +200,13 @@ def batch_part(mesh: Mesh) -> tuple[int, int]:
     return parts.index(tuple(sorted(rows_of[jax.process_index()]))), len(parts)
 
 
+def rows_to_split(mesh: Mesh, num: int, branches: int = 1) -> int:
+    """Return the smallest batch of at least `num` rows that a mesh splits evenly when every row is there `branches` times."""
+    shards = num_batch_shards(mesh)
+    each = shards // math.gcd(shards, branches)
+    return -(-num // each) * each
+
+
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Assemble a global batch on the devices from this process's part of it."""
     sharding, (_, count) = batch_sharding(mesh), batch_part(mesh)
@@ -211,9 +218,14 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 
 
 def put_rows(mesh: Mesh, rows: Any) -> Any:
-    """Put arrays that every process has whole on the devices, split over the batch."""
-    place = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, place, lambda index: x[index]), rows)
+    """Put arrays that every process has whole on the devices, split over the batch where that is even."""
+
+    def put(x):
+        is_even = len(x) % num_batch_shards(mesh) == 0
+        place = batch_sharding(mesh) if is_even else replicated(mesh)
+        return jax.make_array_from_callback(x.shape, place, lambda index: x[index])
+
+    return jax.tree.map(put, rows)
 
 
 def shared_work(call: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:

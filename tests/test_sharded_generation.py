@@ -68,13 +68,20 @@ def test_batches_change_nothing(on_eight, clips):
     np.testing.assert_array_equal(small.generate(PROMPTS[:13], seed=5).tokens, clips.tokens[:13])
 
 
+def test_the_branches_of_guidance_are_split_too(on_eight, clips):
+    """4 clips are 8 rows with guidance, one for each device: none is filled up."""
+    assert [len(rows) for rows in on_eight.batches(4, branches=2)] == [4]
+    assert [len(rows) for rows in on_eight.batches(3, branches=2)] == [4] and len(on_eight.batches(4)[0]) == 8
+    np.testing.assert_array_equal(on_eight.generate(PROMPTS[:4], seed=5).tokens, clips.tokens[:4])
+
+
 @pytest.mark.slow
 def test_a_bounded_cache_is_split_too(on_eight, on_one):
     settings = dataclasses.replace(
         on_one.config.generate,
         cache=config_loading.override(on_one.config, {"generate.cache": "window"}).generate.cache,
     )
-    one, eight = (g.generate(PROMPTS[:8], settings=settings).tokens for g in (on_one, on_eight))
+    one, eight = (g.generate(PROMPTS[:4], settings=settings).tokens for g in (on_one, on_eight))
     np.testing.assert_array_equal(one, eight)
 
 

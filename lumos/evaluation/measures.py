@@ -66,8 +66,7 @@ def likelihood(subject: Subject) -> Result:
 
 def _likelihood(generator: Generator, c: EvaluateConfig) -> Result:
     config = with_grids_of_tokens(generator.config, token_manifests(generator.config))
-    parts = sharding.num_batch_shards(generator.mesh)
-    size = -(-min(c.batch_size, c.num_clips) // parts) * parts
+    size = sharding.rows_to_split(generator.mesh, min(c.batch_size, c.num_clips))
     data, train = dataclasses.replace(config.data, batch_size=size), dataclasses.replace(config.train, accumulation=1)
     config = dataclasses.replace(config, data=data, train=train)
     objective, sums = TransformerObjective(config), []

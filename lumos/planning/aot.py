@@ -94,8 +94,8 @@ def compile_generate(config: Config, mesh: Mesh) -> Compiled:
     program = decode_program(config, definition, config.sequence.grid, structure, num_codes=num_codes)
     places = sharding.param_shardings(mesh, definition.axes, definition.abstract)
     params = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), definition.abstract, places)
-    parts = sharding.num_batch_shards(mesh)
-    rows, length = -(-config.evaluate.batch_size // parts) * parts, config.sequence.text_length
+    rows = sharding.rows_to_split(mesh, config.evaluate.batch_size, len(config.generate.guidance.branches()))
+    length = config.sequence.text_length
     shapes = ((rows, length), (rows,), (rows, *config.sequence.grid))
     values = {name: jax.ShapeDtypeStruct((), jnp.float32, weak_type=True) for name in values}
     arrays = [_array(mesh, shape) for shape in shapes]

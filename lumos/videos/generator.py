@@ -189,20 +189,20 @@ class Generator:
         text = self.encode_prompts(prompts, latent_frames)
         keys = _key_data(seed, len(prompts))
         streams = as_streams(self.config, streams, len(prompts), latent_frames)
-        for rows in progress(self.batches(len(prompts)), "clips", len(prompts)):
+        branches = len(settings.guidance.branches())
+        for rows in progress(self.batches(len(prompts), branches), "clips", len(prompts)):
             start = time.perf_counter()
             batch = [np.take(x, rows, axis=0) for x in (*text, given_BTHW, keys, *streams)]
             tokens = self._make_tokens(batch, latent_frames, settings)[: len(np.unique(rows))]
             seconds = time.perf_counter() - start
             yield Generated(self._decode_pixels(tokens), tokens, seconds)
 
-    def batches(self, num: int) -> list[np.ndarray]:
-        """Return the rows of each batch of so many clips, all batches of one size that the mesh splits; what is over is the last
-        row again."""
-        size, parts = num, 1
+    def batches(self, num: int, branches: int = 1) -> list[np.ndarray]:
+        """Return the rows of each batch of so many clips, all batches of one size that the mesh splits with their branches of
+        guidance; what is over is the last row again."""
+        size = num
         if self.mesh is not None:
-            parts = sharding.num_batch_shards(self.mesh)
-            size = -(-min(num, self.config.evaluate.batch_size) // parts) * parts
+            size = sharding.rows_to_split(self.mesh, min(num, self.config.evaluate.batch_size), branches)
         return [np.minimum(np.arange(start, start + size), num - 1) for start in range(0, num, size)]
 
     def _make_tokens(self, batch, latent_frames: int, settings: GenerateConfig) -> np.ndarray:
