@@ -1,11 +1,11 @@
-"""Training and guided generation of a 9.7 M-parameter Lumos-1 in float32, batch 1: the sizes of the published comparison.
+"""Training and guided generation of Lumos-1 with 9.7 and 48.8 M parameters in float32, batch 1: the sizes of the published comparison.
 
     python benchmarks/lumos1_cpu.py                  # everything, as JSON
     python benchmarks/lumos1_cpu.py --only=train_493 --rounds=3
     python benchmarks/lumos1_cpu.py --beside=official.json      # {"train_493": tokens/s, ...} of other code, measured on this machine just now
 
 Hidden 256, 6 layers, 4 heads, 2 kv heads, mlp 704, vocabulary 10,240 (official special ids, 1,024 visual codes), random
-weights. Training is one step of `lumos train` (tube masking, forward, backward, clipping, AdamW) at 493 tokens (6 frames of
+weights; the larger one has 512, 13, 8, 4 and 1,408 (`train_48m`, at 493 tokens). Training is one step of `lumos train` (tube masking, forward, backward, clipping, AdamW) at 493 tokens (6 frames of
 8x8) and 1,969 tokens (7 frames of 16x16); tokens/s count the whole sequence. Generation is `Lumos1.generate` with 32 text
 tokens, guidance 5, history 0.7, 8 latent frames of 8x8 and of 16x16 at 16 steps; tokens/s count visual tokens. With
 JAX_NUM_CPU_DEVICES=2 each of two CPU devices computes one branch of guidance. Compilation is not counted. Run it on an idle
@@ -32,8 +32,11 @@ from lumos.training.transformer_objective import TransformerObjective
 VISUAL_START, CODES = 9216, 1024
 
 
-def make_config(grid, scan_layers):
+def make_config(grid, scan_layers, is_large=False):
     config = config_loading.default()
+    if is_large:
+        config.model.model_dim, config.model.num_layers, config.model.mlp_dim = 512, 13, 1408
+        config.model.num_heads, config.model.num_kv_heads = 8, 4
     config.model.text_vocab, config.model.visual_vocab = VISUAL_START, CODES
     config.model.scan_layers = scan_layers
     config.model.remat = "minimal" if scan_layers else "none"  # unrolled layers save nothing by it on a CPU
@@ -44,8 +47,8 @@ def make_config(grid, scan_layers):
     return config_loading.parse(config)
 
 
-def train(grid, rounds, scan_layers):
-    config = make_config(grid, scan_layers)
+def train(grid, rounds, scan_layers, is_large=False):
+    config = make_config(grid, scan_layers, is_large)
     objective, mesh = TransformerObjective(config), sharding.make_mesh(config.mesh, jax.devices()[:1])
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     rng = np.random.default_rng(0)
@@ -86,6 +89,7 @@ def generate(grid, rounds, scan_layers):
 WORK = {
     "train_493": (train, (6, 8, 8), 10),
     "train_1969": (train, (7, 16, 16), 5),
+    "train_48m": (partial(train, is_large=True), (6, 8, 8), 5),
     "generate_8x8": (generate, (8, 8, 8), 3),
     "generate_16x16": (generate, (8, 16, 16), 2),
 }

@@ -208,6 +208,13 @@ def test_the_last_line_is_json(spec, purpose, topology, capsys):
     }
     assert keys <= set(result) and result["method"] == "estimate" and result["fits"]
     assert 0 < result["predicted_mfu"] < 1 and 0 < result["hbm_gib"] < result["hbm_limit_gib"]
+    if purpose == "generate":
+        frames, height, width = config.sequence.grid
+        assert result["seconds_per_latent_frame"] == pytest.approx(result["step_seconds"] / frames, rel=1e-3)
+        assert result["codes_per_second"] * result["seconds_per_latent_frame"] == pytest.approx(
+            rows * height * width, rel=1e-3
+        )
+    assert ("codes a second" in printed) == ("codes_per_second" in result) == (purpose == "generate")
 
 
 def test_a_gpu_is_estimated(capsys):

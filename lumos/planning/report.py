@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 from lumos.chips import GIB, Topology
 from lumos.config import Config
@@ -40,6 +41,14 @@ class Plan:
         return self.config.evaluate.batch_size if self.purpose == "generate" else self.config.data.batch_size
 
     @property
+    def made(self) -> tuple[float, float] | None:
+        """Codes a second of all clips together, and seconds of a latent frame, where clips are generated."""
+        if self.purpose != "generate":
+            return None
+        grid, seconds = self.config.sequence.grid, self.estimate.roofline.seconds
+        return self.batch_size * math.prod(grid) / seconds, seconds / grid[0]
+
+    @property
     def collectives(self) -> dict[str, float]:
         """Bytes per device and step, by kind."""
         found = self.compiled.collectives if self.compiled else None
@@ -63,6 +72,7 @@ class Plan:
             "batch_size": self.batch_size,
             "remat": self.config.model.remat,
             "for": self.purpose,
+            **dict(zip(("codes_per_second", "seconds_per_latent_frame"), (round(x, 4) for x in self.made or ()))),
         })  # fmt: skip
 
 
@@ -101,4 +111,7 @@ def table(plan: Plan) -> str:
         f"  step         {roof.seconds:9.4f}   predicted MFU {roof.mfu:.1%}, HFU {roof.hfu:.1%}; bound by {roof.bound} "
         f"(mean error of the time model on published runs: {mean_error():.0%})"
     )
+    if plan.made:
+        codes, seconds = plan.made
+        out.append(f"  {codes:,.0f} codes a second, {1000 * seconds:,.0f} ms a latent frame")
     return "\n".join(out)
