@@ -26,6 +26,8 @@ from 0; a *process* is one JAX process; a *device* is one accelerator (or one CP
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lumos.runtime.xla_flags import avoid_ynnpack
+
 if TYPE_CHECKING:
     from lumos import data as data
     from lumos.api import load as load
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from lumos.trained import Model as Model
 
 __version__ = "0.1.0"
+avoid_ynnpack()
 
 # Name -> module that has it. Importing lumos must not import JAX, which takes a second.
 _PUBLIC = {

@@ -43,6 +43,7 @@ def examine(workdir: str | Path = "") -> dict[str, Any]:
     hosts = _of_hosts(matmul, _collective_seconds())
     problems += slow_hosts(hosts)
     rate = 2 * size**3 / matmul
+    problems += _wrong_sums()
     facts = {
         "path": platform.node(),
         "what": version_line(),
@@ -61,6 +62,19 @@ def examine(workdir: str | Path = "") -> dict[str, Any]:
     if workdir:
         facts["workdir"] = _try_workdir(workdir, problems)
     return facts | {"problems": problems}
+
+
+def _wrong_sums() -> list[str]:
+    """Return a sentence if XLA sums products wrongly on this CPU: see `lumos.runtime.xla_flags`."""
+    if jax.default_backend() != "cpu":
+        return []
+    rows = jnp.stack([jnp.arange(32_769.0), jnp.zeros(32_769), jnp.zeros(32_769)], axis=1)
+    if jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(rows)[-1] == 2.0**30:
+        return []
+    return [
+        "XLA sums wrongly on this CPU (jax-ml/jax#39103), so training and metrics may be wrong without a word: import lumos before anything "
+        "compiles, and leave --xla_cpu_experimental_ynn_fusion_type out of XLA_FLAGS"
+    ]
 
 
 def slow_hosts(hosts: dict[str, dict[str, float]]) -> list[str]:
