@@ -7,6 +7,7 @@
     lumos.train("configs/demo.py:transformer", "runs/new", overrides={"train.num_steps": 2000})
 
 The names below are what scripts may rely on; all other modules may change. Nothing is imported before it is used.
+Import lumos before JAX compiles anything: it switches off a library whose sums are wrong on CPUs (`lumos.runtime.xla_flags`).
 
 Shape legend. Tensor names end in the letters of their axes, outermost first:
 
