@@ -72,7 +72,7 @@ def _wrong_sums() -> list[str]:
     if jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(rows)[-1] == 2.0**30:
         return []
     return [
-        "XLA sums wrongly on this CPU (jax-ml/jax#39103), so training and metrics may be wrong without a word: import lumos before anything "
+        "XLA sums wrongly on this CPU (jax-ml/jax#39103), so training and metrics may be wrong without an error: import lumos before anything "
         "compiles, and leave --xla_cpu_experimental_ynn_fusion_type out of XLA_FLAGS"
     ]
 

@@ -217,14 +217,14 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return {name: put(value) for name, value in batch.items()}
 
 
+def row_sharding(mesh: Mesh, num: int) -> NamedSharding:
+    """Return the sharding of arrays of so many rows: over the batch where that is even, else a copy on every device."""
+    return batch_sharding(mesh) if num % num_batch_shards(mesh) == 0 else replicated(mesh)
+
+
 def put_rows(mesh: Mesh, rows: Any) -> Any:
-    """Put arrays that every process has whole on the devices, split over the batch where that is even."""
-
-    def put(x):
-        is_even = len(x) % num_batch_shards(mesh) == 0
-        place = batch_sharding(mesh) if is_even else replicated(mesh)
-        return jax.make_array_from_callback(x.shape, place, lambda index: x[index])
-
+    """Put arrays that every process has whole on the devices; see `row_sharding`."""
+    put = lambda x: jax.make_array_from_callback(x.shape, row_sharding(mesh, len(x)), lambda index: x[index])
     return jax.tree.map(put, rows)
 
 

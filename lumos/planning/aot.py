@@ -114,9 +114,7 @@ def _abstract_batch(config: Config, mesh: Mesh) -> dict[str, Any]:
 
 
 def _array(mesh, shape, dtype=jnp.int32):
-    fits = shape[0] % sharding.num_batch_shards(mesh) == 0
-    place = sharding.batch_sharding(mesh) if fits else sharding.replicated(mesh)
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.row_sharding(mesh, shape[0]))
 
 
 def _compile(mesh: Mesh, function: Callable, *arguments) -> Compiled:

@@ -1,7 +1,7 @@
 """Keeps XLA's CPU compiler from a library whose sums are wrong.
 
-XLA gives products and sums on a CPU to YNNPACK. With jaxlib 0.10.2, the last one for Python 3.11, a product that is summed comes out wrong without a
-word where there are many rows (jax-ml/jax#39103), and some sums of many axes end the process (jax-ml/jax#40412). Without it, training is about as fast
+XLA gives products and sums on a CPU to YNNPACK. With jaxlib 0.10.2, the last one for Python 3.11, sums of products come out wrong without an
+error where there are many rows (jax-ml/jax#39103), and some sums of many axes end the process (jax-ml/jax#40412). Without it, training is about as fast
 (docs/results.md).
 """
 
