@@ -33,13 +33,14 @@ VISUAL_START, CODES = 9216, 1024
 
 
 def make_config(grid, scan_layers, is_large=False):
+    """Training scans the layers, and keeps what the backward pass would multiply again; generation unrolls them."""
     config = config_loading.default()
     if is_large:
         config.model.model_dim, config.model.num_layers, config.model.mlp_dim = 512, 13, 1408
         config.model.num_heads, config.model.num_kv_heads = 8, 4
     config.model.text_vocab, config.model.visual_vocab = VISUAL_START, CODES
     config.model.scan_layers = scan_layers
-    config.model.remat = "minimal" if scan_layers else "none"  # unrolled layers save nothing by it on a CPU
+    config.model.remat = "save:query,key,value,attention,gate,up"
     config.sequence.layout = slot("lumos1", visual_start=VISUAL_START)
     config.sequence.grid, config.sequence.text_length = grid, 31
     config.data.batch_size = 1
@@ -47,8 +48,8 @@ def make_config(grid, scan_layers, is_large=False):
     return config_loading.parse(config)
 
 
-def train(grid, rounds, scan_layers, is_large=False):
-    config = make_config(grid, scan_layers, is_large)
+def train(grid, rounds, is_large=False):
+    config = make_config(grid, True, is_large)
     objective, mesh = TransformerObjective(config), sharding.make_mesh(config.mesh, jax.devices()[:1])
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     rng = np.random.default_rng(0)
@@ -69,8 +70,8 @@ def train(grid, rounds, scan_layers, is_large=False):
         return measure(run, objective.layout.length, rounds)
 
 
-def generate(grid, rounds, scan_layers):
-    config = make_config(grid, scan_layers)
+def generate(grid, rounds):
+    config = make_config(grid, False)
     vocabulary = make_layout(config).vocabulary
     official = lumos1_config.official_config(config.model, vocabulary)
     spec = lumos1.Spec(config.model, vocabulary, config.sequence.layout.size_unit, official, {}, ())
@@ -97,10 +98,8 @@ WORK = {
 
 def main():
     use_huge_pages()
-    parser = compared.parser(WORK)
-    parser.add_argument("--scan_layers", type=int, default=0, help="1 compiles one layer and loops over it")
-    arguments = parser.parse_args()
-    of = lambda run, grid, rounds: partial(run, grid, arguments.rounds or rounds, bool(arguments.scan_layers))
+    arguments = compared.parser(WORK).parse_args()
+    of = lambda run, grid, rounds: partial(run, grid, arguments.rounds or rounds)
     compared.report(arguments, {name: of(*work) for name, work in WORK.items()})
 
 

@@ -6,6 +6,7 @@ import pytest
 from lumos import sharding
 from lumos.config import MeshConfig
 from lumos.model import attention
+from lumos.sequence.blocks import best_blocks
 from lumos.sequence.key_ranges import KeyRanges, StaticRanges
 from lumos.sequence.storage import Storage
 
@@ -139,8 +140,8 @@ def test_nothing_of_the_size_of_a_mask_is_built(num_ranges, biased):
     jaxpr = jax.make_jaxpr(jax.value_and_grad(loss, (0, 1, 2)))(q, k, v, bias)
     sizes = list(_sizes(jaxpr.jaxpr))
     assert max(sizes) < length**2 / 8
-    block = attention._Blocks(q, k, v, *([jnp.zeros((1, 1, length), jnp.int32)] * 2), None)
-    assert block.bq * block.bk in sizes  # the walk reaches the loop over blocks
+    block = best_blocks(static, *attention._most_per_block(1))
+    assert block.queries * block.keys in sizes  # the walk reaches the loop over blocks
 
 
 def _sizes(jaxpr):
@@ -251,7 +252,8 @@ def test_merging_in_bfloat16_rounds_once():
     np.testing.assert_array_less(error, unit * (exact(jnp.abs(v)) + np.abs(exact(v))) + 1e-5)
 
     pieces = [
-        attention._flash_forward(q, k, v, keys.start_RBQ, keys.end_RBQ, dtype=jnp.float32) for k, v, keys in parts
+        attention._flash_forward(q, k, v, keys.start_RBQ, keys.end_RBQ, None, attention._blocks(q, k), jnp.float32)
+        for k, v, keys in parts
     ]
     out, lse = (np.stack([np.asarray(piece[i], np.float64) for piece in pieces]) for i in range(2))
     share = np.exp(lse - np.logaddexp(*lse))[..., None]

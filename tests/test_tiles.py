@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lumos.model import attention, tiled_attention
+from lumos.sequence.blocks import Blocks
 from lumos.sequence.key_ranges import KeyRanges, StaticRanges
 from lumos.sequence.tiles import tiles
 
@@ -54,7 +55,7 @@ RULES = {
 
 
 def _tiles(static, block):
-    return tiles(static, block, block)
+    return tiles(static, Blocks(block, block))
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -22,7 +22,8 @@ from lumos import sharding
 from lumos.model import cudnn, splash, tiled_attention
 from lumos.model.tiled_attention import LEAST as _LEAST
 from lumos.model.tiled_attention import NEVER as _NEVER
-from lumos.sequence.key_ranges import KeyRanges
+from lumos.sequence.blocks import Blocks, best_blocks, equal_blocks
+from lumos.sequence.key_ranges import KeyRanges, StaticRanges
 from lumos.sequence.storage import in_order
 from lumos.sequence.tiles import tiles
 
@@ -67,7 +68,8 @@ def attend(q_BQNA: jax.Array, k_BSKA: jax.Array, v_BSKA: jax.Array, keys: KeyRan
         q = _permute(q, query_order)
         if query_order is not None:
             start, end = start[..., query_order], end[..., query_order]
-        of_tiles = tiles(keys.static, *_block_sizes(q, k)) if use_tiles else None
+        blocks = _blocks(q, k, keys.static if is_whole else None)
+        of_tiles = tiles(keys.static, blocks) if use_tiles else None
         if of_tiles:
             out = tiled_attention.attend(
                 q, k, v, start, end, bias, of_tiles, _CPU_TILE if sharding.platform() == "cpu" else _MOST_LOGITS
@@ -75,7 +77,7 @@ def attend(q_BQNA: jax.Array, k_BSKA: jax.Array, v_BSKA: jax.Array, keys: KeyRan
         elif use_splash:
             out = splash.attend(q, k, v, first, schedule)
         else:
-            out = _flash(q, k, v, start, end, bias)
+            out = _flash(q, k, v, start, end, bias, blocks)
         return _permute(out, None if query_order is None else np.argsort(query_order))
 
     def row_axis(rows):  # the axis of rows, of which an array may have one for all
@@ -93,8 +95,9 @@ def attend(q_BQNA: jax.Array, k_BSKA: jax.Array, v_BSKA: jax.Array, keys: KeyRan
 
 def dense(q_BQNA, k_BSKA, v_BSKA, keys: KeyRanges) -> jax.Array:
     """The definition with a full mask over keys in natural order, for tests."""
-    q_BKGQA, scale = _group(q_BQNA, k_BSKA.shape[2])
-    logits = jnp.einsum("bkgqa,bska->bkgqs", q_BKGQA, k_BSKA, preferred_element_type=jnp.float32) * scale
+    q_BKGQA = _group(q_BQNA, k_BSKA.shape[2])
+    logits = jnp.einsum("bkgqa,bska->bkgqs", q_BKGQA, k_BSKA, preferred_element_type=jnp.float32)
+    logits *= q_BQNA.shape[3] ** -0.5
     mask = keys.dense(k_BSKA.shape[1])[:, None, None]
     if keys.bias_BS is not None:
         bias = keys.bias_BS[:, None, None, None]
@@ -132,7 +135,7 @@ def _merged(q_BQNA, parts):
 
 
 def _merged_fwd(q_BQNA, parts):
-    done = [_flash_forward(q_BQNA, *part, jnp.float32) for part in parts]
+    done = [_flash_forward(q_BQNA, *part, _blocks(q_BQNA, part[0]), jnp.float32) for part in parts]
     lse_BQN = functools.reduce(jnp.logaddexp, [part_lse for _, part_lse in done])
     out = sum(out * jnp.exp(part_lse - lse_BQN)[..., None] for out, part_lse in done).astype(q_BQNA.dtype)
     return (out, lse_BQN), (q_BQNA, parts, out, lse_BQN)
@@ -142,7 +145,7 @@ def _merged_bwd(saved, cotangents):
     """With the log-sum-exp of all keys, the gradient of every part is that of attention over it alone."""
     q_BQNA, parts, out, lse_BQN = saved
     dout_BQNA, _ = cotangents
-    dq, *rest = zip(*(_flash_bwd((q_BQNA, *part, out, lse_BQN), dout_BQNA) for part in parts))
+    dq, *rest = zip(*(_flash_bwd(_blocks(q_BQNA, part[0]), (q_BQNA, *part, out, lse_BQN), dout_BQNA) for part in parts))
     return sum(dq), [tuple(of_part) for of_part in zip(*rest)]
 
 
@@ -163,10 +166,10 @@ def _take(x: jax.Array, order: np.ndarray) -> jax.Array:
 _take.defvjp(lambda x, order: (_take(x, order), None), lambda order, _, dx: (_take(dx, np.argsort(order)),))
 
 
-def _group(q_BQNA: jax.Array, num_kv_heads: int) -> tuple[jax.Array, float]:
+def _group(q_BQNA: jax.Array, num_kv_heads: int) -> jax.Array:
     batch, length, heads, dim = q_BQNA.shape
     q = q_BQNA.reshape(batch, length, num_kv_heads, heads // num_kv_heads, dim)
-    return q.transpose(0, 2, 3, 1, 4), dim**-0.5
+    return q.transpose(0, 2, 3, 1, 4)
 
 
 def _ungroup(x_BKGQA: jax.Array) -> jax.Array:
@@ -174,9 +177,9 @@ def _ungroup(x_BKGQA: jax.Array) -> jax.Array:
     return x_BKGQA.transpose(0, 3, 1, 2, 4).reshape(batch, length, kv * group, dim)
 
 
-def _pad(x: jax.Array, axis: int, multiple: int) -> jax.Array:
-    extra = -x.shape[axis] % multiple
-    return jnp.pad(x, [(0, extra if a == axis else 0) for a in range(x.ndim)]) if extra else x
+def _pad(x: jax.Array, axis: int, multiple: int, before: int = 0) -> jax.Array:
+    sides = before, -(before + x.shape[axis]) % multiple
+    return jnp.pad(x, [sides if a == axis else (0, 0) for a in range(x.ndim)]) if any(sides) else x
 
 
 def _most_per_block(num_heads: int) -> tuple[int, int]:
@@ -187,29 +190,23 @@ def _most_per_block(num_heads: int) -> tuple[int, int]:
     return min(_BLOCK, max(128, _CPU_TILE // (num_heads * keys))), keys
 
 
-def _block_size(length: int, most: int) -> int:
-    """Return a block size for a length: equal blocks of at most `most`, rounded up to 8, so that little is padding."""
-    if length <= most:
-        return length
-    num_blocks = -(-length // most)
-    return min(-(-length // (8 * num_blocks)) * 8, most)
+def _blocks(q_BQNA, k_BSKA, static: StaticRanges | None = None) -> Blocks:
+    """Return the blocks of a call, whose queries are the tokens of the keys where static ranges are given."""
+    most = _most_per_block(q_BQNA.shape[0] * q_BQNA.shape[2])
+    if static is not None and sharding.platform() == "cpu":
+        return best_blocks(static, *most)
+    return equal_blocks(q_BQNA.shape[1], k_BSKA.shape[1], *most)
 
 
-def _block_sizes(q_BQNA, k_BSKA) -> tuple[int, int]:
-    """Return the queries and keys of a block."""
-    most_queries, most_keys = _most_per_block(q_BQNA.shape[0] * q_BQNA.shape[2])
-    return _block_size(q_BQNA.shape[1], most_queries), _block_size(k_BSKA.shape[1], most_keys)
-
-
-class _Blocks:
+class _Operands:
     """Blocked operands of one call: queries [nq, B, K, G, bq, A], keys [B, K, A, nk * bk], values [B, K, nk * bk, A], ranges
     [nq, R, B|1, bq]. Keys come last, as a matmul with queries on a CPU is up to four times as fast then."""
 
-    def __init__(self, q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS):
+    def __init__(self, q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS, blocks: Blocks):
         self.num_queries, self.num_keys = q_BQNA.shape[1], k_BSKA.shape[1]
-        self.bq, self.bk = _block_sizes(q_BQNA, k_BSKA)
-        grouped, self.scale = _group(_pad(q_BQNA, 1, self.bq), k_BSKA.shape[2])
-        self.q = self.split_queries(grouped)
+        self.kv_heads, self.bq, self.bk, self.queries_before = k_BSKA.shape[2], *blocks
+        self.scale = q_BQNA.shape[3] ** -0.5
+        self.q = self.split_queries(q_BQNA)
         self.k = _pad(k_BSKA.transpose(0, 2, 3, 1), 3, self.bk)
         self.v = _pad(v_BSKA.transpose(0, 2, 1, 3), 2, self.bk)
         self.nk = self.k.shape[3] // self.bk
@@ -219,17 +216,17 @@ class _Blocks:
         self.start = self._split_range(jnp.broadcast_to(start_RBQ, shape))
         self.end = self._split_range(jnp.minimum(jnp.broadcast_to(end_RBQ, shape), self.num_keys))
 
-    def split_queries(self, x_BKGQ_):
-        b, k, g, q, *rest = x_BKGQ_.shape
-        return jnp.moveaxis(x_BKGQ_.reshape(b, k, g, q // self.bq, self.bq, *rest), 3, 0)
+    def split_queries(self, x_BQNA):
+        x_BKGQA = _group(_pad(x_BQNA, 1, self.bq, self.queries_before), self.kv_heads)
+        return jnp.moveaxis(x_BKGQA.reshape(*x_BKGQA.shape[:3], -1, self.bq, x_BKGQA.shape[4]), 3, 0)
 
     def join_queries(self, x):
         x = jnp.moveaxis(x, 0, 3)
-        b, k, g, n, bq, *rest = x.shape
-        return x.reshape(b, k, g, n * bq, *rest)[:, :, :, : self.num_queries]
+        x_BKGQA = x.reshape(*x.shape[:3], -1, x.shape[5])
+        return _ungroup(x_BKGQA)[:, self.queries_before :][:, : self.num_queries]
 
     def _split_range(self, x):
-        x = _pad(x, 2, self.bq)
+        x = _pad(x, 2, self.bq, self.queries_before)
         return jnp.moveaxis(x.reshape(*x.shape[:2], -1, self.bq), 2, 0)
 
     def _bounds(self, start, end):
@@ -290,87 +287,83 @@ class _Blocks:
         return jax.lax.map(lambda slices: body(*slices), arrays)
 
 
-def _flash_forward(q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS=None, dtype=None):
+def _flash_forward(q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS, blocks: Blocks, dtype=None):
     """Return the output [B, Q, N, A] (in the dtype of q by default) and log-sum-exp [B, Q, N] (-1e30 where nothing is visible)."""
-    blocks = _Blocks(q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS)
+    given = _Operands(q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS, blocks)
 
     def one(q, start, end):
         def body(ranges, j, carry):
             out, total, peak = carry
-            s = blocks.logits(q, blocks.key_block(blocks.k, j, axis=3), ranges, j)
+            s = given.logits(q, given.key_block(given.k, j, axis=3), ranges, j)
             new_peak = jnp.maximum(peak, s.max(-1))
             p = jnp.exp(s - new_peak[..., None])
             keep = jnp.exp(peak - new_peak)
-            v = blocks.key_block(blocks.v, j)
+            v = given.key_block(given.v, j)
             out = out * keep[..., None] + jnp.einsum(
                 "bkgqs,bksa->bkgqa", p.astype(v.dtype), v, preferred_element_type=jnp.float32
             )
             return out, total * keep + p.sum(-1), new_peak
 
         init = (jnp.zeros(q.shape, jnp.float32), jnp.zeros(q.shape[:-1]), jnp.full(q.shape[:-1], _LEAST))
-        out, total, peak = blocks.loop(start, end, body, init)
+        out, total, peak = given.loop(start, end, body, init)
         lse = jnp.where(total > 0, peak + jnp.log(jnp.maximum(total, 1e-37)), _NEVER)
         return (out / jnp.maximum(total, 1e-37)[..., None]).astype(dtype or q.dtype), lse
 
-    out, lse = blocks.map_queries(one, blocks.q, blocks.start, blocks.end)
-    return _ungroup(blocks.join_queries(out)), _ungroup(blocks.join_queries(lse)[..., None])[..., 0]
+    out, lse = given.map_queries(one, given.q, given.start, given.end)
+    return given.join_queries(out), given.join_queries(lse[..., None])[..., 0]
 
 
-@jax.custom_vjp
-def _flash(q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS):
-    return _flash_forward(q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _flash(q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS, blocks: Blocks):
+    return _flash_forward(q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS, blocks)[0]
 
 
 def _flash_fwd(*operands):
+    *arrays, _ = operands
     out, lse = (checkpoint_name(x, splash.RESIDUALS) for x in _flash_forward(*operands))
-    return out, (*operands, out, lse)
+    return out, (*arrays, out, lse)
 
 
-def _flash_bwd(saved, dout_BQNA):
+def _flash_bwd(blocks, saved, dout_BQNA):
     q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS, out_BQNA, lse_BQN = saved
-    blocks = _Blocks(q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS)
-    kv_heads = k_BSKA.shape[2]
-
-    def split(x_BQN_):
-        return blocks.split_queries(_group(_pad(x_BQN_, 1, blocks.bq), kv_heads)[0])
-
+    given = _Operands(q_BQNA, k_BSKA, v_BSKA, start_RBQ, end_RBQ, bias_BS, blocks)
     delta_BQN1 = jnp.sum(dout_BQNA.astype(jnp.float32) * out_BQNA.astype(jnp.float32), -1, keepdims=True)
-    dout, delta = split(dout_BQNA), split(delta_BQN1)[..., 0]
-    lse = split(jnp.maximum(lse_BQN, _LEAST)[..., None])[..., 0]
+    dout, delta = given.split_queries(dout_BQNA), given.split_queries(delta_BQN1)[..., 0]
+    lse = given.split_queries(jnp.maximum(lse_BQN, _LEAST)[..., None])[..., 0]
 
     def one(carry, slices):
         q, start, end, dout, delta, lse = slices
 
         def body(ranges, j, carry):
             dq, dk, dv, dbias = carry
-            k, v = blocks.key_block(blocks.k, j, axis=3), blocks.key_block(blocks.v, j)
-            s = blocks.logits(q, k, ranges, j)
+            k, v = given.key_block(given.k, j, axis=3), given.key_block(given.v, j)
+            s = given.logits(q, k, ranges, j)
             p = jnp.exp(s - lse[..., None])
             dp = jnp.einsum("bkgqa,bksa->bkgqs", dout, v, preferred_element_type=jnp.float32)
             ds = p * (dp - delta[..., None])
-            dbias = blocks.add_bias_gradient(dbias, ds, j)
-            ds = (ds * blocks.scale).astype(q.dtype)
+            dbias = given.add_bias_gradient(dbias, ds, j)
+            ds = (ds * given.scale).astype(q.dtype)
             dq = dq + jnp.einsum("bkgqs,bkas->bkgqa", ds, k, preferred_element_type=jnp.float32)
             # Keys come last in their gradients: the other way round these two matmuls take twice as long on a CPU.
             dk_j = jnp.einsum("bkgqs,bkgqa->bkas", ds, q, preferred_element_type=jnp.float32)
             dv_j = jnp.einsum("bkgqs,bkgqa->bkas", p.astype(q.dtype), dout, preferred_element_type=jnp.float32)
             return dq, dk.at[j].add(dk_j), dv.at[j].add(dv_j), dbias
 
-        dq, *sums = blocks.loop(start, end, body, (jnp.zeros(q.shape, jnp.float32), *carry))
+        dq, *sums = given.loop(start, end, body, (jnp.zeros(q.shape, jnp.float32), *carry))
         return tuple(sums), dq
 
-    zeros = (jnp.zeros(blocks.key_gradient_shape(), jnp.float32),) * 2
-    zeros = (*zeros, blocks.zero_bias_gradient())
-    slices = (blocks.q, blocks.start, blocks.end, dout, delta, lse)
-    if blocks.q.shape[0] == 1:
+    zeros = (jnp.zeros(given.key_gradient_shape(), jnp.float32),) * 2
+    zeros = (*zeros, given.zero_bias_gradient())
+    slices = (given.q, given.start, given.end, dout, delta, lse)
+    if given.q.shape[0] == 1:
         (dk, dv, dbias), dq = one(zeros, tuple(a[0] for a in slices))
         dq = dq[None]
     else:
         (dk, dv, dbias), dq = jax.lax.scan(one, zeros, slices)
-    dq = _ungroup(blocks.join_queries(dq)).astype(q_BQNA.dtype)
-    dk, dv = (blocks.join_key_gradient(x).astype(k_BSKA.dtype) for x in (dk, dv))
+    dq = given.join_queries(dq).astype(q_BQNA.dtype)
+    dk, dv = (given.join_key_gradient(x).astype(k_BSKA.dtype) for x in (dk, dv))
     none = np.zeros(start_RBQ.shape, jax.dtypes.float0), np.zeros(end_RBQ.shape, jax.dtypes.float0)
-    return dq, dk, dv, *none, blocks.join_bias_gradient(dbias)
+    return dq, dk, dv, *none, given.join_bias_gradient(dbias)
 
 
 _flash.defvjp(_flash_fwd, _flash_bwd)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from lumos.sequence.blocks import Blocks, Ranges
 from lumos.sequence.key_ranges import StaticRanges
 
 _SIZES = range(4, 257)  # queries of a tile
@@ -66,15 +67,15 @@ class Tiles:
 
 
 @functools.lru_cache(maxsize=256)
-def tiles(static: StaticRanges, block_queries: int, block_keys: int) -> Tiles | None:
-    """Return the tiles of whole sequences, or None where blocks of that size compute little more.
+def tiles(static: StaticRanges, blocks: Blocks) -> Tiles | None:
+    """Return the tiles of whole sequences, or None where those blocks compute little more.
 
     One block is computed without a loop, and compiles fast: it stays.
     """
     order = slice(None) if static.order_S is None else static.order_S
-    ranges = _Ranges(static.start_RQ[:, order], static.end_RQ[:, order])
-    least, best = _GAIN * ranges.block_pairs(block_queries, block_keys), None
-    if ranges.num_pairs > least or ranges.num_queries <= min(block_queries, block_keys):
+    ranges = _Cut(static.start_RQ[:, order], static.end_RQ[:, order])
+    least, best = _GAIN * ranges.num_computed(blocks), None
+    if ranges.num_pairs > least or ranges.num_queries <= min(blocks.queries, blocks.keys):
         return None
     for places, size in ranges.cuts():
         groups = _groups(ranges, places, size)
@@ -87,22 +88,8 @@ def tiles(static: StaticRanges, block_queries: int, block_keys: int) -> Tiles | 
     return Tiles(tuple(best), np.argsort(queries, kind="stable")[: ranges.num_queries])
 
 
-class _Ranges:
-    """Ranges of keys, start and end [R, Q], of as many queries as keys."""
-
-    def __init__(self, start_RQ: np.ndarray, end_RQ: np.ndarray):
-        self.start_RQ, self.end_RQ, self.num_queries = start_RQ, end_RQ, start_RQ.shape[1]
-        self.num_pairs = int(np.maximum(end_RQ - start_RQ, 0).sum())
-
-    def block_pairs(self, block_queries: int, block_keys: int) -> int:
-        """Return how many pairs `attention.flash` computes: the blocks of keys that a block of queries sees."""
-        edges, block = np.arange(0, self.num_queries, block_queries), np.arange(-(-self.num_queries // block_keys))
-        seen = False
-        for start_Q, end_Q in zip(self.start_RQ, self.end_RQ):
-            first = np.minimum.reduceat(np.where(end_Q > start_Q, start_Q, self.num_queries), edges) // block_keys
-            last = -(-np.maximum.reduceat(np.where(end_Q > start_Q, end_Q, 0), edges) // block_keys)
-            seen = seen | (block >= first[:, None]) & (block < last[:, None])
-        return int(np.count_nonzero(seen)) * block_queries * block_keys
+class _Cut(Ranges):
+    """Where queries may be cut, and the keys that tiles see."""
 
     def cuts(self) -> Iterator[tuple[np.ndarray, int]]:
         """Yield places where queries may be cut, and sizes of tiles: multiples of the usual distance between two."""
@@ -124,7 +111,7 @@ class _Ranges:
         return np.unique(np.concatenate([np.arange(*x) for x in ranges])) if ranges else np.empty(0, int)
 
 
-def _groups(ranges: _Ranges, places: np.ndarray, size: int) -> list[Group]:
+def _groups(ranges: _Cut, places: np.ndarray, size: int) -> list[Group]:
     """Cut queries into tiles, and return groups of those that see about as many keys."""
     firsts = _cut(places, size, ranges.num_queries)
     tiles = [(first, end, ranges.keys(first, end)) for first, end in zip(firsts, [*firsts[1:], ranges.num_queries])]

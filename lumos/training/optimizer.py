@@ -80,9 +80,31 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             f"config.optimizer.name={config.name!r} cannot be used: it asks for more than gradients and a learning rate schedule "
             f"({' '.join(str(error).split())[:120]})"
         ) from error
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
+    clip = _clip(config.clip_norm) if config.clip_norm > 0 else optax.identity()
     optimizer = optax.chain(clip, optax.chain(optimizer, outside) if outside else optimizer)
     return _in_float32(_rated(optimizer, config.rates))
+
+
+def norm(tree: Any) -> jax.Array:
+    """Return the square root of the sum of the squares of all numbers, float32."""
+
+    def squares(x):
+        y = jnp.square(x.astype(jnp.float32))
+        # Over layers first, and apart: a CPU adds vectors then. The sum of all at once takes it four times as long.
+        return (jax.lax.optimization_barrier(y.sum(0)) if y.ndim > 2 else y).sum()
+
+    return jnp.sqrt(sum(map(squares, jax.tree.leaves(tree)), jnp.float32(0)))
+
+
+def _clip(most: float) -> optax.GradientTransformation:
+    """Scale gradients whose norm is above `most` down to it; like `optax.clip_by_global_norm`, by a product, which XLA fuses with
+    what reads it, as it does not with a division."""
+
+    def update(grads, state, params=None):
+        factor = jnp.minimum(1.0, most / norm(grads))
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def check_rates(config: OptimizerConfig, params: Any) -> None:
