@@ -6,7 +6,7 @@
 
 Transformers of 1.2, 5.3 and 25 M parameters (configs/transformer_small.py, the largest with 14 layers), random weights. `train_*` is a step of `lumos
 train` with attention in space and time in turns, as Jasmine has it, in two microbatches; `joint_*` with full attention to frames so far. `sample_*` makes 16 frames
-from nothing in 16 passes a frame over the KV cache, one clip and sixteen at once. tokens/s count the codes. With JAX_NUM_CPU_DEVICES=2
+from nothing in 16 passes a frame over the KV cache, one clip and sixteen at once, with unrolled layers. tokens/s count the codes. With JAX_NUM_CPU_DEVICES=2
 two CPU devices share the rows of a batch. Compilation is not counted.
 Run it on an idle machine. Figures of other code age with the machine, so the file holds none; measure both in turns.
 """
@@ -76,7 +76,12 @@ def train(size, attention, rounds):
 
 def sample(size, batch, rounds):
     config = make_config(size, "causal")
-    config = dataclasses.replace(config, generate=dataclasses.replace(config.generate, history_ratio=0.0))
+    model, generation = config.model, config.generate
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(model, scan_layers=False),
+        generate=dataclasses.replace(generation, history_ratio=0.0),
+    )
     definition = make_objective(config).definition
     mesh = sharding.make_mesh(config.mesh, jax.devices()[: math.gcd(batch, jax.device_count())])
     decode = jax.jit(make_engine(config, definition).decode, static_argnums=5)

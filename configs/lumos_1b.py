@@ -5,6 +5,9 @@ TPU's matrix unit idle; the number of parameters is the same. Released weights n
 the markers of the released models (sizes, newlines, frame rate: 258 tokens); they cost 3 % of MFU on a TPU, as frames no longer
 fill whole blocks of the attention kernel (docs/plans.md).
 
+The variant "wide" has fewer, wider layers with about as many parameters (the tables have more), and heads of 256 channels, as Gemma
+(arXiv 2403.08295). Less of a step goes to attention and norms: in the plans 4 to 10 points of MFU more, on v6e most (docs/plans.md).
+
 Run:       lumos train --config=configs/lumos_1b.py --workdir=... --config.data.path=TOKENS \
              --config.tokenizer_workdir=TOKENIZER --config.mesh.fsdp=64    (64 devices; docs/plans.md has others)
 Expected:  not trained here; shapes and parameter counts are tested (tests/test_configs.py).
@@ -19,10 +22,15 @@ _SIZES = {
     "1b": (16, 2048, 8192, 32, 8, 64),
     "3b": (28, 3072, 8192, 24, 8, 128),
 }
+_WIDE = {
+    "500m": (6, 1536, 8192, 6, 2, 256),
+    "1b": (7, 3072, 12_288, 12, 4, 256),
+    "3b": (28, 3072, 8192, 12, 4, 256),  # wide as it is: only its heads change
+}
 
 
 def get_config(variant: str = ""):
-    """Variants: "released" (heads of the released models), "lumos1" (their sequence too), "smoke" (seconds on a CPU), "lumos1,smoke"."""
+    """Variants: "wide", "released" (heads of the released models), "lumos1" (their sequence too), "smoke" (seconds on a CPU), "lumos1,smoke"."""
     return sized("1b", variant)
 
 
@@ -35,7 +43,8 @@ def sized(size: str, variant: str):
     config.sequence.grid = (7, 32, 56)  # that of the tokens; lumos plan has none
     config.sequence.text_length = 256
     model = config.model
-    model.num_layers, model.model_dim, model.mlp_dim, model.num_heads, model.num_kv_heads, model.head_dim = _SIZES[size]
+    shape = (_WIDE if "wide" in variant else _SIZES)[size]
+    model.num_layers, model.model_dim, model.mlp_dim, model.num_heads, model.num_kv_heads, model.head_dim = shape
     if model.head_dim < 128 and not {"released", "lumos1"} & set(variant.split(",")):
         wider = 128 // model.head_dim
         model.num_heads, model.num_kv_heads, model.head_dim = model.num_heads // wider, model.num_kv_heads // wider, 128

@@ -240,7 +240,7 @@ class ModelConfig:
     matmul_dtype: str = "same"  # of the linear layers' matmuls: same (as dtype) | int8 | float8 (lumos-video[qwix])
     attention: str = "auto"  # auto (splash on TPU, cuDNN on GPU where it can, else tiles or flash) | flash | splash | dense (the test oracle)
     remat: str = "minimal"  # none | minimal | dots | full | save:<names> | offload:<names> (lumos/model/remat.py)
-    scan_layers: bool = True  # False compiles every layer on its own: slower to compile, faster to run on CPU
+    scan_layers: bool = True  # False compiles every layer on its own: slower to compile; on a CPU generation is faster, training not always
     init_std: float = 0.02  # standard deviation of initial weights; branch outputs start smaller by sqrt(2 layers)
 
 

@@ -19,9 +19,9 @@ CONFIGS = {
     "generation_by_tokenizer.py": tuple(
         f"{t},{k}" for t in ("fsq", "larp_prior") for k in ("tokenizer", "transformer")
     ),
-    "lumos_1b.py": ("", "lumos1"),
-    "lumos_3b.py": ("",),
-    "lumos_500m.py": ("",),
+    "lumos_1b.py": ("", "lumos1", "wide"),
+    "lumos_3b.py": ("", "wide"),
+    "lumos_500m.py": ("", "wide"),
     "moving_shapes_1h.py": ("tokenizer", "transformer"),
     "real_clips.py": ("tokenizer", "transformer"),
     "tokenizer_dv4x8x8.py": ("",),
@@ -95,6 +95,16 @@ def test_parameter_counts_of_the_released_sizes(name, billions):
     assert {len(group) for group in layout.groups} == {32 * 57 + 4}
     count = make_definition(config.model, layout.vocabulary).num_params
     assert math.isclose(count / 1e9, billions, abs_tol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["lumos_500m.py", "lumos_1b.py", "lumos_3b.py"])
+def test_wide_layers_hold_as_many_parameters(name):
+    def in_layers(variant):
+        config = _load(name, variant)
+        return make_definition(config.model, make_layout(config).vocabulary).abstract["layers"]
+
+    deep, wide = (sum(x.size for x in jax.tree.leaves(in_layers(variant))) for variant in ("", "wide"))
+    assert abs(wide / deep - 1) < 0.1 and _load(name, "wide").model.head_dim == 256
 
 
 @pytest.mark.parametrize("variant, millions", [("1m", 1), ("5m", 5), ("20m", 20), ("100m", 100)])

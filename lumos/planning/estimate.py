@@ -52,8 +52,7 @@ def estimate_train(config: Config, topology: Topology) -> Estimate:
     _check(config, sizes, topology)
     layout = make_layout(config)
     w = workload.from_config(config, layout, sizes, tpu=topology.is_tpu)
-    platform = "tpu" if topology.is_tpu else "gpu"
-    memory = train_memory(config, _definition(config.model, layout), w, sizes, platform)
+    memory = train_memory(config, _definition(config.model, layout), w, sizes, topology)
     moved = {kind: sum(axes.values()) for kind, axes in communication(w).items()}
     return Estimate(memory, roofline(w, topology, efficiency_of(topology)), moved)
 

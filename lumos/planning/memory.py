@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from lumos import sharding
+from lumos.chips import Topology
 from lumos.config import Config, OptimizerConfig
 from lumos.model.splash import block_sizes, is_fused
 from lumos.planning.workload import Workload
@@ -65,7 +66,7 @@ def _shard_bytes(x: Any) -> int:
     return math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
 
 
-def train_memory(config: Config, definition, w: Workload, sizes: dict[str, int], platform: str) -> Memory:
+def train_memory(config: Config, definition, w: Workload, sizes: dict[str, int], topology: Topology) -> Memory:
     """Estimate the train step of a transformer."""
     params, moments, ema, passing = _state_bytes(config.optimizer, definition, tuple(sizes.items()))
     rows = w.batch_size / (w.replica * w.fsdp)
@@ -73,7 +74,7 @@ def train_memory(config: Config, definition, w: Workload, sizes: dict[str, int],
     return Memory(
         params=params, optimizer=moments, ema=ema, batch=batch,
         activations=kept_bytes(w, config.model.remat),
-        temporaries=_temporaries(config, w, params, platform) + passing,
+        temporaries=_temporaries(config, w, params, topology) + passing,
     )  # fmt: skip
 
 
@@ -97,15 +98,16 @@ def kept_bytes(w: Workload, remat: str) -> float:
     return w.num_layers * w.tokens_per_device * _BF16 * (w.model_dim + kept)
 
 
-def _temporaries(config: Config, w: Workload, params: float, platform: str) -> float:
-    head_dim = max(w.head_dim, _LANES) if platform == "tpu" else w.head_dim
+def _temporaries(config: Config, w: Workload, params: float, topology: Topology) -> float:
+    head_dim = max(w.head_dim, _LANES) if topology.is_tpu else w.head_dim
     heads, kv_heads = w.num_heads * head_dim / w.tensor, w.num_kv_heads * head_dim / w.tensor
     weights = 2 * w.layer_weights * _BF16 / w.tensor if w.fsdp > 1 else 0
     gathered_kv = 4 * kv_heads * w.tokens_per_device * w.context * _BF16 if w.context > 1 else 0
-    layer = (
-        w.tokens_per_device * _BF16 * (w.mlp_dim / w.tensor + _HEADS_AT_ONCE * heads + _WIDTHS_AT_ONCE * w.model_dim)
-    )
-    if platform == "tpu" and is_fused(w.length):
+    mlps = (
+        w.mlp_dim / w.tensor * (2 if topology.chip_name == "v6e" else 1)
+    )  # its compiler holds one more (docs/plans.md)
+    layer = w.tokens_per_device * _BF16 * (mlps + _HEADS_AT_ONCE * heads + _WIDTHS_AT_ONCE * w.model_dim)
+    if topology.is_tpu and is_fused(w.length):
         _, _, keys_per_block = block_sizes(w.length // w.context, w.length)
         layer += w.length // keys_per_block * w.tokens_per_device * heads * _BF16  # a dq of each block of keys
     head = w.model_dim * w.head_size / w.tensor
