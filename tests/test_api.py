@@ -61,11 +61,16 @@ def test_importing_lumos_imports_nothing_heavy():
 
 
 def test_help_is_there_at_once():
-    """Within 0.15 s of processor time on an idle core; the best of a few starts, of a machine that may be busy."""
-    code = "import resource, subprocess, sys\nsubprocess.run([sys.executable, '-m', 'lumos', '--help'], check=True, capture_output=True)\n"
-    code += "u = resource.getrusage(resource.RUSAGE_CHILDREN)\nprint(u.ru_utime + u.ru_stime)"
-    runs = [subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True) for _ in range(4)]
-    assert min(float(run.stdout) for run in runs) < 0.15
+    """Within the processor time of six starts of Python itself (0.15 s where one takes 25 ms); the best of a few, in turns, of a
+    machine whose speed changes."""
+
+    def seconds(*arguments):
+        code = f"import resource, subprocess, sys\nsubprocess.run([sys.executable, *{arguments!r}], check=True, capture_output=True)\n"
+        code += "u = resource.getrusage(resource.RUSAGE_CHILDREN)\nprint(u.ru_utime + u.ru_stime)"
+        return float(subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True).stdout)
+
+    help_page, python = zip(*((seconds("-m", "lumos", "--help"), seconds("-c", "pass")) for _ in range(4)))
+    assert min(help_page) < 6 * min(python)
 
 
 def test_a_loaded_model_is_the_generator_of_the_command_line(run, model, made, tmp_path, monkeypatch):
