@@ -7,7 +7,7 @@ fill whole blocks of the attention kernel (docs/plans.md).
 
 The variant "wide" has fewer, wider layers with about as many parameters (the tables have more), and heads of 256 channels, as Gemma
 (arXiv 2403.08295). Less of a step goes to attention and norms: in the plans 4 to 10 points of MFU more, on v6e most (docs/plans.md).
-It is not the default, as fewer layers may learn less: half of those of the demo's model do (docs/results.md).
+It is not the default: the demo's model learns less with half of its layers (docs/results.md).
 
 Run:       lumos train --config=configs/lumos_1b.py --workdir=... --config.data.path=TOKENS \
              --config.tokenizer_workdir=TOKENIZER --config.mesh.fsdp=64    (64 devices; docs/plans.md has others)

@@ -123,8 +123,8 @@ def _v6e():
             yield f"| {name} | {' '.join(f'{k}={v}' for k, v in change.items()) or 'as above'} | {roof.mfu:.1%} | {shares} |"
     yield ""
     yield "Heads of 256 bring 3 to 4 points, twice the clips 1 to 2, a sequence over two chips and other meshes nothing. Fewer, wider layers of as many parameters (the"
-    yield 'variant "wide") bring 3.5 more: lumos_1b.py:wide reaches the aim of 50 %, the 0.5B does not. Fewer layers may learn less: half of those of the'
-    yield "demo's model do (docs/results.md). What is left: matmuls at the 71 % of the published runs, attention, and norms, rotations and gates, which the rate of the memory bounds. Not in the model, as no"
+    yield 'variant "wide") bring 3.5 to 5 more: lumos_1b.py:wide reaches the aim of 50 %, the 0.5B does not. Fewer layers may learn less: the demo'
+    yield "model learns less with half of its layers (docs/results.md). What is left: matmuls at the 71 % of the published runs, attention, and norms, rotations and gates, which the rate of the memory bounds. Not in the model, as no"
     yield "published run has them: int8 matmuls (`model.matmul_dtype=int8`, twice the arithmetic of bf16 by the data sheet), other block sizes of splash (512 queries and"
     yield "512 or 1,024 keys here, 2,048 in those runs), and kernels that fuse keys with values or norms into matmuls."
 

@@ -103,9 +103,8 @@ def _temporaries(config: Config, w: Workload, params: float, topology: Topology)
     heads, kv_heads = w.num_heads * head_dim / w.tensor, w.num_kv_heads * head_dim / w.tensor
     weights = 2 * w.layer_weights * _BF16 / w.tensor if w.fsdp > 1 else 0
     gathered_kv = 4 * kv_heads * w.tokens_per_device * w.context * _BF16 if w.context > 1 else 0
-    mlps = (
-        w.mlp_dim / w.tensor * (2 if topology.chip_name == "v6e" else 1)
-    )  # its compiler holds one more (docs/plans.md)
+    # As wide as the MLP: the compiler holds one more on v6e (docs/plans.md).
+    mlps = (2 if topology.chip_name == "v6e" else 1) * w.mlp_dim / w.tensor
     layer = w.tokens_per_device * _BF16 * (mlps + _HEADS_AT_ONCE * heads + _WIDTHS_AT_ONCE * w.model_dim)
     if topology.is_tpu and is_fused(w.length):
         _, _, keys_per_block = block_sizes(w.length // w.context, w.length)
